@@ -1,0 +1,73 @@
+"""bestiary: a plugin-extensible model zoo for large language models.
+
+Importing this module costs no torch; ``LLM`` and the rest are fetched when first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+import pluggy
+
+from bestiary.core.errors import (
+    BestiaryError,
+    ConfigError,
+    DataError,
+    EngineError,
+    MissingInputError,
+    OutputError,
+    PluginError,
+    ReadWriteError,
+    RequestError,
+    UsageError,
+)
+from bestiary.core.version import __version__
+from bestiary.spec import Command, Fusion, Kernel, Model, Op, Reader
+
+if TYPE_CHECKING:
+    from bestiary.core.llm import LLM
+    from bestiary.core.outputs import CompletionOutput, Logprob, RequestOutput
+    from bestiary.core.sampling_params import SamplingParams
+
+__all__ = [
+    "LLM",
+    "BestiaryError",
+    "Command",
+    "CompletionOutput",
+    "ConfigError",
+    "DataError",
+    "EngineError",
+    "Fusion",
+    "Kernel",
+    "Logprob",
+    "MissingInputError",
+    "Model",
+    "Op",
+    "OutputError",
+    "PluginError",
+    "ReadWriteError",
+    "Reader",
+    "RequestError",
+    "RequestOutput",
+    "SamplingParams",
+    "UsageError",
+    "__version__",
+    "hookimpl",
+]
+
+hookimpl = pluggy.HookimplMarker("bestiary")
+
+if not TYPE_CHECKING:
+    _LAZY = {
+        "LLM": "bestiary.core.llm",
+        "CompletionOutput": "bestiary.core.outputs",
+        "Logprob": "bestiary.core.outputs",
+        "RequestOutput": "bestiary.core.outputs",
+        "SamplingParams": "bestiary.core.sampling_params",
+    }
+
+    def __getattr__(name: str) -> object:
+        if name in _LAZY:
+            return getattr(import_module(_LAZY[name]), name)
+        raise AttributeError(f"module 'bestiary' has no attribute {name!r}")

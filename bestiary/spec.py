@@ -1,0 +1,199 @@
+"""What a plugin registers: frozen, keyword-only descriptors whose heavy parts are import strings ``"module:attribute"``.
+
+A new field always has a default, so adding one is a minor change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bestiary.core.config import ModelConfig, Rope
+
+__all__ = [
+    "Call",
+    "Command",
+    "Executor",
+    "Fusion",
+    "Grammar",
+    "Kernel",
+    "LogitsProcessor",
+    "Model",
+    "ModelConfig",
+    "Op",
+    "Quantization",
+    "Reader",
+    "Rope",
+    "TensorFacts",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """One model family: its config, its module, and a weight map for every foreign format.
+
+    Args:
+        name: the family's name, ``llama``.
+        architectures: the names in ``config.json``'s ``architectures`` that this model serves.
+        gguf: the values of a GGUF file's ``general.architecture`` that it serves.
+        config: a :class:`ModelConfig` subclass.
+        model: a ``bestiary.layers.CausalLM`` subclass, constructed from the config alone.
+        weights: ``bestiary.converters.WeightMap`` by format, ``{"hf": …, "gguf": …}``.
+        gguf_config: a function from GGUF metadata to a dict in the spelling of ``config.json``; needed with ``gguf``.
+        format: number of the zoo's tensor names, as stored in checkpoints.
+        upgrades: old format number → function from old names to new ones.
+        chat: tool-call and reasoning format of the family.
+    """
+
+    name: str
+    architectures: tuple[str, ...]
+    config: str
+    model: str
+    weights: Mapping[str, str]
+    gguf: tuple[str, ...] = ()
+    gguf_config: str | None = None
+    format: int = 1
+    upgrades: Mapping[int, str] = field(default_factory=lambda: MappingProxyType({}))
+    chat: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Op:
+    """An operation: ``declaration`` is an object made by ``bestiary.ops.op``. A plugin's own are called ``plugin::name``."""
+
+    name: str
+    declaration: str
+
+
+@dataclass(frozen=True)
+class TensorFacts:
+    """What may be known of a tensor without touching it: ``shape``, ``dtype`` as in ``"bfloat16"``, ``contiguous``."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    contiguous: bool = True
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of an op as ``Kernel.supports`` sees it: no tensors, so that asking imports nothing heavy.
+
+    Args:
+        op: name of the op.
+        arguments: by parameter name; tensors as :class:`TensorFacts`, everything else as it is.
+        device: ``"cpu"`` or ``"cuda"``.
+        features: what the device can do, such as ``"avx2"`` or ``"sm_90"``.
+    """
+
+    op: str
+    arguments: Mapping[str, Any]
+    device: str
+    features: frozenset[str] = frozenset()
+
+
+def _always(call: Call) -> str | None:
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernel:
+    """An implementation of an op.
+
+    Args:
+        op: the op it implements.
+        name: how people choose it, ``--kernel op=name``.
+        run: a function with the op's parameters and, keyword-only, ``out``: the tensor (or tuple) to fill.
+        supports: ``None`` for yes, else the reason why not, as a short clause.
+        pack: function from the call's constant tensors (a dict by parameter) to what ``run`` wants in their place.
+        tune: function that returns parameter sets to try.
+        workspace: bytes of scratch the call needs.
+        batch_invariant: a row's result does not depend on the other rows.
+        graph_safe: may be captured in a CUDA graph.
+        requires: a requirement such as ``"triton>=3.6"``, checked before anything is imported.
+    """
+
+    op: str
+    name: str
+    run: str
+    supports: Callable[[Call], str | None] = _always
+    pack: str | None = None
+    tune: str | None = None
+    workspace: Callable[[Call], int] | None = None
+    batch_invariant: bool = False
+    graph_safe: bool = True
+    requires: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fusion:
+    """Replace a pattern of ops by one op. The fused op's reference is written in ops and *is* the pattern.
+
+    A fusion is applied where a kernel other than the reference is there for the fused op.
+    """
+
+    name: str
+    op: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantization:
+    """A quantization method: ``method`` names the object that quantizes, stores, packs and states its bound."""
+
+    name: str
+    method: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reader:
+    """A foreign checkpoint format. ``sniff`` answers from a path alone; ``reader`` is a ``bestiary.converters.Source``."""
+
+    name: str
+    sniff: str
+    reader: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogitsProcessor:
+    """A named function over a request's logits: ``run(token_ids, logits [V]) -> logits [V]``."""
+
+    name: str
+    run: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grammar:
+    """A guided-decoding backend: ``provider`` compiles a grammar and fills token bitmasks."""
+
+    name: str
+    provider: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """``bestiary NAME``: the line for ``--help`` and a typer app or function, imported when called."""
+
+    name: str
+    help: str
+    app: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Executor:
+    """Where ranks run: in this process, in spawned ones, on other machines."""
+
+    name: str
+    run: str
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        # The two pydantic bases are here for plugins' config.py; a plugin.py that needs only descriptors pays nothing.
+        if name in ("ModelConfig", "Rope"):
+            from bestiary.core import config
+
+            return getattr(config, name)
+        raise AttributeError(f"module 'bestiary.spec' has no attribute {name!r}")

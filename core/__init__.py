@@ -1,0 +1,2 @@
+if __name__ != "bestiary.core":
+    raise ImportError("import bestiary.core, not the folder core")

@@ -1,0 +1,98 @@
+"""One error type with a code. Every seam raises it; the command line turns it into one sentence and an exit status."""
+
+from __future__ import annotations
+
+# The exit statuses of sysexits.h that bestiary uses, each with the class that carries it.
+USAGE, BAD_DATA, MISSING_INPUT, UNAVAILABLE, INTERNAL, CANNOT_CREATE, IO_FAILED, BAD_CONFIG = 2, 65, 66, 69, 70, 73, 74, 78
+
+
+class BestiaryError(Exception):
+    """Who and what field, the problem, what was found, what was expected, and what to do about it.
+
+    Args:
+        code: stable identifier such as ``E-CKPT-SHAPE``; scripts may match on it.
+        subject: the file (relative), tensor, field, plugin or request that the error is about.
+        problem: what is wrong, without a full stop.
+        found, expected: the two sides of a failed check, already as text.
+        hint: what the reader can do, as a sentence.
+    """
+
+    exit_status = INTERNAL
+
+    def __init__(
+        self,
+        code: str,
+        subject: str,
+        problem: str,
+        *,
+        found: str | None = None,
+        expected: str | None = None,
+        hint: str | None = None,
+    ) -> None:
+        self.code, self.subject, self.problem = code, subject, problem
+        self.found, self.expected, self.hint = found, expected, hint
+        text = f"{subject}: {problem}"
+        if found is not None:
+            text += f"; found {found}"
+        if expected is not None:
+            text += f", expected {expected}" if found is not None else f"; expected {expected}"
+        if hint:
+            text += f" ({hint})"
+        super().__init__(f"{text} [{code}]")
+
+    def as_dict(self) -> dict[str, str | None]:
+        """The parts, for ``--json``."""
+        names = ("code", "subject", "problem", "found", "expected", "hint")
+        return {name: getattr(self, name) for name in names}
+
+
+class UsageError(BestiaryError, ValueError):
+    """A wrong option or argument."""
+
+    exit_status = USAGE
+
+
+class RequestError(UsageError):
+    """A request that can't be served as asked: a bad sampling parameter, a prompt that is too long."""
+
+
+class DataError(BestiaryError):
+    """A file that is damaged or contradicts itself or its config."""
+
+    exit_status = BAD_DATA
+
+
+class MissingInputError(BestiaryError):
+    """An input that is not there."""
+
+    exit_status = MISSING_INPUT
+
+
+class PluginError(BestiaryError):
+    """A plugin, or a package a plugin needs, that is missing, broken or in conflict."""
+
+    exit_status = UNAVAILABLE
+
+
+class EngineError(BestiaryError):
+    """The engine failed while running."""
+
+    exit_status = INTERNAL
+
+
+class OutputError(BestiaryError):
+    """A target that can't be created."""
+
+    exit_status = CANNOT_CREATE
+
+
+class ReadWriteError(BestiaryError):
+    """Reading or writing failed half way (a full disk, a bad sector)."""
+
+    exit_status = IO_FAILED
+
+
+class ConfigError(BestiaryError):
+    """A config file or build option that is wrong or unsupported."""
+
+    exit_status = BAD_CONFIG
