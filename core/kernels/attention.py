@@ -1,0 +1,121 @@
+"""Rotary embedding and paged attention through torch's functions. T tokens · N sequences · H, K heads · D, E sizes."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def rope(x: Tensor, table: Tensor, *, out: Tensor) -> None:
+    rotated = table.shape[-1]
+    cosine, sine = table.unsqueeze(1).chunk(2, -1)
+    first, second = x[..., :rotated].float().chunk(2, -1)
+    low, high = out[..., :rotated].chunk(2, -1)
+    low.copy_((first * cosine).addcmul_(second, sine, value=-1))
+    high.copy_((second * cosine).addcmul_(first, sine))
+    if rotated < x.shape[-1]:
+        out[..., rotated:] = x[..., rotated:]
+
+
+def kv_write(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
+    k_cache.view(-1, *k_cache.shape[2:])[slots] = k.to(k_cache.dtype)
+    v_cache.view(-1, *v_cache.shape[2:])[slots] = v.to(v_cache.dtype)
+
+
+def rope_kv_write(
+    q: Tensor, k: Tensor, v: Tensor, table: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor, *, out: Tensor
+) -> None:
+    rope(q, table, out=out)
+    turned = torch.empty_like(k)
+    rope(k, table, out=turned)
+    kv_write(turned, v, k_cache, v_cache, slots)
+
+
+def paged_attention(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_tables: Tensor,
+    query_starts: Tensor,
+    kv_lengths: Tensor,
+    scale: float,
+    window: int | None,
+    *,
+    out: Tensor,
+) -> None:
+    """Gather each sequence's pages and call torch's attention: decodes as one padded batch, prompts one by one."""
+    starts, lengths = query_starts.tolist(), kv_lengths.tolist()
+    sequences = range(len(lengths))
+    decodes = [n for n in sequences if starts[n + 1] - starts[n] == 1]
+    if len(decodes) == len(lengths):
+        _decode(q, k_cache, v_cache, block_tables, lengths, scale, window, out)
+    elif decodes:
+        rows = torch.tensor([starts[n] for n in decodes], device=q.device)
+        chosen = torch.tensor(decodes, device=q.device)
+        part = out.new_empty(len(decodes), *out.shape[1:])
+        known = [lengths[n] for n in decodes]
+        _decode(q[rows], k_cache, v_cache, block_tables[chosen], known, scale, window, part)
+        out[rows] = part
+    for n in sequences:
+        if starts[n + 1] - starts[n] > 1:
+            rows_of_n = slice(starts[n], starts[n + 1])
+            out[rows_of_n] = _prefill(q[rows_of_n], k_cache, v_cache, block_tables[n], lengths[n], scale, window)
+
+
+def _pages(cache: Tensor, table: Tensor, dtype: torch.dtype) -> Tensor:
+    """``[…, P]`` blocks → ``[…, K, P · S, D]``."""
+    gathered = cache[table.long()].flatten(-4, -3)
+    return gathered.transpose(-3, -2).to(dtype)
+
+
+def _decode(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_tables: Tensor,
+    lengths: list[int],
+    scale: float,
+    window: int | None,
+    out: Tensor,
+) -> None:
+    longest = max(lengths)
+    used = block_tables[:, : -(-longest // k_cache.shape[1])]
+    keys = _pages(k_cache, used, q.dtype)[:, :, :longest]  # [N, K, L, D]
+    values = _pages(v_cache, used, q.dtype)[:, :, :longest]
+    mask = None
+    if window is not None or min(lengths) != longest:
+        ends = torch.tensor(lengths, device=q.device).unsqueeze(1)
+        places = torch.arange(longest, device=q.device)
+        mask = places < ends
+        if window is not None:
+            mask &= places >= ends - window
+        mask = mask[:, None, None]
+    mixed = F.scaled_dot_product_attention(
+        q.unsqueeze(2), keys, values, attn_mask=mask, scale=scale, enable_gqa=q.shape[1] != keys.shape[1]
+    )
+    out.copy_(mixed.squeeze(2))
+
+
+def _prefill(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, table: Tensor, length: int, scale: float, window: int | None
+) -> Tensor:
+    used = table[: -(-length // k_cache.shape[1])]
+    keys = _pages(k_cache, used, q.dtype)[:, :length]  # [K, L, D]
+    values = _pages(v_cache, used, q.dtype)[:, :length]
+    whole = q.shape[0] == length and window is None
+    mask = None
+    if not whole:
+        behind = torch.arange(length - q.shape[0], length, device=q.device).unsqueeze(1)
+        behind = behind - torch.arange(length, device=q.device)
+        mask = behind >= 0 if window is None else (behind >= 0) & (behind < window)
+    mixed = F.scaled_dot_product_attention(
+        q.transpose(0, 1).unsqueeze(0),
+        keys.unsqueeze(0),
+        values.unsqueeze(0),
+        attn_mask=mask,
+        is_causal=whole,
+        scale=scale,
+        enable_gqa=q.shape[1] != keys.shape[0],
+    )
+    return mixed.squeeze(0).transpose(0, 1)
