@@ -63,12 +63,6 @@ def paged_attention(
             out[rows_of_n] = _prefill(q[rows_of_n], k_cache, v_cache, block_tables[n], lengths[n], scale, window)
 
 
-def _pages(cache: Tensor, table: Tensor, dtype: torch.dtype) -> Tensor:
-    """``[…, P]`` blocks → ``[…, K, P · S, D]``."""
-    gathered = cache[table.long()].flatten(-4, -3)
-    return gathered.transpose(-3, -2).to(dtype)
-
-
 def _decode(
     q: Tensor,
     k_cache: Tensor,
@@ -79,20 +73,22 @@ def _decode(
     window: int | None,
     out: Tensor,
 ) -> None:
-    longest = max(lengths)
-    used = block_tables[:, : -(-longest // k_cache.shape[1])]
-    keys = _pages(k_cache, used, q.dtype)[:, :, :longest]  # [N, K, L, D]
-    values = _pages(v_cache, used, q.dtype)[:, :, :longest]
-    mask = None
-    if window is not None or min(lengths) != longest:
-        ends = torch.tensor(lengths, device=q.device).unsqueeze(1)
-        places = torch.arange(longest, device=q.device)
-        mask = places < ends
-        if window is not None:
-            mask &= places >= ends - window
-        mask = mask[:, None, None]
+    """One query each: the visible tokens of all sequences as one padded batch; padding repeats a sequence's last token."""
+    block_size = k_cache.shape[1]
+    ends = torch.tensor(lengths, device=q.device).unsqueeze(1)
+    visible = ends if window is None else ends.clamp(max=window)
+    longest = max(lengths) if window is None else min(max(lengths), window)
+    places = torch.arange(longest, device=q.device) + (ends - visible)
+    inside = places < ends
+    places = torch.minimum(places, ends - 1)
+    slots = block_tables.long().gather(1, places // block_size) * block_size + places % block_size
     mixed = F.scaled_dot_product_attention(
-        q.unsqueeze(2), keys, values, attn_mask=mask, scale=scale, enable_gqa=q.shape[1] != keys.shape[1]
+        q.unsqueeze(2),
+        _rows(k_cache, slots, q.dtype),
+        _rows(v_cache, slots, q.dtype),
+        attn_mask=inside[:, None, None] if min(lengths) < longest else None,
+        scale=scale,
+        enable_gqa=q.shape[1] != k_cache.shape[2],
     )
     out.copy_(mixed.squeeze(2))
 
@@ -100,22 +96,28 @@ def _decode(
 def _prefill(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, table: Tensor, length: int, scale: float, window: int | None
 ) -> Tensor:
-    used = table[: -(-length // k_cache.shape[1])]
-    keys = _pages(k_cache, used, q.dtype)[:, :length]  # [K, L, D]
-    values = _pages(v_cache, used, q.dtype)[:, :length]
-    whole = q.shape[0] == length and window is None
+    block_size, new = k_cache.shape[1], q.shape[0]
+    first = 0 if window is None else max(0, length - new - window + 1)  # older tokens may be gone from the cache
+    places = torch.arange(first, length, device=q.device)
+    slots = (table.long()[places // block_size] * block_size + places % block_size).unsqueeze(0)
+    whole = new == length and window is None
     mask = None
     if not whole:
-        behind = torch.arange(length - q.shape[0], length, device=q.device).unsqueeze(1)
-        behind = behind - torch.arange(length, device=q.device)
+        behind = torch.arange(length - new, length, device=q.device).unsqueeze(1) - places
         mask = behind >= 0 if window is None else (behind >= 0) & (behind < window)
     mixed = F.scaled_dot_product_attention(
         q.transpose(0, 1).unsqueeze(0),
-        keys.unsqueeze(0),
-        values.unsqueeze(0),
+        _rows(k_cache, slots, q.dtype),
+        _rows(v_cache, slots, q.dtype),
         attn_mask=mask,
         is_causal=whole,
         scale=scale,
-        enable_gqa=q.shape[1] != keys.shape[0],
+        enable_gqa=q.shape[1] != k_cache.shape[2],
     )
     return mixed.squeeze(0).transpose(0, 1)
+
+
+def _rows(cache: Tensor, slots: Tensor, dtype: torch.dtype) -> Tensor:
+    """The entries of the slots ``[N, L]`` as ``[N, K, L, D]``."""
+    gathered = cache.view(-1, *cache.shape[2:])[slots]
+    return gathered.transpose(1, 2).to(dtype)

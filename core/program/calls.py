@@ -11,6 +11,7 @@ import torch
 from bestiary.core.errors import PluginError
 from bestiary.core.ops.declare import OpDeclaration
 from bestiary.core.plugins import PluginHost, resolve
+from bestiary.core.plugins.requirements import unmet
 from bestiary.core.program.program import Instruction, Value, Weight
 from bestiary.core.program.shapes import Dim, Shape, Sizes
 from bestiary.spec import Call, Kernel, TensorFacts
@@ -52,7 +53,7 @@ def candidates(call: Call, host: PluginHost) -> tuple[list[Kernel], dict[str, st
     """The registered kernels that say they can run the call, and the reasons of those that can't."""
     able, refused = [], {}
     for kernel in host.kernels(call.op):
-        reason = kernel.supports(call)
+        reason = unmet(kernel.requires) or kernel.supports(call)
         if reason is None:
             able.append(kernel)
         else:
