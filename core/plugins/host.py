@@ -1,0 +1,256 @@
+"""The plugin host: an object, so that several engines with different plugins live in one process."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import TypeVar
+
+from bestiary.core.errors import PluginError
+from bestiary.core.plugins import loading, select
+from bestiary.core.plugins.discover import Candidate, given, installed
+from bestiary.core.plugins.records import Conflict, Origin, PluginRecord, clause
+from bestiary.core.plugins.registry import Registry
+from bestiary.spec import (
+    Command,
+    Executor,
+    Fusion,
+    Grammar,
+    Kernel,
+    LogitsProcessor,
+    Model,
+    Op,
+    Quantization,
+    Reader,
+)
+
+log = logging.getLogger("bestiary.plugins")
+D = TypeVar("D")
+
+
+class PluginHost:
+    """What the loaded plugins registered, by name. Made by :meth:`load`; not changed afterwards."""
+
+    def __init__(self, prefer: Mapping[str, str] | None = None) -> None:
+        self._registry = Registry(prefer or {})
+        self._records: list[PluginRecord] = []
+        self._references: list[str] = []
+
+    @classmethod
+    def load(
+        cls,
+        *,
+        plugins: Sequence[str | ModuleType | object] = (),
+        strict: bool = False,
+        prefer: Mapping[str, str] | None = None,
+        only: Sequence[str] | None = None,
+    ) -> PluginHost:
+        """Find and load plugins: what is installed and allowed by ``BESTIARY_PLUGINS``, and ``plugins``.
+
+        Args:
+            plugins: modules, dotted names of modules, or objects with hooks, that are loaded without being installed.
+            strict: raise for any plugin that is broken or refused, instead of when something needs it.
+            prefer: name → distribution that has it, where several plugins claim it.
+            only: another host's :meth:`plugin_names`: load exactly these and the SDK's own, all of them or raise.
+
+        Raises:
+            PluginError: one of ``plugins`` or ``only`` can't be loaded; an allowed name isn't installed; ``strict``.
+            UsageError: a preference that decides nothing.
+        """
+        loading.refuse_reentry()
+        host, found = cls(prefer), installed()
+        demanded = [given(plugin, found) for plugin in plugins]
+        if only is not None:
+            demanded += _exactly(only, found)
+            allowed: frozenset[str] | None = frozenset()
+        elif (allowed := select.allowed_names()) is not None:
+            select.check_names(allowed, found)
+        chosen, host._records = select.sift(found, allowed, prefer or {})
+        for candidate in chosen:
+            if candidate not in demanded:
+                host._load(candidate, raising=strict)
+        for candidate in dict.fromkeys(demanded):
+            host._demand(candidate)
+        if strict:
+            host._raise_first_failure()
+        host._check_preferences(prefer or {})
+        return host
+
+    def _load(self, candidate: Candidate, *, raising: bool) -> None:
+        origin, module, notes = candidate.origin, candidate.module, candidate.notes
+        for note in notes:
+            log.warning("%s", note)
+        try:
+            staged = loading.load(candidate)
+        except PluginError as error:
+            if raising:
+                raise
+            log.info("%s", error)
+            self._records.append(PluginRecord(origin, module, "broken", clause(error), notes, error=error))
+            return
+        provides = self._registry.commit(origin, staged)
+        self._records.append(PluginRecord(origin, module, "loaded", "", notes, provides))
+        self._references.append(candidate.reference)
+
+    def _demand(self, candidate: Candidate) -> None:
+        """Load a plugin that was asked for by name: whatever is wrong with it is raised now."""
+        if (problem := select.version_problem(candidate)) is not None:
+            raise problem
+        self._records = [one for one in self._records if one.origin != candidate.origin]
+        self._load(candidate, raising=True)
+
+    def _raise_first_failure(self) -> None:
+        for record in self.failures():
+            if record.error is not None:
+                raise record.error
+
+    def _check_preferences(self, prefer: Mapping[str, str]) -> None:
+        # A preference for a whole plugin (two distributions, one entry-point name) was used while sifting.
+        entry_names = {record.origin.plugin for record in self._records}
+        self._registry.check_preferences(tuple(name for name in prefer if name not in entry_names))
+
+    def model(self, name: str) -> Model:
+        """The model family of this name, as in a checkpoint's manifest."""
+        return self._need(
+            Model, "model", name, f"install the plugin that brings it: pip install bestiary-{_safe(name)}"
+        )
+
+    def model_for_architecture(self, architecture: str, *, model_type: str | None = None) -> Model:
+        """The model family that serves a name in ``config.json``'s ``architectures``.
+
+        Args:
+            model_type: the config's ``model_type``; it makes the hint name the distribution to install.
+
+        Raises:
+            PluginError: no plugin has it (the hint lists those installed), or several do.
+        """
+        family = _safe(model_type or re.sub(r"For[A-Z]\w*$", "", architecture).lower())
+        return self._need(Model, "architecture", architecture, f"pip install bestiary-{family}")
+
+    def model_for_gguf(self, architecture: str) -> Model:
+        """The model family that serves a GGUF file's ``general.architecture``."""
+        return self._need(Model, "gguf architecture", architecture, f"pip install bestiary-{_safe(architecture)}")
+
+    def op(self, name: str) -> Op:
+        """The op of this name."""
+        return self._need(Op, "op", name)
+
+    def kernel(self, op: str, name: str) -> Kernel:
+        """The implementation of ``op`` that people choose as ``--kernel op=name``."""
+        return self._need(Kernel, "kernel", f"{op}:{name}")
+
+    def command(self, name: str) -> Command:
+        """The subcommand of this name."""
+        return self._need(Command, "command", name)
+
+    def models(self) -> tuple[Model, ...]:
+        """All model families that can be reached by a name."""
+        return self._all(Model, strict=False)
+
+    def ops(self) -> tuple[Op, ...]:
+        """All ops; those claimed twice are left out until ``prefer`` decides."""
+        return self._all(Op, strict=False)
+
+    def kernels(self, op: str | None = None) -> tuple[Kernel, ...]:
+        """All implementations, or those of one op.
+
+        Raises:
+            PluginError: with ``op``: two distributions claim one of its kernel names.
+        """
+        if op is None:
+            return self._all(Kernel, strict=False)
+        names = [name for name in self._registry.names("kernel") if name.rpartition(":")[0] == op]
+        return tuple(self._need(Kernel, "kernel", name) for name in names)
+
+    def commands(self) -> tuple[Command, ...]:
+        """All subcommands, by name; those claimed twice are left out until ``prefer`` decides."""
+        return tuple(sorted(self._all(Command, strict=False), key=lambda command: command.name))
+
+    def fusions(self) -> tuple[Fusion, ...]:
+        """All fusions. Raises PluginError where a name is claimed twice, as do the lists below."""
+        return self._all(Fusion)
+
+    def quantizations(self) -> tuple[Quantization, ...]:
+        """All quantization methods."""
+        return self._all(Quantization)
+
+    def readers(self) -> tuple[Reader, ...]:
+        """All readers of foreign checkpoints."""
+        return self._all(Reader)
+
+    def logits_processors(self) -> tuple[LogitsProcessor, ...]:
+        """All logits processors."""
+        return self._all(LogitsProcessor)
+
+    def grammars(self) -> tuple[Grammar, ...]:
+        """All guided-decoding backends."""
+        return self._all(Grammar)
+
+    def executors(self) -> tuple[Executor, ...]:
+        """All executors."""
+        return self._all(Executor)
+
+    def origin(self, descriptor: object) -> Origin:
+        """Who registered this descriptor."""
+        return self._registry.origin(descriptor)
+
+    def lock(self) -> dict[str, str]:
+        """Distribution → version of every loaded plugin, sorted."""
+        loaded = (record.origin for record in self._records if record.state == "loaded")
+        return dict(sorted((origin.distribution, origin.version) for origin in loaded))
+
+    def plugin_names(self) -> tuple[str, ...]:
+        """What a child process passes as ``only`` to load exactly these plugins: entry points, ``module:…``."""
+        return tuple(self._references)
+
+    def records(self) -> tuple[PluginRecord, ...]:
+        """What became of each plugin, by name."""
+        return tuple(sorted(self._records, key=lambda record: (record.origin.plugin, record.origin.distribution)))
+
+    def conflicts(self) -> tuple[Conflict, ...]:
+        """Names that several loaded plugins claim, decided or not."""
+        return self._registry.conflicts()
+
+    def failures(self) -> tuple[PluginRecord, ...]:
+        """The plugins that are broken or refused."""
+        return tuple(record for record in self.records() if record.state in ("broken", "refused"))
+
+    def _all(self, kind: type[D], *, strict: bool = True) -> tuple[D, ...]:
+        return self._registry.all(kind, strict=strict)
+
+    def _need(self, kind: type[D], what: str, name: str, hint: str = "") -> D:
+        found = self._registry.find(what, name)
+        if isinstance(found, kind):
+            return found
+        failed = self.failures()
+        advice = [hint] if hint else []
+        advice.append(f"installed: {', '.join(self._registry.names(what)) or 'none'}")
+        advice += [f"plugin {one.origin.plugin} ({one.origin}) might, but: {one.reason}" for one in failed]
+        code = "E-PLG-" + what.upper().replace(" ", "-")
+        error = PluginError(code, f"{what} {name!r}", "no loaded plugin provides it", hint="; ".join(advice))
+        raise error from (failed[0].error if failed else None)
+
+
+def _safe(name: str) -> str:
+    """A name from a foreign file as it may stand in a pip line."""
+    return name.replace("_", "-") if re.fullmatch(r"[A-Za-z0-9_.-]{1,40}", name) else "<family>"
+
+
+def _exactly(only: Sequence[str], found: Sequence[Candidate]) -> list[Candidate]:
+    candidates = []
+    for reference in only:
+        form, _, name = reference.rpartition(":")
+        known = [one for one in found if one.reference == reference]
+        if known and known[0].own:
+            continue
+        if form == "module":
+            candidates.append(given(name, tuple(found)))
+        elif len(known) == 1:
+            candidates += known
+        else:
+            problem = "claimed twice" if known else "passed as an object" if form == "object" else "not installed here"
+            hint = "every process of an engine loads its parent's plugins; pass modules that a child can import"
+            raise PluginError("E-PLG-CHILD", f"plugin {name}", f"this process can't load it: {problem}", hint=hint)
+    return candidates

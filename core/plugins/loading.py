@@ -1,0 +1,162 @@
+"""Load one plugin: import it in a guard, check its hooks, call them one by one. All of it counts, or nothing."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import pluggy
+
+from bestiary import hookspecs
+from bestiary.core.errors import PluginError
+from bestiary.core.plugins.discover import Candidate
+from bestiary.core.plugins.kinds import BY_HOOK, Kind, frozen, problem_with
+from bestiary.core.plugins.resolve import describe
+
+log = logging.getLogger("bestiary.plugins")
+PREFIX = "bestiary_"
+SLOW_IMPORT_SECONDS = 10.0
+
+Staged = list[tuple[Kind, Any]]
+
+# Which plugin is being loaded in this context; a hook that asks for another host would recurse without end.
+_loading: ContextVar[str | None] = ContextVar("bestiary_loading", default=None)
+
+
+def refuse_reentry() -> None:
+    """Raises PluginError where a plugin's import or hook asks for a plugin host."""
+    if (name := _loading.get()) is not None:
+        problem = "a plugin host was asked for while this plugin was being loaded"
+        raise PluginError("E-PLG-REENTRY", f"plugin {name}", problem, hint="load hosts outside of imports and hooks")
+
+
+def load(candidate: Candidate) -> Staged:
+    """Everything the plugin registers, in order, each descriptor checked and frozen.
+
+    Raises:
+        PluginError: the import, a hook or a descriptor failed; the cause is chained.
+    """
+    token = _loading.set(candidate.name)
+    try:
+        with _guard(candidate, f"importing {candidate.module}"), _watch(candidate):
+            plugin = candidate.load()
+        manager = _validated(candidate, plugin)
+        staged: Staged = []
+        for caller in manager.get_hookcallers(plugin) or ():
+            if caller.name in BY_HOOK:
+                staged += _call(candidate, caller, BY_HOOK[caller.name])
+        _refuse_repeats(candidate, staged)
+        return staged
+    finally:
+        _loading.reset(token)
+
+
+def error(candidate: Candidate, code: str, problem: str, hint: str | None = None) -> PluginError:
+    """A PluginError about this plugin, naming its distribution and version."""
+    return PluginError(code, f"plugin {candidate.name} ({candidate.origin})", problem, hint=hint)
+
+
+@contextmanager
+def _guard(candidate: Candidate, doing: str) -> Iterator[None]:
+    # A plugin may call sys.exit or raise a BaseException of its own; only Ctrl-C is the user's.
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise
+    except PluginError:
+        raise
+    except BaseException as problem:
+        raise error(candidate, "E-PLG-BROKEN", f"{doing} failed: {describe(problem)}") from problem
+
+
+@contextmanager
+def _watch(candidate: Candidate) -> Iterator[None]:
+    # An import can't be interrupted from inside the process, but it can be named.
+    text = "plugin %s (%s) has been importing for %.0f s"
+    timer = threading.Timer(
+        SLOW_IMPORT_SECONDS, log.warning, (text, candidate.name, candidate.origin, SLOW_IMPORT_SECONDS)
+    )
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _validated(candidate: Candidate, plugin: object) -> pluggy.PluginManager:
+    manager = pluggy.PluginManager("bestiary")
+    manager.add_hookspecs(hookspecs)
+    _refuse_undecorated(candidate, plugin)
+    with _guard(candidate, "checking its hooks"):
+        manager.register(plugin, name=candidate.name)
+    for caller in manager.get_hookcallers(plugin) or ():
+        implementations = caller.get_hookimpls()
+        if not caller.has_spec() and not all(one.optionalhook for one in implementations):
+            raise error(candidate, "E-PLG-HOOK", f"there is no hook {caller.name!r}", _suggest(caller.name))
+        if any(one.wrapper or one.hookwrapper for one in implementations):
+            raise error(candidate, "E-PLG-HOOK", f"hook {caller.name} is a wrapper; hooks here only register")
+    manager.check_pending()
+    return manager
+
+
+def _refuse_undecorated(candidate: Candidate, plugin: object) -> None:
+    for name in dir(plugin):
+        value = inspect.getattr_static(plugin, name) if name.startswith(PREFIX) else None
+        if callable(value) and not isinstance(value, type) and not hasattr(value, "bestiary_impl"):
+            hint = f"write '@hookimpl' above {name}, from 'from bestiary import hookimpl'"
+            raise error(candidate, "E-PLG-HOOK", f"function {name} is not marked as a hook", hint)
+
+
+def _suggest(name: str) -> str:
+    close = difflib.get_close_matches(name, BY_HOOK, n=1)
+    return f"did you mean {close[0]!r}?" if close else "the hooks are " + ", ".join(BY_HOOK)
+
+
+class _Registrar:
+    """What a hook is given as ``register``; good for one hook call, in one thread."""
+
+    def __init__(self, candidate: Candidate, kind: Kind) -> None:
+        self.candidate, self.kind = candidate, kind
+        self.staged: Staged = []
+        self.open, self.thread = True, threading.get_ident()
+
+    def __call__(self, descriptor: Any) -> None:
+        if not self.open or threading.get_ident() != self.thread:
+            raise self.refusal("register() was called outside of its hook call")
+        if problem := problem_with(self.kind, descriptor, own=self.candidate.own):
+            raise self.refusal(problem)
+        self.staged.append((self.kind, frozen(descriptor)))
+
+    def refusal(self, problem: str) -> PluginError:
+        return error(self.candidate, "E-PLG-DESCRIPTOR", f"hook {self.kind.hook}: {problem}")
+
+
+def _call(candidate: Candidate, caller: Callable[..., Any], kind: Kind) -> Staged:
+    registrar = _Registrar(candidate, kind)
+    try:
+        with _guard(candidate, f"hook {kind.hook}"):
+            answers = caller(register=registrar)
+    finally:
+        registrar.open = False
+    for answer in answers:
+        if inspect.iscoroutine(answer) or inspect.isgenerator(answer):
+            answer.close()
+            raise registrar.refusal("is a generator or coroutine, so its body never ran; write a plain function")
+        raise registrar.refusal(f"returned a {type(answer).__name__}; call register(...) and return nothing")
+    return registrar.staged
+
+
+def _refuse_repeats(candidate: Candidate, staged: Staged) -> None:
+    seen: set[tuple[str, str]] = set()
+    for kind, descriptor in staged:
+        for claim in kind.claims(descriptor):
+            if claim in seen:
+                raise error(candidate, "E-PLG-DESCRIPTOR", f"{claim[0]} {claim[1]!r} is registered twice")
+            seen.add(claim)
