@@ -6,4 +6,13 @@ from bestiary.core.checkpoint.transaction import new_directory
 from bestiary.core.checkpoint.verify import VerifyReport, verify
 from bestiary.core.checkpoint.weights import Weights
 
-__all__ = ["Checkpoint", "FileDigest", "Manifest", "VerifyReport", "Weights", "is_checkpoint", "new_directory", "verify"]
+__all__ = [
+    "Checkpoint",
+    "FileDigest",
+    "Manifest",
+    "VerifyReport",
+    "Weights",
+    "is_checkpoint",
+    "new_directory",
+    "verify",
+]

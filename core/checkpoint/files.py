@@ -27,7 +27,11 @@ def plain_name(name: object, *, said_by: str) -> str:
         or any(c in "/\\:" or ord(c) < 32 for c in name)
     ):
         raise DataError(
-            "E-CKPT-PATH", said_by, "names a file outside the model's directory", found=repr(name)[:80], expected="a bare file name"
+            "E-CKPT-PATH",
+            said_by,
+            "names a file outside the model's directory",
+            found=repr(name)[:80],
+            expected="a bare file name",
         )
     return name
 
@@ -46,7 +50,12 @@ def open_file(directory: Path, name: str) -> BinaryIO:
     try:
         target = path.resolve(strict=True)
         if not _inside(target, directory):
-            raise DataError("E-CKPT-LINK", name, "is a link that leaves the model's directory", expected="a file of the directory itself")
+            raise DataError(
+                "E-CKPT-LINK",
+                name,
+                "is a link that leaves the model's directory",
+                expected="a file of the directory itself",
+            )
         handle = os.open(target, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0))
     except FileNotFoundError:
         raise MissingInputError("E-CKPT-MISSING", name, "is not there") from None
@@ -62,7 +71,12 @@ def open_file(directory: Path, name: str) -> BinaryIO:
     mode = os.fstat(handle).st_mode
     if not stat.S_ISREG(mode):
         os.close(handle)
-        kinds = ((stat.S_ISDIR, "a directory"), (stat.S_ISFIFO, "a FIFO"), (stat.S_ISCHR, "a device"), (stat.S_ISBLK, "a device"))
+        kinds = (
+            (stat.S_ISDIR, "a directory"),
+            (stat.S_ISFIFO, "a FIFO"),
+            (stat.S_ISCHR, "a device"),
+            (stat.S_ISBLK, "a device"),
+        )
         raise _not_regular(name, next((text for test, text in kinds if test(mode)), "something else"))
     return os.fdopen(handle, "rb")
 
@@ -85,7 +99,9 @@ def _inside(target: Path, directory: Path) -> bool:
     return home.parent.name == "snapshots" and target.is_relative_to(home.parent.parent / "blobs")
 
 
-def read_json(directory: Path, name: str, *, limit: int = CONFIG_LIMIT, error: type[BestiaryError] = DataError) -> dict[str, Any]:
+def read_json(
+    directory: Path, name: str, *, limit: int = CONFIG_LIMIT, error: type[BestiaryError] = DataError
+) -> dict[str, Any]:
     """The JSON object in a file. Refused as ``error``: over ``limit`` bytes, not an object, and what :func:`parse_json` refuses."""
     with open_file(directory, name) as file:
         size = os.fstat(file.fileno()).st_size

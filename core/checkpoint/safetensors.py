@@ -86,13 +86,23 @@ def _read(file: BinaryIO, name: str, size: int) -> Header:
         raise DataError("E-CKPT-HEADER", name, "is cut short", found=f"{size} bytes", expected="a header of at least 8")
     length = int.from_bytes(start[:8], "little")
     if length > HEADER_LIMIT:
-        raise DataError("E-CKPT-HEADER", name, "has an absurd header length", found=f"{length} bytes", expected=f"at most {HEADER_LIMIT}")
+        raise DataError(
+            "E-CKPT-HEADER",
+            name,
+            "has an absurd header length",
+            found=f"{length} bytes",
+            expected=f"at most {HEADER_LIMIT}",
+        )
     if 8 + length > size:
-        raise DataError("E-CKPT-HEADER", name, "is cut short", found=f"{size} bytes", expected=f"a header of {length} bytes")
+        raise DataError(
+            "E-CKPT-HEADER", name, "is cut short", found=f"{size} bytes", expected=f"a header of {length} bytes"
+        )
     file.seek(8)
     text = file.read(length)
     if not text.startswith(b"{") or not text.rstrip(b" ").endswith(b"}"):
-        raise DataError("E-CKPT-HEADER", name, "has a header that is not a JSON object padded with spaces", found=repr(text[:16]))
+        raise DataError(
+            "E-CKPT-HEADER", name, "has a header that is not a JSON object padded with spaces", found=repr(text[:16])
+        )
     return _validate(parse_json(text, name), name, data_start=8 + length, file_size=size)
 
 
@@ -114,7 +124,9 @@ def _validate(header: Any, name: str, *, data_start: int, file_size: int) -> Hea
         raise DataError("E-CKPT-HEADER", name, "has a header that is not a JSON object", found=type(header).__name__)
     metadata = _metadata(header.pop("__metadata__", {}), name)
     if len(header) > TENSOR_LIMIT:
-        raise DataError("E-CKPT-HEADER", name, "holds too many tensors", found=str(len(header)), expected=f"at most {TENSOR_LIMIT}")
+        raise DataError(
+            "E-CKPT-HEADER", name, "holds too many tensors", found=str(len(header)), expected=f"at most {TENSOR_LIMIT}"
+        )
     data_size = file_size - data_start
     entries = {tensor: _entry(tensor, fields, name, data_start, data_size) for tensor, fields in header.items()}
     at = data_start
@@ -135,7 +147,13 @@ def _metadata(value: Any, name: str) -> dict[str, str]:
         raise DataError("E-CKPT-HEADER", f"{name}, __metadata__", "is not an object of strings")
     size = sum(len(k) + len(v) for k, v in value.items())
     if size > METADATA_LIMIT:
-        raise DataError("E-CKPT-HEADER", f"{name}, __metadata__", "is too large", found=f"{size} bytes", expected=f"at most {METADATA_LIMIT}")
+        raise DataError(
+            "E-CKPT-HEADER",
+            f"{name}, __metadata__",
+            "is too large",
+            found=f"{size} bytes",
+            expected=f"at most {METADATA_LIMIT}",
+        )
     return value
 
 
@@ -143,7 +161,9 @@ def _entry(tensor: str, fields: Any, file: str, data_start: int, data_size: int)
     subject = f"{file}, tensor {tensor[:200]!r}"
 
     def wrong(problem: str, found: object = None, expected: str | None = None) -> DataError:
-        return DataError("E-CKPT-TENSOR", subject, problem, found=None if found is None else repr(found)[:80], expected=expected)
+        return DataError(
+            "E-CKPT-TENSOR", subject, problem, found=None if found is None else repr(found)[:80], expected=expected
+        )
 
     if not tensor or len(tensor) > NAME_LIMIT:
         raise wrong("has a bad name", expected=f"1 to {NAME_LIMIT} characters")
@@ -232,7 +252,11 @@ def _header(plan: Sequence[Slot], metadata: Mapping[str, str]) -> bytes:
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     at = 0
     for slot in plan:
-        header[slot.name] = {"dtype": _FILE_NAMES[slot.dtype], "shape": list(slot.shape), "data_offsets": [at, at + slot.nbytes]}
+        header[slot.name] = {
+            "dtype": _FILE_NAMES[slot.dtype],
+            "shape": list(slot.shape),
+            "data_offsets": [at, at + slot.nbytes],
+        }
         at += slot.nbytes
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)

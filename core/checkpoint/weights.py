@@ -29,7 +29,9 @@ _NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" el
 class Weights:
     """Tensors by name, from one safetensors file or an index and its shards. Opening reads headers only."""
 
-    def __init__(self, directory: Path, entries: Mapping[str, TensorEntry], sizes: Mapping[str, int], index: str | None) -> None:
+    def __init__(
+        self, directory: Path, entries: Mapping[str, TensorEntry], sizes: Mapping[str, int], index: str | None
+    ) -> None:
         self.directory = directory
         self.entries: Mapping[str, TensorEntry] = MappingProxyType(dict(entries))
         self.index = index
@@ -62,7 +64,9 @@ class Weights:
         missing = [shard for shard in shards if not os.path.lexists(directory / shard)]
         if missing:
             names = ", ".join(missing[:10]) + (", …" if len(missing) > 10 else "")
-            raise MissingInputError("E-CKPT-SHARDS", index, f"{len(missing)} of {len(shards)} shards are missing: {names}")
+            raise MissingInputError(
+                "E-CKPT-SHARDS", index, f"{len(missing)} of {len(shards)} shards are missing: {names}"
+            )
         entries: dict[str, TensorEntry] = {}
         sizes: dict[str, int] = {}
         for shard in shards:
@@ -97,7 +101,9 @@ class Weights:
             data = torch.frombuffer(self._map(entry.file), dtype=torch.uint8, count=entry.nbytes, offset=entry.offset)
             return data.clone().view(dtype).reshape(entry.shape)
         count = entry.nbytes // dtype.itemsize
-        return torch.frombuffer(self._map(entry.file), dtype=dtype, count=count, offset=entry.offset).reshape(entry.shape)
+        return torch.frombuffer(self._map(entry.file), dtype=dtype, count=count, offset=entry.offset).reshape(
+            entry.shape
+        )
 
     def _map(self, shard: str) -> mmap.mmap:
         if shard not in self._maps:
@@ -105,7 +111,13 @@ class Weights:
                 # Reading a page beyond a file's end kills the process, so a file that shrank is refused here.
                 size = os.fstat(file.fileno()).st_size
                 if size != self._sizes[shard]:
-                    raise DataError("E-CKPT-SIZE", shard, "changed while it was open", found=f"{size} bytes", expected=str(self._sizes[shard]))
+                    raise DataError(
+                        "E-CKPT-SIZE",
+                        shard,
+                        "changed while it was open",
+                        found=f"{size} bytes",
+                        expected=str(self._sizes[shard]),
+                    )
                 try:
                     # Private and writable: torch asks for writable memory, and a stray write can't reach the file.
                     flags, access = mmap.MAP_PRIVATE | _NORESERVE, mmap.PROT_READ | mmap.PROT_WRITE
@@ -141,4 +153,6 @@ def _no_weights(directory: Path) -> MissingInputError:
             hint="get the model's safetensors files, or save it again with safe_serialization=True",
         )
     expected = f"{HF_SINGLE} or {HF_INDEX}"
-    return MissingInputError("E-CKPT-MISSING", directory.name, "holds no weights", found=", ".join(names[:8]) or "nothing", expected=expected)
+    return MissingInputError(
+        "E-CKPT-MISSING", directory.name, "holds no weights", found=", ".join(names[:8]) or "nothing", expected=expected
+    )
