@@ -42,7 +42,7 @@ DTYPES = {
     "I64": ("int64", 8),
     "F64": ("float64", 8),
 }
-ITEMSIZE = {name: size for name, size in DTYPES.values()}
+ITEMSIZE = dict(DTYPES.values())
 _FILE_NAMES = {name: key for key, (name, _) in DTYPES.items()}
 
 

@@ -30,7 +30,7 @@ def new_directory(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
         OutputError: ``target`` exists, another process made it meanwhile, or its parent can't be written to.
         ReadWriteError: writing failed half way.
     """
-    target = Path(os.path.abspath(target))
+    target = Path.cwd() / target
     check_target(target, overwrite=overwrite)
     temporary = _temporary(target)
     try:
@@ -44,8 +44,8 @@ def new_directory(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
         _flush(temporary)
         _commit(temporary, target, overwrite=overwrite)
     except OSError as e:
-        name = Path(e.filename).name if isinstance(e.filename, str | bytes) and e.filename else target.name
-        raise ReadWriteError("E-OUT-WRITE", str(name), f"writing failed: {e.strerror or e}") from e
+        name = Path(os.fsdecode(e.filename)).name if e.filename else target.name
+        raise ReadWriteError("E-OUT-WRITE", name, f"writing failed: {e.strerror or e}") from e
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

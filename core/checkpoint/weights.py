@@ -140,7 +140,7 @@ def _check_shard(
 
 def _no_weights(directory: Path) -> MissingInputError:
     try:
-        names = sorted(os.listdir(directory))
+        names = sorted(path.name for path in directory.iterdir())
     except OSError as e:
         return MissingInputError("E-CKPT-MISSING", directory.name, f"can't be listed: {e.strerror}")
     unsafe = [name for name in names if name.endswith(_UNSAFE)]
