@@ -15,7 +15,7 @@ class LlamaConfig(ModelConfig):
     """``config.json`` of a ``LlamaForCausalLM``."""
 
     neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-        "hidden_act": (None, "silu", "swish"),
+        "hidden_act": (None, "silu"),
         "sliding_window": (None,),
         "use_sliding_window": (None, False),
         "partial_rotary_factor": (None, 1.0, 1),
@@ -26,8 +26,9 @@ class LlamaConfig(ModelConfig):
 
     intermediate_size: PositiveInt
     num_attention_heads: PositiveInt
-    num_key_value_heads: PositiveInt | None = None
+    num_key_value_heads: PositiveInt
     head_dim: PositiveInt | None = None
+    hidden_act: str = "silu"
     rms_norm_eps: PositiveFloat = 1e-6
     attention_bias: bool = False
     mlp_bias: bool = False
@@ -38,14 +39,16 @@ class LlamaConfig(ModelConfig):
         """PositiveInt of one attention head."""
         return self.head_dim or self.hidden_size // self.num_attention_heads
 
-    @property
-    def kv_heads(self) -> int:
-        """Number of key and value heads."""
-        return self.num_key_value_heads or self.num_attention_heads
+    @model_validator(mode="before")
+    @classmethod
+    def _default_kv_heads(cls, raw: Any) -> Any:
+        if isinstance(raw, Mapping) and raw.get("num_key_value_heads") is None and "num_attention_heads" in raw:
+            return {**raw, "num_key_value_heads": raw["num_attention_heads"]}
+        return raw
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        hidden, heads, kv = self.hidden_size, self.num_attention_heads, self.kv_heads
+        hidden, heads, kv = self.hidden_size, self.num_attention_heads, self.num_key_value_heads
         if self.head_dim is None and hidden % heads:
             raise _wrong(
                 "num_attention_heads",
