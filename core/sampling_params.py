@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
-from types import MappingProxyType
 from typing import Any, Final, cast
 
 from bestiary.core import sampling_checks as checks
@@ -83,7 +82,7 @@ class SamplingParams:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     seed: int | None = None
-    max_tokens: int | None | Unset = UNSET
+    max_tokens: int | Unset | None = UNSET
     min_tokens: int = 0
     stop: str | Sequence[str] | None = None
     stop_token_ids: Sequence[int] | None = None
@@ -106,7 +105,7 @@ class SamplingParams:
             checks.boolean(name, getattr(self, name))
         self._keep("stop", checks.stop_strings(self.stop))
         self._keep("stop_token_ids", checks.stop_token_ids(self.stop_token_ids))
-        self._keep("logit_bias", MappingProxyType(checks.logit_bias(self.logit_bias)))
+        self._keep("logit_bias", checks.logit_bias(self.logit_bias))
         if isinstance(self.max_tokens, int) and self.min_tokens > self.max_tokens:
             raise checks.refuse("min_tokens", "more than max_tokens", self.min_tokens, f"at most {self.max_tokens}")
         if self.stop and not self.detokenize:
@@ -160,7 +159,7 @@ class SamplingParams:
             end_token_ids=stop_ids | eos,
             logprobs=said.logprobs,
             prompt_logprobs=said.prompt_logprobs,
-            logit_bias=MappingProxyType(bias),
+            logit_bias=bias,
             skip_special_tokens=said.skip_special_tokens,
             detokenize=said.detokenize,
         )
