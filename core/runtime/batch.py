@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from bestiary.core.runtime.request import Request
 
 
-class Segment(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Segment:
     """``request.tokens[start:start + count]`` run this step at positions ``start…``.
 
     ``rows`` are the offsets within the segment whose logits are wanted: the last one where a token is to be sampled,

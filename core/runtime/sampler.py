@@ -108,7 +108,8 @@ class Sampler:
 
     def _tokens(self, logits: Tensor, requests: list[Request]) -> list[int]:
         """One token a row, -1 where there is none. logits: [R, V]."""
-        plain, other = [], []
+        plain: list[int] = []
+        other: list[int] = []
         for i, request in enumerate(requests):
             params = request.params
             simple = params.greedy and not params.penalized and not params.logit_bias and not _banned(request)
@@ -139,7 +140,7 @@ class Sampler:
         return tokens
 
     def _processed(self, logits: Tensor, requests: list[Request]) -> Tensor:
-        """Bias, bans and penalties. logits: [R, V] float32, may be written to where ``float()`` copied."""
+        """Bias, bans and penalties. logits: [R, V] float32."""
         biased = [i for i, request in enumerate(requests) if request.params.logit_bias]
         banned = [i for i, request in enumerate(requests) if _banned(request)]
         penalized = [i for i, request in enumerate(requests) if request.params.penalized]
@@ -169,7 +170,7 @@ class Sampler:
         values = [
             (r.params.repetition_penalty, r.params.presence_penalty, r.params.frequency_penalty) for r in requests
         ]
-        repetition, presence, frequency = torch.tensor(values, device=logits.device).split(1, dim=1)
+        repetition, presence, frequency = torch.tensor(values, device=logits.device).unsqueeze(2).unbind(dim=1)
         seen = torch.stack([own.seen for own in counts])
         output = torch.stack([own.output for own in counts])
         return rows_of.penalize(logits, seen, output, repetition, presence, frequency)
@@ -181,7 +182,7 @@ def _draw(logits: Tensor, requests: list[Request]) -> Tensor:
     temperature = torch.tensor([p.temperature for p in params], device=logits.device).unsqueeze(1)
     logits = rows_of.keep_top(logits / temperature, [p.top_k for p in params], [p.top_p for p in params])
     numbers = [[p.min_p, uniform(p.seed, request.num_output)] for p, request in zip(params, requests, strict=True)]
-    min_p, number = torch.tensor(numbers, dtype=torch.float64).to(logits.device).split(1, dim=1)
+    min_p, number = torch.tensor(numbers, dtype=torch.float64, device=logits.device).unsqueeze(2).unbind(dim=1)
     return rows_of.draw(logits, min_p, number)
 
 
@@ -192,10 +193,11 @@ def _banned(request: Request) -> bool:
 
 def _prompt_logprobs(logits: Tensor, batch: Batch, index: int, first: int) -> list[LogprobDict]:
     """Of the prompt tokens that follow the segment's positions; the last prompt token is followed by the output."""
-    request, start, count, _ = batch.segments[index]
-    end = min(start + count, request.prompt_length - 1)
+    segment = batch.segments[index]
+    request = segment.request
+    end = min(segment.start + segment.count, request.prompt_length - 1)
     wanted = request.params.prompt_logprobs or 0
-    targets = request.tokens[start + 1 : end + 1]
+    targets = request.tokens[segment.start + 1 : end + 1]
     return logprobs(logits[first : first + len(targets)], targets, [wanted] * len(targets))
 
 

@@ -134,10 +134,11 @@ class Scheduler:
             were ended since ``decide`` are left alone.
         """
         ended: list[Request] = []
-        for (request, start, count, _), token in zip(batch.segments, tokens, strict=True):
+        for segment, token in zip(batch.segments, tokens, strict=True):
+            request = segment.request
             if request.state is not State.RUNNING:
                 continue
-            end = start + count
+            end = segment.start + segment.count
             if end < request.next_boundary:
                 request.num_computed = end
             else:
