@@ -4,7 +4,7 @@ if __name__ != "bestiary.converters":
     raise ImportError("import bestiary.converters, not the folder converters")
 
 from bestiary.converters.operations import Operation, permute_rope, split, stack_experts, transpose
-from bestiary.converters.source import Source, SourceTensor
+from bestiary.converters.source import GGUF, Source, SourceTensor
 from bestiary.converters.weight_map import WeightMap
 
-__all__ = ["Operation", "Source", "SourceTensor", "WeightMap", "permute_rope", "split", "stack_experts", "transpose"]
+__all__ = ["GGUF", "Operation", "Source", "SourceTensor", "WeightMap", "permute_rope", "split", "stack_experts", "transpose"]

@@ -99,7 +99,7 @@ def convert(
             job.source.write_tokenizer(directory)
             _check_generation(directory, job.config)
         with step(progress, "convert", total, "B") as note:
-            _check_tied(job)
+            _check_tied(job, dtype)
             written = _write(directory, groups, allow_nonfinite, progress)
             note.text = f"{len(job.expected.shapes)} tensors, {total / 1e9:.2f} GB"
         kept = _main_dtype(groups)
@@ -211,10 +211,10 @@ def _main_dtype(groups: Sequence[Group]) -> str:
     return max(sorted(sizes), key=lambda dtype: sizes[dtype])
 
 
-def _check_tied(job: _Job) -> None:
+def _check_tied(job: _Job, dtype: str) -> None:
     for name, first in job.plan.equal:
-        dtype = "float32"
-        if not equal(job.source.read(name, dtype), job.source.read(first, dtype)):
+        one, other = (job.source.read(n, job.source.stored_dtype(n) if dtype == "auto" else dtype) for n in (name, first))
+        if not equal(one, other):
             raise DataError(
                 "E-CONV-TIED",
                 f"{job.source.tensors[name].file}, tensor {name}",
