@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,10 +25,11 @@ class Operation:
     """
 
     source: str
-    # Modules below the row's own that the operation fills; empty: the row's own module.
-    into: ClassVar[tuple[str, ...]] = ()
-    # Whether the target's bytes are the source's bytes.
-    identity: ClassVar[bool] = False
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Modules below the row's own that the operation fills; empty: the row's own module."""
+        return ()
 
     def names(self, indices: Sequence[int], suffix: str, shapes: Sequence[Shape]) -> list[str]:
         """The source tensors for targets of these shapes."""
@@ -49,7 +50,7 @@ class Operation:
 
 @dataclass(frozen=True)
 class Copy(Operation):
-    identity: ClassVar[bool] = True
+    """The target is the source's tensor."""
 
 
 @dataclass(frozen=True)
@@ -77,24 +78,30 @@ class PermuteRope(Operation):
 
     def forward(self, sources: Sequence[Tensor], shapes: Sequence[Shape], config: Any) -> list[Tensor]:
         heads = getattr(config, self.heads)
-        return [t.unflatten(0, (heads, -1, 2)).transpose(1, 2).reshape(t.shape) for t in sources]
+        return [t.reshape(heads, -1, 2, *t.shape[1:]).transpose(1, 2).reshape(t.shape) for t in sources]
 
     def reverse(self, targets: Sequence[Tensor], config: Any) -> list[Tensor]:
         heads = getattr(config, self.heads)
-        return [t.unflatten(0, (heads, 2, -1)).transpose(1, 2).reshape(t.shape) for t in targets]
+        return [t.reshape(heads, 2, -1, *t.shape[1:]).transpose(1, 2).reshape(t.shape) for t in targets]
 
 
 @dataclass(frozen=True)
 class Split(Operation):
     """One source tensor whose rows are those of several modules, one after the other."""
 
-    into: tuple[str, ...] = ()  # type: ignore[misc]  # a field here, a constant in the base
+    into: tuple[str, ...]
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        return self.into
 
     def source_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
         return [(sum(shape[0] for shape in shapes), *shapes[0][1:])]
 
     def forward(self, sources: Sequence[Tensor], shapes: Sequence[Shape], config: Any) -> list[Tensor]:
-        return list(sources[0].split([shape[0] for shape in shapes]))
+        import torch
+
+        return list(torch.split(sources[0], [shape[0] for shape in shapes]))
 
     def reverse(self, targets: Sequence[Tensor], config: Any) -> list[Tensor]:
         import torch

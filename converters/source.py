@@ -22,6 +22,24 @@ class SourceTensor(NamedTuple):
     file: str
 
 
+class GGUF(Protocol):
+    """What a family's ``gguf_config`` is given.
+
+    Attributes:
+        name: the file's name, for errors.
+        metadata: the file's key-value pairs.
+        tensors: all tensors, by name; shapes are row-major.
+    """
+
+    name: str
+    metadata: Mapping[str, Any]
+    tensors: Mapping[str, SourceTensor]
+
+    def read(self, tensor: str, dtype: str) -> Tensor:
+        """A tensor, dequantized."""
+        ...
+
+
 class Source(Protocol):
     """A foreign checkpoint, opened by ``reader(path)``: headers are read and validated, data is not.
 

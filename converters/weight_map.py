@@ -49,8 +49,8 @@ class WeightMap:
         )
 
     def _below(self, row: str) -> tuple[str, ...]:
-        into = alternatives(self.rows[row])[0].into
-        return tuple(f".{name}" for name in into) or ("",)
+        modules = alternatives(self.rows[row])[0].modules
+        return tuple(f".{name}" for name in modules) or ("",)
 
     def place(self, parameter: str) -> _Place | None:
         """The row that serves a parameter of the zoo."""

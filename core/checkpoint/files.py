@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import mmap
 import os
 import stat
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,6 +18,8 @@ from bestiary.core.errors import BestiaryError, DataError, MissingInputError, Re
 JSON_LIMIT = 64 << 20
 CONFIG_LIMIT = 4 << 20
 CHUNK = 4 << 20
+# Private pages that are never written need no swap behind them; without the flag a file larger than memory is refused.
+_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 
 
 def plain_name(name: object, *, said_by: str) -> str:
@@ -161,6 +165,23 @@ def digest_file(directory: Path, name: str, advance: Callable[[int], None] = lam
         except OSError as e:
             raise ReadWriteError("E-CKPT-READ", name, f"can't be read: {e.strerror}") from None
     return size, digest.hexdigest()
+
+
+def map_file(directory: Path, name: str, size: int) -> mmap.mmap:
+    """Map a file of ``directory`` that had ``size`` bytes when its header was read. The pages must not be written to."""
+    with open_file(directory, name) as file:
+        # Reading a page beyond a file's end kills the process, so a file that shrank is refused here.
+        found = os.fstat(file.fileno()).st_size
+        if found != size:
+            raise DataError(
+                "E-CKPT-SIZE", name, "changed while it was open", found=f"{found} bytes", expected=str(size)
+            )
+        try:
+            # Private and writable: torch asks for writable memory, and a stray write can't reach the file.
+            flags, access = mmap.MAP_PRIVATE | _NORESERVE, mmap.PROT_READ | mmap.PROT_WRITE
+            return mmap.mmap(file.fileno(), size, flags=flags, prot=access)
+        except OSError as e:
+            raise ReadWriteError("E-CKPT-READ", name, f"can't be mapped: {e.strerror}") from None
 
 
 def json_bytes(value: object) -> bytes:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import mmap
 import os
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from bestiary.core.checkpoint.files import JSON_LIMIT, open_file, plain_name, read_json
+from bestiary.core.checkpoint.files import JSON_LIMIT, map_file, plain_name, read_json
 from bestiary.core.checkpoint.safetensors import TensorEntry, read_header
-from bestiary.core.errors import DataError, MissingInputError, ReadWriteError
+from bestiary.core.errors import DataError, MissingInputError
 
 if TYPE_CHECKING:
     import torch
@@ -22,8 +21,6 @@ INDEX = "weights.index.json"
 HF_SINGLE = "model.safetensors"
 HF_INDEX = "model.safetensors.index.json"
 _UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".npz", ".h5", ".pkl", ".msgpack")
-# Private pages that are never written need no swap behind them; without the flag a file larger than memory is refused.
-_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 
 
 class Weights:
@@ -107,23 +104,7 @@ class Weights:
 
     def _map(self, shard: str) -> mmap.mmap:
         if shard not in self._maps:
-            with open_file(self.directory, shard) as file:
-                # Reading a page beyond a file's end kills the process, so a file that shrank is refused here.
-                size = os.fstat(file.fileno()).st_size
-                if size != self._sizes[shard]:
-                    raise DataError(
-                        "E-CKPT-SIZE",
-                        shard,
-                        "changed while it was open",
-                        found=f"{size} bytes",
-                        expected=str(self._sizes[shard]),
-                    )
-                try:
-                    # Private and writable: torch asks for writable memory, and a stray write can't reach the file.
-                    flags, access = mmap.MAP_PRIVATE | _NORESERVE, mmap.PROT_READ | mmap.PROT_WRITE
-                    self._maps[shard] = mmap.mmap(file.fileno(), size, flags=flags, prot=access)
-                except OSError as e:
-                    raise ReadWriteError("E-CKPT-READ", shard, f"can't be mapped: {e.strerror}") from None
+            self._maps[shard] = map_file(self.directory, shard, self._sizes[shard])
         return self._maps[shard]
 
 
