@@ -45,7 +45,8 @@ class Commands(TyperGroup):
         name = args[0]
         if super().get_command(ctx, name) is None and any(name == one for one in _claimed(ctx)):
             return name, _plugin_command(_session(ctx), name), args[1:]
-        return super().resolve_command(ctx, args)
+        found: Any = super().resolve_command(ctx, args)
+        return found
 
 
 def _session(ctx: Any) -> Session:
@@ -56,7 +57,7 @@ def _session(ctx: Any) -> Session:
     ctx.obj = Session(
         tuple(said.get("plugin") or ()), bool(said.get("strict_plugins")), tuple(said.get("prefer") or ())
     )
-    return ctx.obj
+    return cast(Session, ctx.obj)
 
 
 def _claimed(ctx: Any) -> set[str]:
@@ -162,7 +163,8 @@ def _attempt(arguments: list[str]) -> int:
         # typer's own classes moved between versions; their names did not.
         name = type(error).__name__
         if name == "NoArgsIsHelpError":
-            print(cast(Any, error).ctx.get_help())
+            # With rich the help is on the screen already, and the message is empty.
+            print(cast(Any, error).format_message(), end="")
             return USAGE
         shown = KeyboardInterrupt() if name == "Abort" else error
         failures.show(shown, arguments)
