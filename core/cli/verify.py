@@ -16,7 +16,7 @@ def verify(
     json: Json = False,
 ) -> None:
     """Check digests, and that every tensor the model needs is there."""
-    from bestiary.core.checkpoint.checkpoint import verify as check
+    from bestiary.core.checkpoint.verify import verify as check
 
     from bestiary.core.cli.report import progress
     from bestiary.core.cli.session import session_of
@@ -26,4 +26,4 @@ def verify(
     if json:
         print_json({"directory": str(directory), **report.as_dict()})
     else:
-        print(f"{directory.name}: complete and unchanged")
+        print(f"{directory.name}: {report.kind} of {report.model}, complete and unchanged")
