@@ -59,7 +59,7 @@ def _checkpoint(source: Source, label: str, host: PluginHost, dtype: str, progre
         if home.is_complete(place):
             _reused(progress, "convert")
             return place
-        from bestiary.core.checkpoint.checkpoint import verify
+        from bestiary.core.checkpoint.verify import verify
 
         from bestiary.converters import convert
 
