@@ -1,0 +1,41 @@
+"""The operations models are written in, and the way to declare new ones.
+
+Calling an op runs its torch reference; while a model is being traced it records the call instead, and the build binds
+the fastest kernel that is installed and right.
+"""
+
+from bestiary.core.ops.activation import gated_activation
+from bestiary.core.ops.attention import kv_write, paged_attention, rope_kv_write
+from bestiary.core.ops.collective import Ranks, all_gather, all_reduce
+from bestiary.core.ops.declare import EXACT, ROUNDING, OpDeclaration, Tolerance, integers, normal, op
+from bestiary.core.ops.elementwise import add, mul, select_rows
+from bestiary.core.ops.linear import embedding, embedding_shard, linear
+from bestiary.core.ops.norm import add_rms_norm, rms_norm
+from bestiary.core.ops.rotary import rope, rotary_table
+
+__all__ = [
+    "EXACT",
+    "ROUNDING",
+    "OpDeclaration",
+    "Ranks",
+    "Tolerance",
+    "add",
+    "add_rms_norm",
+    "all_gather",
+    "all_reduce",
+    "embedding",
+    "embedding_shard",
+    "gated_activation",
+    "integers",
+    "kv_write",
+    "linear",
+    "mul",
+    "normal",
+    "op",
+    "paged_attention",
+    "rms_norm",
+    "rope",
+    "rope_kv_write",
+    "rotary_table",
+    "select_rows",
+]

@@ -1,0 +1,256 @@
+"""From a foreign checkpoint to ours: headers checked in full, then streamed tensor by tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from bestiary.converters.cast import check_option, equal
+from bestiary.converters.plan import Plan, make_plan
+from bestiary.converters.source import Source
+from bestiary.converters.tokenizer import check_token_ids
+from bestiary.converters.weight_map import Transfer, WeightMap
+from bestiary.converters.write import Group, check_place, check_space, shards, total_bytes, write_index, write_shards
+from bestiary.core.checkpoint.files import digest_file, read_json
+from bestiary.core.checkpoint.manifest import FORMAT, FileDigest, Manifest, Provenance, Software
+from bestiary.core.checkpoint.parameters import Parameters, check_layers, parameters, parse_config
+from bestiary.core.checkpoint.safetensors import Slot
+from bestiary.core.checkpoint.transaction import check_target, new_directory
+from bestiary.core.checkpoint.weights import INDEX
+from bestiary.core.config import ModelConfig
+from bestiary.core.errors import ConfigError, DataError, MissingInputError
+from bestiary.core.plugins import resolve
+from bestiary.core.progress import Progress, Silent, step
+from bestiary.core.version import __version__
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from bestiary.core.plugins import PluginHost
+    from bestiary.spec import Model
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a conversion or an export did; ``dropped`` and ``ignored_keys`` are what it left out of the source."""
+
+    model: str
+    reader: str
+    dtype: str
+    tensors: int
+    parameters: int
+    bytes: int
+    files: tuple[str, ...]
+    dropped: tuple[str, ...] = ()
+    ignored_keys: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class _Job(NamedTuple):
+    source: Source
+    model: Model
+    raw: dict[str, Any]
+    config: ModelConfig
+    expected: Parameters
+    plan: Plan
+
+
+def convert(
+    source: Path,
+    target: Path,
+    *,
+    host: PluginHost,
+    dtype: str = "auto",
+    overwrite: bool = False,
+    allow_nonfinite: bool = False,
+    progress: Progress | None = None,
+) -> Report:
+    """Convert a Hugging Face directory, a GGUF file or what else a plugin reads into a checkpoint directory.
+
+    The result depends on the source, the plugins and ``dtype`` alone: two runs give the same bytes. Memory beyond the
+    mapped files is at most twice the largest tensor written.
+
+    Args:
+        dtype: ``"auto"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``. ``auto`` keeps each tensor of a safetensors
+            file as it is (a tensor made from several of different dtypes becomes float32; float64 and integers are
+            refused), makes a quantized GGUF bfloat16, and gives a plain GGUF the dtype that most of its bytes have.
+        allow_nonfinite: let NaN and infinities pass.
+
+    Raises:
+        BestiaryError: of the kind that fits; nothing is left at ``target``.
+    """
+    progress = progress or Silent()
+    check_option(dtype)
+    check_target(target, overwrite=overwrite)
+    check_place(source, target)
+    with step(progress, "read headers") as note:
+        job = _prepare(source, host)
+        groups = [_group(transfer, job, dtype) for transfer in job.plan.transfers]
+        total = total_bytes(groups)
+        check_space(target, total)
+        note.text = f"{job.model.name}, {len(job.source.tensors)} tensors"
+    with new_directory(target, overwrite=overwrite) as directory:
+        sources = _digest_sources(job.source, progress)
+        with step(progress, "tokenizer"):
+            job.source.write_tokenizer(directory)
+            _check_generation(directory, job.config)
+        with step(progress, "convert", total, "B") as note:
+            _check_tied(job, dtype)
+            written = _write(directory, groups, allow_nonfinite, progress)
+            note.text = f"{len(job.expected.shapes)} tensors, {total / 1e9:.2f} GB"
+        kept = _main_dtype(groups)
+        files = _digests(directory, written)
+        manifest = Manifest(
+            format=FORMAT,
+            model=job.model.name,
+            model_format=job.model.format,
+            architecture=job.raw["architectures"][0],
+            config=job.raw,
+            dtype=kept,
+            quantization={},
+            provenance=_provenance(job, host, sources),
+            files=files,
+        )
+        manifest.write(directory)
+    numbers = sum(slot.nbytes // _width(slot) for group in groups for slot in group.slots)
+    return Report(
+        model=job.model.name,
+        reader=job.source.format,
+        dtype=kept,
+        tensors=len(job.expected.shapes),
+        parameters=numbers,
+        bytes=total,
+        files=tuple(files),
+        dropped=job.plan.dropped,
+        ignored_keys=job.config.ignored_keys,
+    )
+
+
+def open_source(path: Path, host: PluginHost) -> Source:
+    """The reader that recognizes ``path``, opened.
+
+    Raises:
+        MissingInputError: there is nothing at ``path``.
+        DataError: no reader recognizes it, or more than one.
+    """
+    if not path.exists():
+        raise MissingInputError("E-CONV-MISSING-SOURCE", path.name or str(path), "is not there")
+    readers = [reader for reader in host.readers() if resolve(reader.sniff, needed_by=f"reader {reader.name}")(path)]
+    known = ", ".join(reader.name for reader in host.readers())
+    if len(readers) != 1:
+        found = ", ".join(reader.name for reader in readers)
+        problem = f"is recognized by several readers: {found}" if readers else "is recognized by no reader"
+        raise DataError("E-CONV-READER", path.name, problem, expected=f"a checkpoint of one of: {known}")
+    opened: Source = resolve(readers[0].reader, needed_by=f"reader {readers[0].name}")(path)
+    return opened
+
+
+def weight_map(model: Model, form: str) -> WeightMap:
+    """The family's weight map for a format.
+
+    Raises:
+        DataError: it has none.
+    """
+    if form not in model.weights:
+        raise DataError(
+            "E-CONV-FORMAT", f"model {model.name}", f"has no weight map for {form}", expected=", ".join(model.weights)
+        )
+    found: WeightMap = resolve(model.weights[form], needed_by=f"model {model.name}")
+    return found
+
+
+def _prepare(path: Path, host: PluginHost) -> _Job:
+    source = open_source(path, host)
+    model = source.model(host)
+    raw = source.config(model)
+    config = parse_config(model, raw)
+    check_token_ids(raw, config.vocab_size, "config.json")
+    check_layers(config, len(source.tensors), source.name)
+    expected = parameters(model, config)
+    plan = make_plan(weight_map(model, source.format), expected, source.tensors, config)
+    return _Job(source, model, raw, config, expected, plan)
+
+
+def _group(transfer: Transfer, job: _Job, dtype: str) -> Group:
+    source, config = job.source, job.config
+    shapes = [job.expected.shapes[target] for target in transfer.targets]
+    chosen = dtype
+    if dtype == "auto":
+        stored = {source.stored_dtype(name) for name in transfer.sources}
+        chosen = stored.pop() if len(stored) == 1 else "float32"
+
+    def make() -> Sequence[Tensor]:
+        # Cast first: a reordered copy of the narrower tensor is the smaller one.
+        return transfer.operation.forward([source.read(name, chosen) for name in transfer.sources], shapes, config)
+
+    return Group(tuple(Slot(name, chosen, shape) for name, shape in zip(transfer.targets, shapes, strict=True)), make)
+
+
+def _write(
+    directory: Path, groups: Sequence[Group], allow_nonfinite: bool, progress: Progress
+) -> dict[str, tuple[int, str]]:
+    files = shards(groups)
+    names = [f"weights-{number:05d}.safetensors" for number in range(1, len(files) + 1)]
+    digests = write_shards(directory, files, names, metadata={}, allow_nonfinite=allow_nonfinite, progress=progress)
+    write_index(directory, INDEX, files, names)
+    return digests
+
+
+def _width(slot: Slot) -> int:
+    return 4 if slot.dtype == "float32" else 2
+
+
+def _main_dtype(groups: Sequence[Group]) -> str:
+    sizes: dict[str, int] = {}
+    for slot in (slot for group in groups for slot in group.slots):
+        sizes[slot.dtype] = sizes.get(slot.dtype, 0) + slot.nbytes
+    return max(sorted(sizes), key=lambda dtype: sizes[dtype])
+
+
+def _check_tied(job: _Job, dtype: str) -> None:
+    for name, first in job.plan.equal:
+        one, other = (job.source.read(n, job.source.stored_dtype(n) if dtype == "auto" else dtype) for n in (name, first))
+        if not equal(one, other):
+            raise DataError(
+                "E-CONV-TIED",
+                f"{job.source.tensors[name].file}, tensor {name}",
+                f"differs from {first}, and the config says that they are one",
+                hint="is tie_word_embeddings wrong in config.json?",
+            )
+
+
+def _digest_sources(source: Source, progress: Progress) -> dict[str, FileDigest]:
+    directory, names = source.files()
+    total = sum((directory / name).stat().st_size for name in names)
+    digests = {}
+    with step(progress, "digest source", total, "B"):
+        for name in names:
+            size, sha256 = digest_file(directory, name, progress.advance)
+            digests[name] = FileDigest(size=size, sha256=sha256)
+    return digests
+
+
+def _digests(directory: Path, known: dict[str, tuple[int, str]]) -> dict[str, FileDigest]:
+    names = sorted(path.name for path in directory.iterdir())
+    found = {name: known.get(name) or digest_file(directory, name) for name in names}
+    return {name: FileDigest(size=size, sha256=sha256) for name, (size, sha256) in found.items()}
+
+
+def _provenance(job: _Job, host: PluginHost, sources: dict[str, FileDigest]) -> Provenance:
+    origin = host.origin(job.model)
+    return Provenance(
+        reader=job.source.format,
+        sources=sources,
+        converter=Software(distribution="bestiary", version=__version__),
+        plugin=Software(distribution=origin.distribution, version=origin.version),
+    )
+
+
+def _check_generation(directory: Path, config: ModelConfig) -> None:
+    name = "generation_config.json"
+    if (directory / name).exists():
+        check_token_ids(read_json(directory, name, error=ConfigError), config.vocab_size, name)

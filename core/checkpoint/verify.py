@@ -1,0 +1,102 @@
+"""Is a checkpoint or an engine whole: every byte as its manifest says, every parameter there in its shape."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bestiary.core.checkpoint.checkpoint import check_sizes, is_checkpoint
+from bestiary.core.checkpoint.files import JSON_LIMIT, digest_file, read_json
+from bestiary.core.checkpoint.manifest import NAME, Manifest
+from bestiary.core.checkpoint.parameters import Parameters, check_layers, fields_of, parameters, parse_config
+from bestiary.core.checkpoint.weights import Weights
+from bestiary.core.errors import DataError, MissingInputError
+from bestiary.core.progress import Progress, Silent, step
+
+if TYPE_CHECKING:
+    from bestiary.core.config import ModelConfig
+    from bestiary.core.plugins import PluginHost
+
+ENGINE = "engine.json"
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What was found whole: ``kind`` is ``checkpoint`` or ``engine``."""
+
+    kind: str
+    model: str
+    files: int
+    bytes: int
+    tensors: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def verify(directory: Path, *, host: PluginHost, progress: Progress | None = None) -> VerifyReport:
+    """Check digests, headers and coverage of a checkpoint or engine directory.
+
+    Raises:
+        MissingInputError: it is neither, or a file is missing.
+        DataError: a file differs from its digest, or the tensors from the model's parameters.
+        PluginError: no plugin serves the model.
+    """
+    progress = progress or Silent()
+    kind, manifest = _manifest(directory)
+    check_sizes(directory, manifest)
+    weights = Weights.open(directory)
+    model = host.model(manifest.model)
+    config = parse_config(model, manifest.config)
+    check_layers(config, len(weights.entries), "the checkpoint")
+    check_coverage(parameters(model, config), weights, config)
+    total = sum(digest.size for digest in manifest.files.values())
+    with step(progress, "verify", total, "B") as note:
+        for name, expected in manifest.files.items():
+            size, sha256 = digest_file(directory, name, progress.advance)
+            if (size, sha256) != (expected.size, expected.sha256):
+                found, right = f"sha256 {sha256[:16]}…", f"{expected.sha256[:16]}…"
+                raise DataError("E-CKPT-DIGEST", name, "differs from the manifest", found=found, expected=right)
+        note.text = f"{len(manifest.files)} files, {len(weights.entries)} tensors"
+    return VerifyReport(kind, manifest.model, len(manifest.files), total, len(weights.entries))
+
+
+def _manifest(directory: Path) -> tuple[str, Manifest]:
+    if is_checkpoint(directory):
+        return "checkpoint", Manifest.read(directory)
+    if (directory / ENGINE).is_file():
+        inner = read_json(directory, ENGINE, limit=JSON_LIMIT).get("checkpoint")
+        if not isinstance(inner, dict):
+            raise DataError("E-ENG-MANIFEST", f"{ENGINE}, field checkpoint", "is missing")
+        return "engine", Manifest.parse(inner, ENGINE)
+    raise MissingInputError(
+        "E-CKPT-MISSING", directory.name, "is neither a checkpoint nor an engine", expected=f"{NAME} or {ENGINE}"
+    )
+
+
+def check_coverage(expected: Parameters, weights: Weights, config: ModelConfig) -> None:
+    """The stored tensors are the model's parameters: same names, same shapes."""
+    for name, shape in expected.shapes.items():
+        entry = weights.entries.get(name)
+        if entry is None:
+            raise DataError(
+                "E-CKPT-COVERAGE",
+                f"tensor {name}",
+                "is missing, and the model needs it",
+                expected=f"shape {list(shape)}",
+            )
+        if entry.shape != shape:
+            fields = fields_of(config, shape)
+            raise DataError(
+                "E-CKPT-SHAPE",
+                f"{entry.file}, tensor {name}",
+                "has a wrong shape",
+                found=str(list(entry.shape)),
+                expected=f"{list(shape)}" + (f" from {fields}" if fields else ""),
+            )
+    for name in weights.entries:
+        if name not in expected.shapes:
+            raise DataError(
+                "E-CKPT-COVERAGE", f"{weights.entries[name].file}, tensor {name}", "is none of the model's parameters"
+            )

@@ -1,0 +1,33 @@
+"""Activations. T tokens · F features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bestiary.core.ops.declare import normal, op
+
+#: The activations by the names that configs use for them.
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+}
+
+
+def _gated(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
+    for kind in ACTIVATIONS:
+        for tokens, features in ((1, 8), (5, 33)):
+            both = normal(generator, tokens, 2 * features, dtype=dtype)
+            yield both[:, :features], both[:, features:], kind  # halves of one product, as the build lays them
+
+
+@op(inputs=_gated)
+def gated_activation(gate: Tensor, up: Tensor, kind: str) -> Tensor:
+    """``act(gate) · up``, computed in fp32: gate, up ``[T, F]`` → ``[T, F]``; ``kind`` names the activation."""
+    return (ACTIVATIONS[kind](gate.float()) * up.float()).to(gate.dtype)

@@ -1,0 +1,135 @@
+"""Attention over a paged key-value cache.
+
+T packed tokens · N sequences · H query heads · K key-value heads · D key size · E value size · B blocks · S block size ·
+P blocks a sequence can have. A cache's last block belongs to nobody: slot −1, that of padding, addresses its last entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bestiary.core.ops.declare import EXACT, Tolerance, normal, op
+from bestiary.core.ops.rotary import rope
+
+_SOFTMAX = {
+    "float64": Tolerance(1e-6, 1e-6),
+    "float32": Tolerance(2e-5, 2e-5),
+    "bfloat16": Tolerance(2e-2, 2e-2),
+    "float16": Tolerance(4e-3, 4e-3),
+}
+
+
+def _write_inputs(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
+    for tokens, heads, size in ((1, 1, 8), (6, 2, 16)):
+        cache = [normal(generator, 4, 4, heads, size, dtype=dtype) for _ in "kv"]
+        new = [normal(generator, tokens, heads, size, dtype=dtype) for _ in "kv"]
+        slots = torch.randperm(12, generator=generator, device=generator.device)[:tokens]
+        slots[tokens - 1 :] = -1 if tokens > 1 else 3
+        yield new[0], new[1], cache[0], cache[1], slots
+
+
+@op(inputs=_write_inputs, tolerances=EXACT, mutates=("k_cache", "v_cache"))
+def kv_write(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
+    """Put each token's key and value into its slot (block · S + offset; −1 for padding, which no sequence reads).
+
+    k ``[T, K, D]``, v ``[T, K, E]``, k_cache ``[B, S, K, D]``, v_cache ``[B, S, K, E]``, slots ``[T]`` int64.
+    """
+    k_cache.view(-1, *k_cache.shape[2:])[slots] = k.to(k_cache.dtype)
+    v_cache.view(-1, *v_cache.shape[2:])[slots] = v.to(v_cache.dtype)
+
+
+def _rope_write_inputs(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
+    for k, v, k_cache, v_cache, slots in _write_inputs(generator, dtype):
+        angles = normal(generator, k.shape[0], k.shape[-1] // 2, dtype=torch.float32)
+        table = torch.cat((angles.cos(), angles.sin()), -1)
+        q = normal(generator, k.shape[0], 2 * k.shape[1], k.shape[2], dtype=dtype)
+        yield q, k, v, table, k_cache, v_cache, slots
+
+
+@op(inputs=_rope_write_inputs, mutates=("k_cache", "v_cache"))
+def rope_kv_write(
+    q: Tensor, k: Tensor, v: Tensor, table: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor
+) -> Tensor:
+    """Rotate queries and keys, put keys and values into their slots, return the queries ``[T, H, D]``."""
+    turned = rope(q, table)
+    kv_write(rope(k, table), v, k_cache, v_cache, slots)
+    return turned
+
+
+def _attention_inputs(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
+    batches: tuple[tuple[tuple[int, int], ...], ...] = (
+        ((1, 1),),
+        ((1, 9), (1, 3), (1, 16)),  # decode
+        ((5, 5), (3, 11), (1, 7)),  # a prompt, a later chunk of one, a decode
+        ((1, 4), (0, 0), (2, 2)),  # an empty sequence: padding
+    )
+    for heads, kv_heads, size, value_size, window in ((2, 2, 8, 8, None), (6, 2, 16, 16, 5), (4, 1, 16, 8, None)):
+        for batch in batches:
+            yield _attention_case(generator, dtype, batch, (heads, kv_heads, size, value_size, window))
+
+
+def _attention_case(
+    generator: torch.Generator,
+    dtype: torch.dtype,
+    batch: tuple[tuple[int, int], ...],
+    sizes: tuple[int, int, int, int, int | None],
+) -> tuple[Any, ...]:
+    heads, kv_heads, size, value_size, window = sizes
+    device, blocks, block_size = generator.device, 16, 4
+    queries = torch.tensor([query for query, _ in batch], device=device)
+    starts = torch.cat((queries.new_zeros(1), queries.cumsum(0))).int()
+    lengths = torch.tensor([length for _, length in batch], device=device, dtype=torch.int32)
+    order = torch.randperm(blocks - 1, generator=generator, device=device)[: 4 * len(batch)]
+    tables = order.view(len(batch), 4).int()
+    q = normal(generator, int(starts[-1]), heads, size, dtype=dtype)
+    k_cache = normal(generator, blocks, block_size, kv_heads, size, dtype=dtype)
+    v_cache = normal(generator, blocks, block_size, kv_heads, value_size, dtype=dtype)
+    return q, k_cache, v_cache, tables, starts, lengths, size**-0.5, window
+
+
+def _attention_shape(q: Tensor, k_cache: Tensor, v_cache: Tensor, *rest: Any) -> Tensor:
+    return q.new_empty(*q.shape[:-1], v_cache.shape[-1])
+
+
+@op(inputs=_attention_inputs, tolerances=_SOFTMAX, fake=_attention_shape)
+def paged_attention(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_tables: Tensor,
+    query_starts: Tensor,
+    kv_lengths: Tensor,
+    scale: float,
+    window: int | None,
+) -> Tensor:
+    """Causal softmax attention of each sequence's newest tokens over its cached keys and values, in fp32.
+
+    Sequence n's queries are rows ``query_starts[n] … query_starts[n+1]`` of q, the last of its ``kv_lengths[n]`` tokens;
+    a query at position p sees positions ``p − window < j ≤ p`` (all ``j ≤ p`` without a window).
+
+    q ``[T, H, D]``, k_cache ``[B, S, K, D]``, v_cache ``[B, S, K, E]``, block_tables ``[N, P]`` int32, query_starts
+    ``[N + 1]`` int32, kv_lengths ``[N]`` int32 → ``[T, H, E]`` in q's dtype. H is a multiple of K; head h reads
+    key-value head ``h · K // H``.
+    """
+    result = q.new_zeros(*q.shape[:-1], v_cache.shape[-1])
+    starts, lengths = query_starts.tolist(), kv_lengths.tolist()
+    groups = q.shape[1] // k_cache.shape[2]
+    for n, length in enumerate(lengths):
+        first, last = starts[n], starts[n + 1]
+        if first == last:
+            continue
+        oldest = 0 if window is None else max(0, length - (last - first) - window + 1)  # what lies before may be gone
+        places = torch.arange(oldest, length, device=q.device)
+        blocks, offsets = block_tables[n, places // k_cache.shape[1]].long(), places % k_cache.shape[1]
+        keys = k_cache[blocks, offsets].float().repeat_interleave(groups, 1)
+        values = v_cache[blocks, offsets].float().repeat_interleave(groups, 1)
+        scores = torch.einsum("thd,lhd->htl", q[first:last].float(), keys) * scale
+        behind = torch.arange(length - (last - first), length, device=q.device).unsqueeze(1) - places
+        hidden = (behind < 0) if window is None else (behind < 0) | (behind >= window)
+        weights = scores.masked_fill(hidden, float("-inf")).softmax(-1)
+        result[first:last] = torch.einsum("htl,lhd->thd", weights, values).to(q.dtype)
+    return result

@@ -1,0 +1,153 @@
+"""What an op is: a typed function whose body is its reference, with inputs to test it on and tolerances to hold it to."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, ParamSpec, TypeVar, get_origin, get_type_hints
+
+import torch
+from torch import Tensor
+from torch.fx import Proxy
+
+from bestiary.core.errors import PluginError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far a kernel may lie from the reference: ``|kernel − reference| ≤ absolute + relative · |reference|``."""
+
+    absolute: float
+    relative: float
+
+
+#: One rounding of the result, and what a different summation order may add to it.
+ROUNDING: Mapping[str, Tolerance] = {
+    "float64": Tolerance(1e-9, 1e-9),
+    "float32": Tolerance(1e-5, 1e-5),
+    "bfloat16": Tolerance(1e-2, 1.6e-2),
+    "float16": Tolerance(2e-3, 2e-3),
+}
+
+#: The results must be the same to the bit: data is moved, or every step of the arithmetic is fixed.
+EXACT: Mapping[str, Tolerance] = {name: Tolerance(0.0, 0.0) for name in ROUNDING}
+
+#: Makes test cases: argument tuples in the op's order, on the generator's device, floating tensors in the dtype given.
+Inputs = Callable[[torch.Generator, torch.dtype], Iterator[tuple[Any, ...]]]
+
+
+class OpDeclaration(Generic[P, R]):
+    """A declared op. Calling it runs the reference, or, while a model is being traced, records the call.
+
+    Attributes:
+        name: ``rms_norm``, or ``plugin::name`` for a plugin's op.
+        reference: the function in plain torch, or written in other ops if this op is a fusion of them.
+        inputs: generator of test cases, odd shapes included.
+        tolerances: by dtype name, what the op's kernels are held to.
+        mutates: the parameters that a call changes in place.
+        results: how many tensors it returns (0, 1 or more).
+        fake: like the reference, but only shapes and dtypes count: it is run on meta tensors.
+    """
+
+    def __init__(
+        self,
+        function: Callable[P, R],
+        *,
+        name: str,
+        inputs: Inputs,
+        tolerances: Mapping[str, Tolerance],
+        mutates: tuple[str, ...],
+        fake: Callable[..., Any] | None,
+    ) -> None:
+        self.name, self.reference, self.inputs = name, function, inputs
+        self.tolerances, self.mutates, self.fake = tolerances, mutates, fake or function
+        self.signature = inspect.signature(function)
+        self.parameters = tuple(self.signature.parameters)
+        self.results = _count_results(name, function)
+        self.__doc__, self.__name__, self.__module__ = function.__doc__, name, function.__module__
+        unknown = set(mutates) - set(self.parameters)
+        if unknown:
+            raise PluginError("E-OP-DECLARATION", f"op {name}", f"mutates names no parameter: {sorted(unknown)}")
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        bound = self.signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        for value in bound.args:
+            if isinstance(value, Proxy):
+                return self._record(value, bound.args)
+        return self.reference(*bound.args)
+
+    def _record(self, proxy: Proxy, args: tuple[Any, ...]) -> Any:
+        recorded = proxy.tracer.create_proxy("call_function", self, args, {})
+        if self.results > 1:
+            return tuple(recorded[index] for index in range(self.results))
+        return recorded if self.results else None
+
+    def __repr__(self) -> str:
+        return f"<op {self.name}>"
+
+
+def op(
+    *,
+    inputs: Inputs,
+    tolerances: Mapping[str, Tolerance] = ROUNDING,
+    mutates: tuple[str, ...] = (),
+    fake: Callable[..., Any] | None = None,
+    name: str | None = None,
+) -> Callable[[Callable[P, R]], OpDeclaration[P, R]]:
+    """Declare an op: the decorated function is its reference.
+
+    Args:
+        inputs: yields test cases for a dtype; every kernel of the op is tested on them.
+        tolerances: by dtype name; dtypes that are not listed are not supported by the op.
+        mutates: parameters changed in place (a cache).
+        fake: computes shapes and dtypes on meta tensors where the reference can't (it looks at values).
+        name: ``plugin::name`` for a plugin's op; the function's own name for the core's.
+
+    Raises:
+        PluginError: the function's annotations don't say what it returns.
+    """
+
+    def declare(function: Callable[P, R]) -> OpDeclaration[P, R]:
+        return OpDeclaration(
+            function,
+            name=name or function.__name__,
+            inputs=inputs,
+            tolerances=tolerances,
+            mutates=mutates,
+            fake=fake,
+        )
+
+    return declare
+
+
+def _count_results(name: str, function: Callable[..., Any]) -> int:
+    returned = get_type_hints(function).get("return", inspect.Parameter.empty)
+    if returned is Tensor:
+        return 1
+    if returned is type(None):
+        return 0
+    if get_origin(returned) is tuple and set(returned.__args__) == {Tensor}:
+        return len(returned.__args__)
+    raise PluginError(
+        "E-OP-DECLARATION",
+        f"op {name}",
+        "the return annotation does not say how many tensors it returns",
+        found=str(returned),
+        expected="Tensor, tuple[Tensor, …] or None",
+    )
+
+
+def normal(generator: torch.Generator, *shape: int, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
+    """A tensor of normal deviates on the generator's device, for input generators."""
+    values = torch.randn(*shape, generator=generator, device=generator.device, dtype=torch.float32) * scale
+    return values.to(dtype)
+
+
+def integers(generator: torch.Generator, high: int, *shape: int) -> Tensor:
+    """A tensor of int64 in ``[0, high)`` on the generator's device, for input generators."""
+    return torch.randint(high, shape, generator=generator, device=generator.device)

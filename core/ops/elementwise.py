@@ -1,0 +1,39 @@
+"""Sums, products and row selection. T tokens · F features · R rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bestiary.core.ops.declare import EXACT, integers, normal, op
+
+
+def _pairs(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
+    for shape in ((1, 8), (5, 33), (3, 4, 16)):
+        yield normal(generator, *shape, dtype=dtype), normal(generator, *shape, dtype=dtype)
+
+
+@op(inputs=_pairs)
+def add(x: Tensor, y: Tensor) -> Tensor:
+    """``x + y``, shapes broadcast as in torch."""
+    return x + y
+
+
+@op(inputs=_pairs)
+def mul(x: Tensor, y: Tensor) -> Tensor:
+    """``x · y``, shapes broadcast as in torch."""
+    return x * y
+
+
+def _rows(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
+    for tokens, rows in ((1, 1), (7, 3), (4, 6)):
+        yield normal(generator, tokens, 33, dtype=dtype), integers(generator, tokens, rows)
+
+
+@op(inputs=_rows, tolerances=EXACT)
+def select_rows(x: Tensor, rows: Tensor) -> Tensor:
+    """``x[rows]``: x ``[T, F]``, rows ``[R]`` int64 → ``[R, F]``."""
+    return x.index_select(0, rows)

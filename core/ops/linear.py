@@ -1,0 +1,61 @@
+"""Products with weights. T tokens · K input features · N output features · V vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bestiary.core.ops.declare import EXACT, Tolerance, integers, normal, op
+
+_PRODUCT = {
+    "float64": Tolerance(1e-9, 1e-9),
+    "float32": Tolerance(1e-4, 1e-5),
+    "bfloat16": Tolerance(3e-2, 1.6e-2),
+    "float16": Tolerance(4e-3, 2e-3),
+}
+
+
+def _linear_inputs(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
+    for tokens, n, k in ((1, 8, 16), (5, 33, 48), (17, 64, 31)):
+        weight = normal(generator, n, k, dtype=dtype, scale=k**-0.5)
+        bias = normal(generator, n, dtype=dtype) if tokens != 1 else None
+        yield normal(generator, tokens, k, dtype=dtype), weight, bias
+    wide = normal(generator, 3, 64, dtype=dtype)
+    yield wide[:, :32], normal(generator, 16, 32, dtype=dtype, scale=32**-0.5), None  # rows with a stride
+
+
+@op(inputs=_linear_inputs, tolerances=_PRODUCT)
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``x · weightᵀ + bias``: x ``[T, K]``, weight ``[N, K]``, bias ``[N]`` → ``[T, N]`` in x's dtype."""
+    return F.linear(x, weight, bias)
+
+
+def _embedding_inputs(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
+    for tokens, vocabulary, features in ((1, 7, 8), (9, 31, 33)):
+        yield integers(generator, vocabulary, tokens), normal(generator, vocabulary, features, dtype=dtype)
+
+
+@op(inputs=_embedding_inputs, tolerances=EXACT)
+def embedding(ids: Tensor, weight: Tensor) -> Tensor:
+    """``weight[ids]``: ids ``[T]`` int64, weight ``[V, K]`` → ``[T, K]``."""
+    return weight.index_select(0, ids)
+
+
+def _sharded_embedding_inputs(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
+    for start in (0, 8):
+        yield integers(generator, 16, 9), normal(generator, 8, 33, dtype=dtype), start
+
+
+@op(inputs=_sharded_embedding_inputs, tolerances=EXACT)
+def embedding_shard(ids: Tensor, weight: Tensor, start: int) -> Tensor:
+    """Rows ``start … start + V`` of a larger table: ids outside of them give zeros, so that the ranks' sum is the lookup.
+
+    ids ``[T]`` int64, weight ``[V, K]`` → ``[T, K]``.
+    """
+    local = ids - start
+    inside = (local >= 0) & (local < weight.shape[0])
+    return weight.index_select(0, local * inside) * inside.unsqueeze(-1).to(weight.dtype)

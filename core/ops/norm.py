@@ -1,0 +1,40 @@
+"""Normalisation. T tokens · F features."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bestiary.core.ops.declare import normal, op
+from bestiary.core.ops.elementwise import add
+
+
+def _inputs(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
+    for shape in ((1, 8), (5, 33), (3, 4, 16)):
+        yield normal(generator, *shape, dtype=dtype), normal(generator, shape[-1], dtype=dtype), 1e-5
+
+
+@op(inputs=_inputs)
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """``x / √(mean(x²) + eps) · weight`` over the last axis, statistics in fp32 (Zhang & Sennrich 2019).
+
+    x ``[…, F]``, weight ``[F]`` → ``[…, F]`` in x's dtype.
+    """
+    wide = x.float()
+    scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return weight * scaled.to(x.dtype)
+
+
+def _add_inputs(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
+    for x, weight, eps in _inputs(generator, dtype):
+        yield x, normal(generator, *x.shape, dtype=dtype), weight, eps
+
+
+@op(inputs=_add_inputs)
+def add_rms_norm(x: Tensor, y: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The residual sum and its norm: ``(rms_norm(x + y), x + y)``; x, y ``[T, F]``, weight ``[F]``."""
+    total = add(x, y)
+    return rms_norm(total, weight, eps), total
