@@ -58,7 +58,6 @@ class RequestMetrics:
     """Times on the monotonic clock, in seconds; None for what has not happened."""
 
     arrival_time: float
-    first_scheduled_time: float | None = None
     first_token_time: float | None = None
     finished_time: float | None = None
 

@@ -55,7 +55,16 @@ class Scheduler:
         """Queue a request.
 
         Raises:
-            RequestError: it could not run even alone; the message shows the arithmetic.
+            RequestError: it could not run even alone.
+        """
+        self.admissible(request)
+        self.waiting.append(request)
+
+    def admissible(self, request: Request) -> None:
+        """Work out what the request needs.
+
+        Raises:
+            RequestError: more than there is; the message shows the arithmetic.
         """
         request.cap = self.tables.caps(request)
         for g, group in enumerate(self.tables.groups):
@@ -75,7 +84,6 @@ class Scheduler:
                     expected=f"at most {group.num_blocks} blocks",
                     hint="lower max_tokens, shorten the prompt, or give the KV cache more memory",
                 )
-        self.waiting.append(request)
 
     def decide(self) -> Batch:
         """The next step. Takes the blocks its tokens are written to; changes nothing else of a running request."""

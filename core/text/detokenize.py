@@ -72,18 +72,21 @@ class Detokenizer:
     ) -> None:
         self._tokenizer, self._skip = tokenizer, skip_special_tokens
         self._ids = list(prompt[-_CONTEXT:])
-        self._context = tokenizer.decode(self._ids, skip_special_tokens=skip_special_tokens)
-        self._stream = DecodeStream(ids=self._ids, skip_special_tokens=skip_special_tokens)
-        self._decoded = len(self._context)
+        context = tokenizer.decode(self._ids, skip_special_tokens=skip_special_tokens)
+        if context.endswith("\N{REPLACEMENT CHARACTER}"):
+            # The prompt may end within a character; its bytes are not the output's to show.
+            self._ids, context = [], ""
+        self._stream = DecodeStream(ids=list(self._ids), skip_special_tokens=skip_special_tokens)
+        self._decoded = len(context)
         self._search = StopSearch(stops)
         self.text = ""
 
-    def push(self, tokens: Sequence[int]) -> str | None:
-        """Take in tokens; ``text`` grows by what is certain. The stop string that ended it, if one did."""
+    def push(self, tokens: Sequence[int], *, search: bool = True) -> str | None:
+        """Take in tokens; ``text`` grows by what is certain. The stop string that ended it, if one did and ``search``."""
         new = list(tokens)
         self._ids += new
         piece = self._stream.step(self._tokenizer.backend, new)
-        return self._add(piece) if piece else None
+        return self._add(piece, search) if piece else None
 
     def finish(self) -> str | None:
         """No more tokens follow: let go of held text, incomplete characters as U+FFFD. A stop string may still be found."""
@@ -93,8 +96,11 @@ class Detokenizer:
             self.text += self._search.flush()
         return stop
 
-    def _add(self, piece: str) -> str | None:
+    def _add(self, piece: str, search: bool = True) -> str | None:
         self._decoded += len(piece)
+        if not search:
+            self.text += piece
+            return None
         text, stop = self._search.push(piece)
         self.text += text
         return stop

@@ -11,8 +11,21 @@ from bestiary.core.text.files import read_json
 
 
 def load_generation_config(directory: Path) -> dict[str, Any]:
-    """generation_config.json of a model, checkpoint or engine directory; empty where there is none."""
-    return read_json(directory / "generation_config.json")
+    """generation_config.json of a model, checkpoint or engine directory.
+
+    Where it names no end token, the model config's ``eos_token_id`` does, as in transformers.
+    """
+    found = read_json(directory / "generation_config.json")
+    if found.get("eos_token_id") is None:
+        found["eos_token_id"] = _model_config(directory).get("eos_token_id")
+    return found
+
+
+def _model_config(directory: Path) -> dict[str, Any]:
+    """The model config as a Hugging Face directory, a checkpoint or an engine holds it."""
+    checkpoint = read_json(directory / "bestiary.json") or read_json(directory / "engine.json").get("checkpoint")
+    config = checkpoint.get("config") if isinstance(checkpoint, dict) else None
+    return config if isinstance(config, dict) else read_json(directory / "config.json")
 
 
 def end_token_ids(generation_config: Mapping[str, Any], tokenizer_eos: int | None, vocab_size: int) -> frozenset[int]:
