@@ -61,10 +61,9 @@ def _checkpoint(source: Source, label: str, host: PluginHost, dtype: str, progre
             return place
         from bestiary.core.checkpoint.verify import verify
 
-        from bestiary.converters import convert
+        from bestiary.converters.convert import convert
 
         home.discard(place)
-        check_space(place, _converted_size(source.path, dtype), f"converting {source.name}")
         convert(source.path, place, host=host, dtype=dtype, progress=progress)
         try:
             verify(place, host=host, progress=progress)
@@ -110,9 +109,3 @@ def _lock(host: PluginHost, kinds: frozenset[str]) -> dict[str, str]:
     taking_part = {one.origin.distribution for one in host.records() if kinds & one.provides.keys()} | {"bestiary"}
     return {name: version for name, version in lock.items() if name in taking_part}
 
-
-def _converted_size(path: Path, dtype: str) -> int:
-    """A lower bound of the checkpoint's bytes from the files' sizes: enough to refuse what can't fit."""
-    files = [path] if path.is_file() else list(path.glob("*.safetensors"))
-    size = sum(file.stat().st_size for file in files)
-    return size * 2 if dtype == "float32" else size

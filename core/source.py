@@ -59,20 +59,13 @@ def _directory(path: Path, host: PluginHost) -> Source:
     for marker, kind in _MARKERS:
         if (path / marker).is_file():
             return Source(kind, path, name)
+    ggufs = sorted(one.name for one in path.glob("*.gguf"))
+    if ggufs and not (path / "config.json").is_file():
+        hint = f"give the file: {', '.join(ggufs[:5])}"
+        raise MissingInputError("E-MODEL-KIND", name, "not a model directory", expected=_DIRECTORY, hint=hint)
     if _foreign(path, host):
         return Source("source", path, name)
-    if not (path / "config.json").is_file():
-        ggufs = sorted(one.name for one in path.glob("*.gguf"))
-        hint = f"give the file: {', '.join(ggufs[:5])}" if ggufs else None
-        raise MissingInputError("E-MODEL-KIND", name, "not a model directory", expected=_DIRECTORY, hint=hint)
-    if not any(path.glob("*.safetensors")):
-        others = sorted(one.name for suffix in ("bin", "pt", "pth", "h5") for one in path.glob(f"*.{suffix}"))
-        hint = "pickled weights are never read; save the model as safetensors" if others else None
-        raise MissingInputError(
-            "E-MODEL-WEIGHTS", name, "no weights", found=", ".join(others[:3]) or "config.json only",
-            expected="*.safetensors", hint=hint,
-        )  # fmt: skip
-    return Source("source", path, name)
+    raise MissingInputError("E-MODEL-KIND", name, "not a model directory", expected=_DIRECTORY)
 
 
 _DIRECTORY = "config.json with *.safetensors, bestiary.json (a checkpoint) or engine.json (an engine)"

@@ -79,7 +79,14 @@ def open_llm(engine: Path, session: Session, progress: Progress, **options: Any)
 
     said = {name: value for name, value in options.items() if value is not None}
     with step(progress, "load") as note:
-        llm = LLM(str(engine), host=session.host, **said)
+        llm = LLM(
+            engine,
+            plugins=session.plugins,
+            prefer=session.preferences,
+            strict_plugins=session.strict,
+            progress=progress,
+            **said,
+        )
         note.text = engine.name
     try:
         yield llm
@@ -89,7 +96,9 @@ def open_llm(engine: Path, session: Session, progress: Progress, **options: Any)
 
 def has_chat_template(engine: Path) -> bool:
     """Whether the engine's model was made for conversations."""
-    return (engine / "chat_template.jinja").is_file()
+    from bestiary.core.text.chat import ChatTemplate
+
+    return ChatTemplate.load(engine, {}) is not None
 
 
 def conversation(text: str, system: str | None) -> list[dict[str, str]]:

@@ -19,7 +19,7 @@ def convert(
     json: Json = False,
 ) -> None:
     """Convert a model to a portable checkpoint."""
-    from bestiary.converters import convert as convert_to
+    from bestiary.converters.convert import convert as convert_to
     from bestiary.core.cli.report import progress
     from bestiary.core.cli.session import session_of
     from bestiary.core.errors import UsageError

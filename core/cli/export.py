@@ -18,7 +18,7 @@ def export(
     json: Json = False,
 ) -> None:
     """Write a checkpoint as a Hugging Face directory."""
-    from bestiary.converters import export as export_to
+    from bestiary.converters.export import export as export_to
     from bestiary.core.cli.report import progress
     from bestiary.core.cli.session import session_of
 
