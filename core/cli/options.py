@@ -52,7 +52,6 @@ class Building:
     )
     quantization: Annotated[str | None, _build(help="Quantization method.")] = None
     kernel: Annotated[list[str] | None, _build(help="Use this kernel for an op; repeatable.", metavar="OP=NAME")] = None
-    deterministic: Annotated[bool, _build("--deterministic", help="Results that don't depend on the batch.")] = False
 
     def options(self) -> BuildOptions:
         """What was said, as build options."""
