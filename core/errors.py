@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 # The exit statuses of sysexits.h that bestiary uses, each with the class that carries it.
-USAGE, BAD_DATA, MISSING_INPUT, UNAVAILABLE, INTERNAL, CANNOT_CREATE, IO_FAILED, BAD_CONFIG = 2, 65, 66, 69, 70, 73, 74, 78
+USAGE, BAD_DATA, MISSING_INPUT, UNAVAILABLE, INTERNAL, CANNOT_CREATE, IO_FAILED, BAD_CONFIG = (
+    2,
+    65,
+    66,
+    69,
+    70,
+    73,
+    74,
+    78,
+)
 
 
 class BestiaryError(Exception):

@@ -122,12 +122,13 @@ def paged_attention(
         first, last = starts[n], starts[n + 1]
         if first == last:
             continue
-        used = block_tables[n, : -(-length // k_cache.shape[1])].long()
-        keys = k_cache[used].flatten(0, 1)[:length].float().repeat_interleave(groups, 1)
-        values = v_cache[used].flatten(0, 1)[:length].float().repeat_interleave(groups, 1)
+        oldest = 0 if window is None else max(0, length - (last - first) - window + 1)  # what lies before may be gone
+        places = torch.arange(oldest, length, device=q.device)
+        blocks, offsets = block_tables[n, places // k_cache.shape[1]].long(), places % k_cache.shape[1]
+        keys = k_cache[blocks, offsets].float().repeat_interleave(groups, 1)
+        values = v_cache[blocks, offsets].float().repeat_interleave(groups, 1)
         scores = torch.einsum("thd,lhd->htl", q[first:last].float(), keys) * scale
-        behind = torch.arange(length - (last - first), length, device=q.device).unsqueeze(1)
-        behind = behind - torch.arange(length, device=q.device)
+        behind = torch.arange(length - (last - first), length, device=q.device).unsqueeze(1) - places
         hidden = (behind < 0) if window is None else (behind < 0) | (behind >= window)
         weights = scores.masked_fill(hidden, float("-inf")).softmax(-1)
         result[first:last] = torch.einsum("htl,lhd->thd", weights, values).to(q.dtype)

@@ -30,7 +30,7 @@ def _alone(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple[Any
 
 @op(inputs=_alone, tolerances=ROUNDING)
 def all_reduce(x: Tensor, ranks: Ranks) -> Tensor:
-    """The sum of every rank's x, on every rank; any shape."""
+    """``Σ x`` over the ranks, on every rank: any shape → the same shape."""
     total = x.clone()
     if ranks.size > 1:
         torch.distributed.all_reduce(total, group=ranks.group)

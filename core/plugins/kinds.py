@@ -94,7 +94,7 @@ def problem_with(kind: Kind, descriptor: Any, *, own: bool) -> str | None:
         for reference in _references(getattr(descriptor, name)):
             if not is_reference(reference):
                 return f"{wanted}.{name} must be 'module:attribute', got {reference!r:.80}"
-    for _, name in kind.claims(descriptor):
+    for name in (descriptor.name, *(name for _, name in kind.claims(descriptor))):
         if not name.strip() or not name.isprintable():
             return f"{wanted} has an empty or unprintable name {name!r:.80}"
     if isinstance(descriptor, Kernel) and set(descriptor.name) & set(":="):

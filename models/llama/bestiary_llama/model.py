@@ -20,7 +20,7 @@ class LlamaLayer(nn.Module):
             bias=c.attention_bias,
         )
         self.mlp_norm = RMSNorm(c.hidden_size, eps=c.rms_norm_eps)
-        self.mlp = GatedMLP(c.hidden_size, c.intermediate_size, act=c.hidden_act, bias=c.mlp_bias)
+        self.mlp = GatedMLP(c.hidden_size, c.intermediate_size, act="silu", bias=c.mlp_bias)
 
     def forward(self, x: Tensor, step: Step) -> Tensor:  # [T, hidden]
         x = x + self.attention(self.attention_norm(x), step)

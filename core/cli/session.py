@@ -1,0 +1,83 @@
+"""The global options of one call of ``bestiary``, and the plugin host that they describe."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from bestiary.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from bestiary.core.plugins import PluginHost
+
+LEVELS = ("debug", "info", "warning", "error")
+
+
+@dataclass(frozen=True)
+class Session:
+    """What the user said before the command's name."""
+
+    plugins: tuple[str, ...] = ()
+    strict: bool = False
+    prefer: tuple[str, ...] = ()
+
+    @cached_property
+    def preferences(self) -> dict[str, str]:
+        """``--prefer NAME=DIST`` as a dict. Raises UsageError for another form."""
+        return pairs("--prefer", self.prefer, "NAME=DIST")
+
+    @cached_property
+    def host(self) -> PluginHost:
+        """The plugins, loaded when first asked for."""
+        from bestiary.core.plugins import PluginHost
+
+        if self.plugins and os.getcwd() not in sys.path:  # noqa: PTH109
+            # -p is for modules that aren't installed, which usually lie here. Last, so that they shadow nothing.
+            sys.path.append(os.getcwd())  # noqa: PTH109
+        return PluginHost.load(plugins=self.plugins, strict=self.strict, prefer=self.preferences)
+
+
+def session_of(context: Any) -> Session:
+    """The session of a typer context."""
+    found = context.find_object(Session)
+    assert isinstance(found, Session)
+    return found
+
+
+def pairs(option: str, texts: tuple[str, ...] | list[str], form: str) -> dict[str, str]:
+    """``("a=b", …)`` as a dict.
+
+    Raises:
+        UsageError: an element of another form, or a name given twice.
+    """
+    found: dict[str, str] = {}
+    for text in texts:
+        name, separator, value = text.rpartition("=")
+        if not (separator and name and value):
+            raise UsageError("E-CLI-PAIR", option, "not a pair", found=repr(text), expected=form)
+        if name in found:
+            raise UsageError("E-CLI-PAIR", option, f"{name!r} is given twice")
+        found[name] = value
+    return found
+
+
+def set_logging(level: str | None) -> None:
+    """Log to stderr at ``--log-level``, else ``BESTIARY_LOG``, else warnings.
+
+    Raises:
+        UsageError: an unknown level.
+    """
+    chosen = level or os.environ.get("BESTIARY_LOG") or "warning"
+    if chosen.lower() not in LEVELS:
+        subject = "--log-level" if level else "BESTIARY_LOG"
+        raise UsageError("E-CLI-LOG", subject, "unknown level", found=repr(chosen), expected=", ".join(LEVELS))
+    logger = logging.getLogger("bestiary")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("bestiary: %(levelname)s: %(message)s"))
+        logger.addHandler(handler)
+    logger.setLevel(chosen.upper())

@@ -1,0 +1,1 @@
+"""Engines: built from a checkpoint for a device, loaded to run."""

@@ -1,0 +1,109 @@
+"""Building an engine: trace, passes, a kernel for every call, and a directory that loads without the checkpoint."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from bestiary.core.checkpoint.checkpoint import Checkpoint
+from bestiary.core.checkpoint.files import json_bytes
+from bestiary.core.checkpoint.parameters import parse_config
+from bestiary.core.checkpoint.transaction import check_target, new_directory
+from bestiary.core.engine.constants import Constants, from_files
+from bestiary.core.engine.engine import EngineManifest, plan_file
+from bestiary.core.engine.network import Network, make_network
+from bestiary.core.engine.options import BuildOptions
+from bestiary.core.engine.sample import sample_inputs
+from bestiary.core.ops.collective import Ranks
+from bestiary.core.plugins import PluginHost
+from bestiary.core.program.plan import Plan
+from bestiary.core.program.shapes import Sizes
+from bestiary.core.program.tune import Tuner
+from bestiary.core.progress import Progress, Silent, step
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """What was built."""
+
+    engine: str
+    model: str
+    plan: Plan
+
+    def explain(self) -> str:
+        """Every distinct call, the kernels that were tried, and why the one was chosen."""
+        return self.plan.table()
+
+    def as_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return {"engine": self.engine, "model": self.model, "plan": self.plan.as_dict()}
+
+
+def build(
+    checkpoint: Path,
+    target: Path,
+    *,
+    host: PluginHost,
+    options: BuildOptions | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> BuildReport:
+    """Build an engine directory from a checkpoint directory.
+
+    Raises:
+        OutputError: the target exists.
+        MissingInputError, DataError: the checkpoint is absent or damaged.
+        ConfigError: the options don't fit the model or the device.
+        PluginError: a plugin that is needed is missing, or a kernel is wrong.
+    """
+    options, progress = options or BuildOptions(), progress or Silent()
+    check_target(target, overwrite=overwrite)
+    source = Checkpoint.open(checkpoint)
+    manifest = source.manifest
+    model = host.model(manifest.model)
+    config = parse_config(model, manifest.config)
+    with step(progress, "trace") as note:
+        # The plan of a tensor-parallel engine is made for the first rank's share; the others' calls look the same.
+        ranks = Ranks(0, options.tensor_parallel)
+        network = make_network(model, config, options, checkpoint_dtype=manifest.dtype, host=host, ranks=ranks)
+        note.text = f"{len(network.program.instructions)} calls, {sum(network.fusions.values())} fusions"
+    constants = Constants(from_files(source.weights, network.target.dtype, network.target.device))
+    plan = make_plan(network, constants, host, options, progress)
+    with new_directory(target, overwrite=overwrite) as directory:
+        for name in manifest.files:
+            _link(checkpoint / name, directory / name)
+        place = plan_file(directory, plan.device, options.tensor_parallel)
+        place.parent.mkdir()
+        place.write_bytes(json_bytes(plan.as_dict()))
+        EngineManifest(manifest, options, host.lock()).write(directory)
+    return BuildReport(target.name, manifest.model, plan)
+
+
+def make_plan(
+    network: Network, constants: Constants, host: PluginHost, options: BuildOptions, progress: Progress
+) -> Plan:
+    """Choose the network's kernels by checking and timing the candidates."""
+
+    def inputs(sizes: Sizes) -> Mapping[str, Tensor]:
+        return sample_inputs(network.program, network.geometry, sizes, network.vocab_size, network.target.device)
+
+    tuner = Tuner(host, network.target, network.shapes, inputs, constants, options.kernels)
+    # Logits of more rows than there are requests are wanted for prompt logprobs only: not worth measuring for.
+    limits = network.limits._replace(rows=network.limits.sequences)
+    plan = tuner.plan(network.program, limits, progress)
+    plan.fusions = dict(network.fusions)
+    return plan
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same bytes without a second copy where the file system can; weights are never written to in place."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

@@ -1,0 +1,61 @@
+"""The program's constants: slices of a checkpoint's tensors, or random numbers in their shapes."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from bestiary.core.checkpoint.weights import Weights
+from bestiary.core.program.program import Part, Weight
+
+#: Gives a part of a parameter, on the engine's device, in the engine's dtype.
+PartSource = Callable[[Part], Tensor]
+
+
+class Constants:
+    """Makes each weight of a program once. A weight of one part that needs no change shares the file's pages."""
+
+    def __init__(self, source: PartSource) -> None:
+        self._source = source
+        self._made: dict[tuple[Part, ...], Tensor] = {}
+
+    def __call__(self, weight: Weight) -> Tensor:
+        if weight.parts not in self._made:
+            parts = [self._source(part) for part in weight.parts]
+            self._made[weight.parts] = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return self._made[weight.parts]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self._made.values())
+
+
+def from_files(weights: Weights, dtype: torch.dtype, device: torch.device) -> PartSource:
+    """Read parts from weight files; a rank touches only the pages of its own slice."""
+
+    def source(part: Part) -> Tensor:
+        whole = weights.tensor(part.parameter)
+        piece = whole if part.axis is None else whole.narrow(part.axis, part.start, part.stop - part.start)
+        return piece.to(device=device, dtype=dtype).contiguous()
+
+    return source
+
+
+def at_random(seed: int, shapes: dict[str, tuple[int, ...]], dtype: torch.dtype, device: torch.device) -> PartSource:
+    """Made-up parameters: normal with variance 1 / fan-in, norms 1, biases 0; the same for a seed however it is cut."""
+
+    def source(part: Part) -> Tensor:
+        shape = shapes[part.parameter]
+        if len(shape) == 1:
+            ones = not part.parameter.endswith(".bias")
+            whole = torch.full(shape, float(ones), dtype=dtype, device=device)
+        else:
+            generator = torch.Generator(device).manual_seed(seed * 2**32 + zlib.crc32(part.parameter.encode()))
+            whole = torch.empty(shape, dtype=dtype, device=device).normal_(0, shape[-1] ** -0.5, generator=generator)
+        piece = whole if part.axis is None else whole.narrow(part.axis, part.start, part.stop - part.start)
+        return piece.contiguous()
+
+    return source

@@ -1,0 +1,87 @@
+"""An engine's directory: ``engine.json``, the checkpoint's weights and tokenizer, and a plan for each kind of device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bestiary.core.checkpoint.checkpoint import check_sizes
+from bestiary.core.checkpoint.files import JSON_LIMIT, json_bytes, read_json
+from bestiary.core.checkpoint.manifest import Manifest
+from bestiary.core.engine.options import BuildOptions
+from bestiary.core.errors import ConfigError, DataError, MissingInputError
+
+NAME = "engine.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class EngineManifest:
+    """What ``engine.json`` says: the checkpoint it was built from, the options, the versions of all plugins then."""
+
+    checkpoint: Manifest
+    options: BuildOptions
+    lock: Mapping[str, str]
+
+    def write(self, directory: Path) -> None:
+        """Write ``engine.json``."""
+        content = {
+            "format": FORMAT,
+            "checkpoint": self.checkpoint.model_dump(),
+            "options": self.options.as_dict(),
+            "lock": dict(self.lock),
+        }
+        (directory / NAME).write_bytes(json_bytes(content))
+
+    @classmethod
+    def read(cls, directory: Path) -> EngineManifest:
+        """Read and check ``engine.json``, and that the files it lists are there.
+
+        Raises:
+            MissingInputError: the directory is no engine, or a file of it is missing.
+            DataError: a field is damaged, or a newer bestiary wrote it.
+        """
+        if not is_engine(directory):
+            raise MissingInputError(
+                "E-ENGINE-MISSING",
+                directory.name,
+                "is not an engine",
+                expected=NAME,
+                hint="make one with: bestiary build CKPT OUT",
+            )
+        raw = read_json(directory, NAME, limit=JSON_LIMIT)
+        number = raw.get("format")
+        if number != FORMAT:
+            raise DataError(
+                "E-ENGINE-FORMAT",
+                f"{NAME}, field format",
+                "is not one this bestiary reads",
+                found=repr(number),
+                expected=str(FORMAT),
+                hint="build the engine again",
+            )
+        for field in ("checkpoint", "options", "lock"):
+            if not isinstance(raw.get(field), dict):
+                raise DataError("E-ENGINE-MANIFEST", f"{NAME}, field {field}", "is missing or no object")
+        manifest = Manifest.parse(raw["checkpoint"], NAME)
+        check_sizes(directory, manifest)
+        return cls(manifest, _options(raw["options"]), raw["lock"])
+
+
+def is_engine(path: Path) -> bool:
+    """Whether ``path`` is a directory with an ``engine.json``; nothing more is looked at."""
+    return (path / NAME).is_file()
+
+
+def plan_file(directory: Path, label: str, tensor_parallel: int) -> Path:
+    """Where the plan for a kind of device and degree of parallelism lies."""
+    return directory / "plan" / f"{label}-tp{tensor_parallel}pp1.json"
+
+
+def _options(raw: Mapping[str, Any]) -> BuildOptions:
+    try:
+        return BuildOptions(**raw)
+    except (TypeError, ConfigError) as error:
+        raise DataError("E-ENGINE-MANIFEST", f"{NAME}, field options", f"is damaged: {error}") from None

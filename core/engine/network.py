@@ -1,0 +1,128 @@
+"""From a model family and a config to a rank's step program: trace, shard, taps, merge, fuse."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from bestiary.core import device as devices
+from bestiary.core.config import ModelConfig
+from bestiary.core.engine.options import DEFAULT_SEQ_LEN, BuildOptions
+from bestiary.core.errors import ConfigError
+from bestiary.core.ops.collective import Ranks
+from bestiary.core.plugins import PluginHost, resolve
+from bestiary.core.program.bind import Target, check_overrides
+from bestiary.core.program.calls import candidates, describe, load_op
+from bestiary.core.program.passes.fuse import fuse, pattern_of
+from bestiary.core.program.passes.merge import merge_linears
+from bestiary.core.program.passes.shard import shard
+from bestiary.core.program.passes.taps import insert_taps
+from bestiary.core.program.program import Program, Value
+from bestiary.core.program.shapes import Geometry, Shape, Sizes, infer
+from bestiary.core.program.trace import trace
+from bestiary.core.runtime.inputs import table_width
+from bestiary.spec import Model
+
+
+@dataclass(frozen=True)
+class Network:
+    """A program with the shapes of its values and what it was made for."""
+
+    module: nn.Module
+    program: Program
+    shapes: dict[Value, Shape]
+    geometry: Geometry
+    target: Target
+    limits: Sizes
+    max_seq_len: int
+    vocab_size: int
+    fusions: dict[str, int]
+
+
+def make_module(model: Model, config: ModelConfig) -> nn.Module:
+    """The family's module with its parameters on the meta device: names and shapes only."""
+    with torch.device("meta"):
+        module: nn.Module = resolve(model.model, needed_by=f"model {model.name}")(config)
+    return module
+
+
+def make_network(
+    model: Model,
+    config: ModelConfig,
+    options: BuildOptions,
+    *,
+    checkpoint_dtype: str,
+    host: PluginHost,
+    ranks: Ranks = Ranks(),
+    taps: Sequence[str] = (),
+) -> Network:
+    """Trace the model and run the passes over it.
+
+    Raises:
+        ConfigError: the options ask for what the model, the device or the plugins don't have.
+        PluginError: the model can't be traced, or a fusion's reference is no pattern.
+    """
+    check_overrides(options.kernels, host)
+    _check_quantization(options, host)
+    device = devices.choose(options.device)
+    dtype = getattr(torch, checkpoint_dtype if options.dtype == "auto" else options.dtype)
+    kv_dtype = dtype if options.kv_dtype == "auto" else getattr(torch, options.kv_dtype)
+    target = Target(device, devices.features(device), dtype)
+    max_seq_len = _max_seq_len(options, config)
+    geometry = Geometry(dtype, kv_dtype, options.block_size, table_width(max_seq_len, options.block_size))
+    module = make_module(model, config)
+    program = trace(module)
+    shard(program, module, ranks)
+    insert_taps(program, taps)
+    merge_linears(program)
+    fusions = _fuse(program, geometry, target, host)
+    limits = Sizes(options.max_num_tokens, min(options.max_batch_size, options.max_num_tokens), options.max_num_tokens)
+    shapes = infer(program, geometry)
+    return Network(
+        module, program, shapes, geometry, target, limits, max_seq_len, config.vocab_size, fusions
+    )
+
+
+def _fuse(program: Program, geometry: Geometry, target: Target, host: PluginHost) -> dict[str, int]:
+    """Apply every registered fusion, the longest patterns first, where a kernel can run the fused op."""
+    patterns = [(fusion.name, pattern_of(load_op(fusion.op, host))) for fusion in host.fusions()]
+    applied = {}
+    for name, pattern in sorted(patterns, key=lambda item: -len(item[1].ops)):
+        shapes = infer(program, geometry)
+
+        def wanted(args: tuple[object, ...], pattern=pattern, shapes=shapes) -> bool:  # type: ignore[no-untyped-def]
+            call = describe(pattern.fused, args, shapes, target.dtype, target.device, target.features)
+            return bool(candidates(call, host)[0])
+
+        applied[name] = fuse(program, pattern, wanted)
+    return applied
+
+
+def _max_seq_len(options: BuildOptions, config: ModelConfig) -> int:
+    longest = config.max_position_embeddings
+    if options.max_seq_len is None:
+        return min(longest, DEFAULT_SEQ_LEN)
+    if options.max_seq_len > longest:
+        raise ConfigError(
+            "E-BUILD-OPTION",
+            "max_seq_len",
+            "is longer than the model was made for",
+            found=str(options.max_seq_len),
+            expected=f"at most max_position_embeddings = {longest}",
+        )
+    return options.max_seq_len
+
+
+def _check_quantization(options: BuildOptions, host: PluginHost) -> None:
+    known = sorted(method.name for method in host.quantizations())
+    if options.quantization is not None and options.quantization not in known:
+        raise ConfigError(
+            "E-BUILD-QUANTIZATION",
+            "quantization",
+            "no installed plugin provides this method",
+            found=repr(options.quantization),
+            expected=", ".join(known) or "None: no method is registered",
+        )

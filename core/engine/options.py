@@ -1,0 +1,66 @@
+"""What a person decides when an engine is built. No torch: the command line shows these too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from bestiary.core.errors import ConfigError
+
+#: Longest sequence of an engine unless the user says otherwise: what most machines can hold several of.
+DEFAULT_SEQ_LEN = 4096
+_DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions:
+    """Options of a build.
+
+    Args:
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        dtype: of weights and activations; ``auto`` is the checkpoint's.
+        kv_dtype: of the key-value cache; ``auto`` is ``dtype``'s.
+        max_batch_size: most requests that run at a time.
+        max_seq_len: most tokens of a request, prompt and output; None: the model's, 4096 at most.
+        max_num_tokens: most tokens in one step.
+        block_size: tokens in a block of the cache.
+        tensor_parallel: ranks the model is divided among.
+        quantization: a registered method's name.
+        kernels: op → kernel that must run it (``*`` for every op that has it).
+    """
+
+    device: str = "auto"
+    dtype: str = "auto"
+    kv_dtype: str = "auto"
+    max_batch_size: int = 64
+    max_seq_len: int | None = None
+    max_num_tokens: int = 2048
+    block_size: int = 16
+    tensor_parallel: int = 1
+    quantization: str | None = None
+    kernels: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("max_batch_size", "max_num_tokens", "block_size", "tensor_parallel"):
+            _positive(name, getattr(self, name))
+        if self.max_seq_len is not None:
+            _positive("max_seq_len", self.max_seq_len)
+        for name in ("dtype", "kv_dtype"):
+            if getattr(self, name) not in _DTYPES:
+                raise ConfigError(
+                    "E-BUILD-OPTION",
+                    name,
+                    "unknown dtype",
+                    found=repr(getattr(self, name)),
+                    expected=", ".join(_DTYPES),
+                )
+
+    def as_dict(self) -> dict[str, Any]:
+        """For ``engine.json``."""
+        return asdict(self)
+
+
+def _positive(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError("E-BUILD-OPTION", name, "must be a positive integer", found=repr(value))

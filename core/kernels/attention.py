@@ -1,0 +1,123 @@
+"""Rotary embedding and paged attention through torch's functions. T tokens · N sequences · H, K heads · D, E sizes."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def rope(x: Tensor, table: Tensor, *, out: Tensor) -> None:
+    rotated = table.shape[-1]
+    cosine, sine = table.unsqueeze(1).chunk(2, -1)
+    first, second = x[..., :rotated].float().chunk(2, -1)
+    low, high = out[..., :rotated].chunk(2, -1)
+    low.copy_((first * cosine).addcmul_(second, sine, value=-1))
+    high.copy_((second * cosine).addcmul_(first, sine))
+    if rotated < x.shape[-1]:
+        out[..., rotated:] = x[..., rotated:]
+
+
+def kv_write(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
+    k_cache.view(-1, *k_cache.shape[2:])[slots] = k.to(k_cache.dtype)
+    v_cache.view(-1, *v_cache.shape[2:])[slots] = v.to(v_cache.dtype)
+
+
+def rope_kv_write(
+    q: Tensor, k: Tensor, v: Tensor, table: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor, *, out: Tensor
+) -> None:
+    rope(q, table, out=out)
+    turned = torch.empty_like(k)
+    rope(k, table, out=turned)
+    kv_write(turned, v, k_cache, v_cache, slots)
+
+
+def paged_attention(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_tables: Tensor,
+    query_starts: Tensor,
+    kv_lengths: Tensor,
+    scale: float,
+    window: int | None,
+    *,
+    out: Tensor,
+) -> None:
+    """Gather each sequence's pages and call torch's attention: decodes as one padded batch, prompts one by one."""
+    starts, lengths = query_starts.tolist(), kv_lengths.tolist()
+    sequences = range(len(lengths))
+    decodes = [n for n in sequences if starts[n + 1] - starts[n] == 1]
+    if len(decodes) == len(lengths):
+        _decode(q, k_cache, v_cache, block_tables, lengths, scale, window, out)
+    elif decodes:
+        rows = torch.tensor([starts[n] for n in decodes], device=q.device)
+        chosen = torch.tensor(decodes, device=q.device)
+        part = out.new_empty(len(decodes), *out.shape[1:])
+        known = [lengths[n] for n in decodes]
+        _decode(q[rows], k_cache, v_cache, block_tables[chosen], known, scale, window, part)
+        out[rows] = part
+    for n in sequences:
+        if starts[n + 1] - starts[n] > 1:
+            rows_of_n = slice(starts[n], starts[n + 1])
+            out[rows_of_n] = _prefill(q[rows_of_n], k_cache, v_cache, block_tables[n], lengths[n], scale, window)
+
+
+def _decode(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_tables: Tensor,
+    lengths: list[int],
+    scale: float,
+    window: int | None,
+    out: Tensor,
+) -> None:
+    """One query each: the visible tokens of all sequences as one padded batch; padding repeats a sequence's last token."""
+    block_size = k_cache.shape[1]
+    ends = torch.tensor(lengths, device=q.device).unsqueeze(1)
+    visible = ends if window is None else ends.clamp(max=window)
+    longest = max(lengths) if window is None else min(max(lengths), window)
+    places = torch.arange(longest, device=q.device) + (ends - visible)
+    inside = places < ends
+    places = torch.minimum(places, ends - 1)
+    slots = block_tables.long().gather(1, places // block_size) * block_size + places % block_size
+    mixed = F.scaled_dot_product_attention(
+        q.unsqueeze(2),
+        _rows(k_cache, slots, q.dtype),
+        _rows(v_cache, slots, q.dtype),
+        attn_mask=inside[:, None, None] if min(lengths) < longest else None,
+        scale=scale,
+        enable_gqa=q.shape[1] != k_cache.shape[2],
+    )
+    out.copy_(mixed.squeeze(2))
+
+
+def _prefill(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, table: Tensor, length: int, scale: float, window: int | None
+) -> Tensor:
+    block_size, new = k_cache.shape[1], q.shape[0]
+    first = 0 if window is None else max(0, length - new - window + 1)  # older tokens may be gone from the cache
+    places = torch.arange(first, length, device=q.device)
+    slots = (table.long()[places // block_size] * block_size + places % block_size).unsqueeze(0)
+    whole = new == length and window is None
+    mask = None
+    if not whole:
+        behind = torch.arange(length - new, length, device=q.device).unsqueeze(1) - places
+        mask = behind >= 0 if window is None else (behind >= 0) & (behind < window)
+    mixed = F.scaled_dot_product_attention(
+        q.transpose(0, 1).unsqueeze(0),
+        _rows(k_cache, slots, q.dtype),
+        _rows(v_cache, slots, q.dtype),
+        attn_mask=mask,
+        is_causal=whole,
+        scale=scale,
+        enable_gqa=q.shape[1] != k_cache.shape[2],
+    )
+    return mixed.squeeze(0).transpose(0, 1)
+
+
+def _rows(cache: Tensor, slots: Tensor, dtype: torch.dtype) -> Tensor:
+    """The entries of the slots ``[N, L]`` as ``[N, K, L, D]``."""
+    gathered = cache.view(-1, *cache.shape[2:])[slots]
+    return gathered.transpose(1, 2).to(dtype)

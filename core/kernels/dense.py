@@ -1,0 +1,58 @@
+"""Products, norms, activations and data movement through torch's own functions. Arguments as in the ops."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bestiary.core.ops.activation import ACTIVATIONS
+
+#: Rows of a weight that are widened at a time: the copy stays in the cache instead of doubling the weight in memory.
+_WIDENED_ROWS = 2048
+
+
+def add(x: Tensor, y: Tensor, *, out: Tensor) -> None:
+    torch.add(x, y, out=out)
+
+
+def mul(x: Tensor, y: Tensor, *, out: Tensor) -> None:
+    torch.mul(x, y, out=out)
+
+
+def select_rows(x: Tensor, rows: Tensor, *, out: Tensor) -> None:
+    torch.index_select(x, 0, rows, out=out)
+
+
+def embedding(ids: Tensor, weight: Tensor, *, out: Tensor) -> None:
+    torch.index_select(weight, 0, ids, out=out)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor) -> None:
+    if bias is None:
+        torch.mm(x, weight.t(), out=out)
+    else:
+        torch.addmm(bias, x, weight.t(), out=out)
+
+
+def linear_widened(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor) -> None:
+    """In fp32 whatever the dtype: processors without 16-bit products do those a hundred times slower."""
+    wide = x.float()
+    for start in range(0, weight.shape[0], _WIDENED_ROWS):
+        rows = slice(start, start + _WIDENED_ROWS)
+        product = wide @ weight[rows].float().t()
+        out[:, rows] = product if bias is None else product + bias[rows].float()
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, *, out: Tensor) -> None:
+    out.copy_(F.rms_norm(x, (x.shape[-1],), weight, eps))
+
+
+def add_rms_norm(x: Tensor, y: Tensor, weight: Tensor, eps: float, *, out: tuple[Tensor, Tensor]) -> None:
+    normed, total = out
+    torch.add(x, y, out=total)
+    normed.copy_(F.rms_norm(total, (x.shape[-1],), weight, eps))
+
+
+def gated_activation(gate: Tensor, up: Tensor, kind: str, *, out: Tensor) -> None:
+    torch.mul(ACTIVATIONS[kind](gate), up, out=out)

@@ -1,0 +1,307 @@
+"""``LLM``: a model in this process, offline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from bestiary.core.answer import TextAnswer
+from bestiary.core.errors import ConfigError, EngineError, UsageError
+from bestiary.core.outputs import RequestOutput, StreamPiece
+from bestiary.core.progress import Progress, Silent
+from bestiary.core.runtime.loop import EngineLoop
+from bestiary.core.runtime.request import Request
+from bestiary.core.runtime.scheduler import Scheduler
+from bestiary.core.sampling_params import SamplingParams
+from bestiary.core.submission import Submission
+from bestiary.core.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from bestiary.core.engine.load import LoadedEngine
+    from bestiary.core.engine.options import BuildOptions
+    from bestiary.core.plugins import PluginHost
+
+Params = SamplingParams | Sequence[SamplingParams] | None
+
+
+class LLM:
+    """A language model, ready to generate.
+
+    Args:
+        model: a Hugging Face directory, GGUF file, hub id, checkpoint or engine; what is missing is converted and built
+            into the cache. With ``weights="random"`` a directory with a config.json is enough.
+        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+        dtype: what to compute in; ``"auto"`` takes the model's.
+        tokenizer: ``"auto"`` takes the model's; another directory; None works on token ids only.
+        weights: ``"auto"`` reads the model's; ``"random"`` makes some of its shape on the device.
+        max_batch_size: most requests that run at a time.
+        max_seq_len: most tokens of a request, prompt and output; None takes the model's, up to 4096.
+        max_num_tokens: most tokens in a step.
+        kv_cache_memory: a float is the part of the free memory that the KV cache takes, an int is bytes.
+        quantization: a method that a plugin provides; None leaves the weights as they are.
+        kv_dtype: what keys and values are stored in.
+        block_size: tokens in a KV block.
+        prefix_caching: reuse keys and values of equal prompt beginnings.
+        tensor_parallel: devices that share the model.
+        deterministic: results that do not depend on the batch around a request.
+        seed: of random weights and of requests without a seed.
+        kernels: op → name of the kernel to use.
+        plugins: modules, objects or module names to load besides the installed plugins.
+        prefer: name → distribution, where two plugins claim one name.
+        strict_plugins: a broken plugin is an error at once.
+        progress: told about conversion, build and load.
+
+    Raises:
+        BestiaryError: with a code, for anything that can't be loaded or built.
+
+    Example::
+
+        llm = LLM("path-or-id")
+        print(llm.generate("Once upon a time", SamplingParams(temperature=0))[0].outputs[0].text)
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        tokenizer: str | Path | None = "auto",
+        weights: Literal["auto", "random"] = "auto",
+        max_batch_size: int = 64,
+        max_seq_len: int | None = None,
+        max_num_tokens: int = 2048,
+        kv_cache_memory: float | int = 0.9,
+        quantization: str | None = None,
+        kv_dtype: str = "auto",
+        block_size: int = 16,
+        prefix_caching: bool = True,
+        tensor_parallel: int = 1,
+        deterministic: bool = False,
+        seed: int = 0,
+        kernels: Mapping[str, str] | None = None,
+        plugins: Sequence[str | ModuleType | object] = (),
+        prefer: Mapping[str, str] | None = None,
+        strict_plugins: bool = False,
+        progress: Progress | None = None,
+    ) -> None:
+        from bestiary.core.engine.options import BuildOptions
+        from bestiary.core.plugins import PluginHost
+
+        host = PluginHost.load(plugins=plugins, strict=strict_plugins, prefer=prefer)
+        _check_quantization(host, quantization)
+        options = BuildOptions(
+            device=device,
+            dtype=dtype,
+            kv_dtype=kv_dtype,
+            max_batch_size=max_batch_size,
+            max_seq_len=max_seq_len,
+            max_num_tokens=max_num_tokens,
+            block_size=block_size,
+            tensor_parallel=tensor_parallel,
+            quantization=quantization,
+            kernels=dict(kernels or {}),
+            deterministic=deterministic,
+        )
+        engine = _open(model, host, options, weights, seed, kv_cache_memory, progress or Silent())
+        self._engine: LoadedEngine | None = engine
+        self.tokenizer = _tokenizer(tokenizer, engine.directory)
+        self._submission = Submission(
+            engine.directory,
+            self.tokenizer,
+            vocab_size=engine.vocab_size,
+            max_seq_len=engine.max_seq_len,
+            seed=seed,
+        )
+        scheduler = Scheduler(
+            engine.cache_groups,
+            max_batch_size=engine.options.max_batch_size,
+            max_num_tokens=engine.options.max_num_tokens,
+            prefix_caching=prefix_caching,
+        )
+        self._loop = EngineLoop(engine.runner, scheduler)
+
+    @property
+    def engine(self) -> LoadedEngine:
+        """The loaded engine.
+
+        Raises:
+            EngineError: after ``close``.
+        """
+        if self._engine is None:
+            raise EngineError("E-RUN-CLOSED", "LLM", "it has been closed")
+        return self._engine
+
+    def generate(
+        self, prompts: object, sampling_params: Params = None, *, use_tqdm: bool = True
+    ) -> list[RequestOutput]:
+        """Answers to prompts, in their order, run together.
+
+        Args:
+            prompts: text, token ids, ``{"prompt": text}`` or ``{"prompt_token_ids": ids}``, or a list of these.
+            sampling_params: one for all, or one for each.
+            use_tqdm: show a bar of finished requests.
+
+        Raises:
+            RequestError: a bad prompt or parameter; nothing has run then.
+            EngineError: the model failed.
+        """
+        prepared = self._prepare(prompts, sampling_params)
+        try:
+            for request, answer in prepared:
+                self._loop.submit(request, answer)
+            self._run([answer for _, answer in prepared], use_tqdm)
+        finally:
+            # Whatever ended the call early, nothing of it stays in the engine.
+            for request, _ in prepared:
+                self._loop.abort(request)
+        return [answer.output() for _, answer in prepared]
+
+    def chat(
+        self,
+        messages: object,
+        sampling_params: Params = None,
+        *,
+        use_tqdm: bool = True,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[RequestOutput]:
+        """Answers to a conversation, or to each of a list of conversations.
+
+        Args:
+            messages: ``[{"role": "user", "content": "…"}, …]``, or a list of such lists.
+            chat_template: Jinja text in place of the model's.
+            tools: JSON schemas that the template may show.
+            chat_template_kwargs: other variables of the template.
+
+        Raises:
+            RequestError: no chat template, messages it refuses, or a bad parameter.
+        """
+        options = {**(chat_template_kwargs or {}), "add_generation_prompt": add_generation_prompt, "tools": tools}
+        prompts = self._submission.chat_prompts(messages, chat_template, options)
+        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
+
+    def stream(self, prompt: object, sampling_params: SamplingParams | None = None) -> Iterator[StreamPiece]:
+        """One answer as it comes: pieces whose texts concatenate to the whole. Leaving the iterator ends the request.
+
+        Args:
+            prompt: as for ``generate``, or a conversation as for ``chat``.
+
+        Raises:
+            RequestError: a bad prompt or parameter, when called.
+            EngineError: the model failed.
+        """
+        if isinstance(prompt, list) and prompt and isinstance(prompt[0], Mapping) and "role" in prompt[0]:
+            prompt = self._submission.chat_prompts(prompt, None, {})
+        prepared = self._prepare(prompt, sampling_params)
+        if len(prepared) != 1:
+            raise UsageError("E-REQ-STREAM", "stream", "takes one prompt", found=f"{len(prepared)} prompts")
+        return self._pieces(*prepared[0])
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a text.
+
+        Raises:
+            UsageError: there is no tokenizer.
+        """
+        if self.tokenizer is None:
+            raise UsageError("E-REQ-TOKENIZER", "encode", "needs a tokenizer and there is none")
+        return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+
+    def reset_prefix_cache(self) -> None:
+        """Forget the prefixes of earlier requests."""
+        self._loop.scheduler.reset_prefix_cache()
+
+    def close(self) -> None:
+        """End all requests and let go of the engine's memory. May be called again."""
+        if self._engine is not None:
+            self._loop.abort_all()
+            self._engine = None
+            del self._loop
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _prepare(self, prompts: object, params: Params) -> list[tuple[Request, TextAnswer]]:
+        _ = self.engine  # refuses after close
+        prepared = self._submission.prepare(prompts, params)
+        for request, _ in prepared:
+            self._loop.scheduler.admissible(request)
+        return prepared
+
+    def _run(self, answers: list[TextAnswer], use_tqdm: bool) -> None:
+        from tqdm import tqdm
+
+        with tqdm(total=len(answers), desc="requests", disable=not use_tqdm) as bar:
+            done = 0
+            while done < len(answers):
+                if self._loop.step():
+                    now = sum(answer.finished for answer in answers)
+                    bar.update(now - done)
+                    done = now
+
+    def _pieces(self, request: Request, answer: TextAnswer) -> Iterator[StreamPiece]:
+        self._loop.submit(request, answer)
+        try:
+            while not answer.finished:
+                self._loop.step()
+                if answer.finished or answer.has_news():
+                    yield answer.piece()
+        finally:
+            if self._engine is not None:
+                self._loop.abort(request)
+
+
+def _check_quantization(host: PluginHost, name: str | None) -> None:
+    known = sorted(method.name for method in host.quantizations())
+    if name is not None and name not in known:
+        raise ConfigError(
+            "E-CFG-QUANTIZATION",
+            "quantization",
+            "no plugin provides this method",
+            found=repr(name),
+            expected=f"one of {', '.join(known)}" if known else "none: no installed plugin brings one",
+        )
+
+
+def _open(
+    model: str | Path,
+    host: PluginHost,
+    options: BuildOptions,
+    weights: str,
+    seed: int,
+    kv_cache_memory: float | int,
+    progress: Progress,
+) -> LoadedEngine:
+    from bestiary.core.engine.load import load_engine, random_engine
+    from bestiary.core.prepare import prepare
+
+    if weights == "random":
+        return random_engine(
+            Path(model), host=host, options=options, seed=seed, kv_cache_memory=kv_cache_memory, progress=progress
+        )
+    if weights != "auto":
+        raise UsageError("E-USE-WEIGHTS", "weights", "unknown", found=repr(weights), expected='"auto" or "random"')
+    return load_engine(
+        prepare(str(model), host=host, options=options, progress=progress),
+        host=host,
+        device=options.device,
+        kv_cache_memory=kv_cache_memory,
+        kernels=options.kernels,
+        progress=progress,
+    )
+
+
+def _tokenizer(choice: str | Path | None, model: Path) -> Tokenizer | None:
+    if choice is None:
+        return None
+    return Tokenizer.load(model if choice == "auto" else Path(choice))

@@ -1,0 +1,99 @@
+"""What a request gives back. Field names follow the habits of the field (vLLM's RequestOutput)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+__all__ = [
+    "CompletionOutput",
+    "FinishReason",
+    "Logprob",
+    "LogprobDict",
+    "RequestMetrics",
+    "RequestOutput",
+    "StreamPiece",
+]
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+class Logprob(NamedTuple):
+    """Natural log of a token's probability under the raw logits, its rank (1 is the likeliest), and its text."""
+
+    logprob: float
+    rank: int
+    decoded_token: str | None = None
+
+
+LogprobDict = dict[int, Logprob]
+
+
+@dataclass
+class CompletionOutput:
+    """One answer to a prompt.
+
+    Args:
+        index: number of the answer among those of its request.
+        text: the decoded answer; it ends before a stop string or stop token. Empty without a tokenizer.
+        token_ids: all generated tokens, the one that ended the answer included.
+        logprobs: per generated token, the chosen token and the likeliest ones; None unless asked for.
+        cumulative_logprob: sum of the chosen tokens' logprobs; None unless ``logprobs`` was asked for.
+        finish_reason: ``"stop"`` (end token, stop token or stop string), ``"length"``, ``"abort"``, ``"error"``; None
+            while it runs.
+        stop_reason: the stop string or the id in ``stop_token_ids`` that ended it; for ``"error"``, what went wrong.
+    """
+
+    index: int
+    text: str
+    token_ids: list[int]
+    logprobs: list[LogprobDict] | None = None
+    cumulative_logprob: float | None = None
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+
+
+@dataclass
+class RequestMetrics:
+    """Times on the monotonic clock, in seconds; None for what has not happened."""
+
+    arrival_time: float
+    first_token_time: float | None = None
+    finished_time: float | None = None
+
+    @property
+    def time_to_first_token(self) -> float | None:
+        """Seconds from submission to the first token."""
+        return None if self.first_token_time is None else self.first_token_time - self.arrival_time
+
+
+@dataclass
+class RequestOutput:
+    """A request and its answers.
+
+    Args:
+        prompt_logprobs: one entry a prompt token, the first is None; None unless asked for.
+        num_cached_tokens: prompt tokens whose keys and values were reused from earlier requests.
+    """
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    outputs: list[CompletionOutput]
+    finished: bool
+    metrics: RequestMetrics
+    prompt_logprobs: list[LogprobDict | None] | None = None
+    num_cached_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class StreamPiece:
+    """What one or more steps added to an answer. ``str(piece)`` is the text; the last has a ``finish_reason``."""
+
+    text: str
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+
+    def __str__(self) -> str:
+        return self.text

@@ -1,0 +1,62 @@
+"""The SDK's own ops, kernels and fusions, registered through the same hooks as everyone's; imports nothing heavy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from bestiary import Fusion, Kernel, Op, Reader, hookimpl
+from bestiary.spec import Call
+
+_OPS = {
+    "activation": ("gated_activation",),
+    "attention": ("kv_write", "paged_attention", "rope_kv_write"),
+    "collective": ("all_gather", "all_reduce"),
+    "elementwise": ("add", "mul", "select_rows"),
+    "linear": ("embedding", "embedding_shard", "linear"),
+    "norm": ("add_rms_norm", "rms_norm"),
+    "rotary": ("rope", "rotary_table"),
+}
+_KERNELS = {
+    "dense": ("add", "mul", "select_rows", "embedding", "linear", "rms_norm", "add_rms_norm", "gated_activation"),
+    "attention": ("rope", "kv_write", "rope_kv_write", "paged_attention"),
+}
+
+
+@hookimpl
+def bestiary_register_ops(register: Callable[[Op], None]) -> None:
+    for module, names in _OPS.items():
+        for name in names:
+            register(Op(name=name, declaration=f"bestiary.core.ops.{module}:{name}"))
+
+
+@hookimpl
+def bestiary_register_kernels(register: Callable[[Kernel], None]) -> None:
+    for module, names in _KERNELS.items():
+        for name in names:
+            register(Kernel(op=name, name="torch", run=f"bestiary.core.kernels.{module}:{name}"))
+    register(
+        Kernel(
+            op="linear",
+            name="widened",
+            run="bestiary.core.kernels.dense:linear_widened",
+            supports=_sixteen_bit_on_cpu,
+        )
+    )
+
+
+@hookimpl
+def bestiary_register_fusions(register: Callable[[Fusion], None]) -> None:
+    register(Fusion(name="residual_norm", op="add_rms_norm"))
+    register(Fusion(name="rotary_cache", op="rope_kv_write"))
+
+
+@hookimpl
+def bestiary_register_readers(register: Callable[[Reader], None]) -> None:
+    register(Reader(name="hf", sniff="bestiary.converters.hf:sniff", reader="bestiary.converters.hf:HFSource"))
+    register(Reader(name="gguf", sniff="bestiary.converters.gguf:sniff", reader="bestiary.converters.gguf:GGUFSource"))
+
+
+def _sixteen_bit_on_cpu(call: Call) -> str | None:
+    if call.device != "cpu":
+        return "it is for processors"
+    return None if call.arguments["x"].dtype in ("bfloat16", "float16") else "it is for 16-bit weights"

@@ -1,0 +1,111 @@
+"""The staged workflow into the cache: fetch → convert → verify → build, doing only what isn't there yet."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bestiary.core.home import Home, check_space, file_identity, folder_size
+from bestiary.core.plugins import PluginHost
+from bestiary.core.progress import Progress, Silent, step
+from bestiary.core.source import Source, fetch, recognise
+
+if TYPE_CHECKING:
+    from bestiary.core.engine.options import BuildOptions
+
+# What a plugin must provide for its version to matter to a conversion, and to a build on top of that.
+_CONVERTING = frozenset(("model", "reader", "quantization"))
+_BUILDING = _CONVERTING | {"op", "kernel", "fusion"}
+
+
+def prepare(
+    model: str | Path,
+    *,
+    host: PluginHost,
+    options: BuildOptions,
+    convert_dtype: str = "auto",
+    progress: Progress | None = None,
+    home: Home | None = None,
+) -> Path:
+    """Make an engine of MODEL in the cache, or find the one made before.
+
+    Args:
+        model: a Hugging Face directory, a GGUF file, a hub id, a checkpoint, or an engine (given back as it is).
+        options: how to build; part of what a cached engine is known by.
+        convert_dtype: dtype of the converted weights.
+        home: the cache; by default the user's.
+
+    Returns:
+        The engine's directory.
+    """
+    reports, cache = progress or Silent(), home or Home()
+    source = recognise(model, host)
+    if source.kind == "engine":
+        assert source.path is not None
+        return source.path
+    path = source.path or fetch(str(model), reports)
+    checkpoint = path
+    if source.kind != "checkpoint":
+        checkpoint = _checkpoint(Source("source", path, source.name), str(model), host, convert_dtype, reports, cache)
+    return _engine(checkpoint, source.name, str(model), host, options, reports, cache)
+
+
+def _checkpoint(source: Source, label: str, host: PluginHost, dtype: str, progress: Progress, home: Home) -> Path:
+    assert source.path is not None
+    identity = {"source": file_identity(source.path), "dtype": dtype, "lock": _lock(host, _CONVERTING)}
+    place = home.place("checkpoints", source.name, identity)
+    with home.making(place):
+        if home.is_complete(place):
+            _reused(progress, "convert")
+            return place
+        from bestiary.core.checkpoint.verify import verify
+
+        from bestiary.converters.convert import convert
+
+        home.discard(place)
+        convert(source.path, place, host=host, dtype=dtype, progress=progress)
+        try:
+            verify(place, host=host, progress=progress)
+        except BaseException:
+            home.discard(place)
+            raise
+        home.complete(place, label)
+    return place
+
+
+def _engine(
+    checkpoint: Path, name: str, label: str, host: PluginHost, options: BuildOptions, progress: Progress, home: Home
+) -> Path:
+    identity: dict[str, Any] = {
+        "checkpoint": file_identity(checkpoint),
+        "options": {**{one.name: getattr(options, one.name) for one in fields(options)}, "kernels": dict(options.kernels)},
+        "lock": _lock(host, _BUILDING),
+    }
+    place = home.place("engines", name, identity)
+    with home.making(place):
+        if home.is_complete(place):
+            _reused(progress, "build")
+            return place
+        from bestiary.core.engine.build import build
+
+        home.discard(place)
+        # Weights are hard-linked from a checkpoint on the same disk; from elsewhere they are copied.
+        elsewhere = checkpoint.stat().st_dev != place.parent.stat().st_dev
+        check_space(place, folder_size(checkpoint) if elsewhere else 0, f"building {name}")
+        build(checkpoint, place, host=host, options=options, progress=progress)
+        home.complete(place, label)
+    return place
+
+
+def _reused(progress: Progress, name: str) -> None:
+    with step(progress, name) as note:
+        note.text = "from the cache"
+
+
+def _lock(host: PluginHost, kinds: frozenset[str]) -> dict[str, str]:
+    """The versions of those distributions that take part, so that an unrelated new plugin leaves the cache valid."""
+    lock = host.lock()
+    taking_part = {one.origin.distribution for one in host.records() if kinds & one.provides.keys()} | {"bestiary"}
+    return {name: version for name, version in lock.items() if name in taking_part}
+

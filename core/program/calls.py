@@ -1,0 +1,118 @@
+"""A call as kernels and plans see it: facts about its arguments, its signature, its number of rows."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from bestiary.core.errors import PluginError
+from bestiary.core.ops.declare import OpDeclaration
+from bestiary.core.plugins import PluginHost, resolve
+from bestiary.core.plugins.requirements import unmet
+from bestiary.core.program.program import Instruction, Value, Weight
+from bestiary.core.program.shapes import Dim, Shape, Sizes
+from bestiary.spec import Call, Kernel, TensorFacts
+
+#: The kernel that every op has: its reference.
+REFERENCE = "reference"
+
+
+def describe(
+    op: OpDeclaration[..., Any],
+    args: tuple[Any, ...],
+    shapes: Mapping[Value, Shape],
+    dtype: torch.dtype,
+    device: torch.device,
+    features: frozenset[str],
+    sizes: Sizes = Sizes(1, 1, 1),
+) -> Call:
+    """What ``Kernel.supports`` is asked."""
+    facts = {name: _fact(arg, shapes, dtype, sizes) for name, arg in zip(op.parameters, args, strict=True)}
+    return Call(op.name, facts, device.type, features)
+
+
+def signature(instruction: Instruction, shapes: Mapping[Value, Shape], dtype: torch.dtype) -> str:
+    """The op with its arguments' shapes: calls that read alike are bound alike."""
+    assert isinstance(instruction.target, OpDeclaration)
+    return f"{instruction.target.name}({', '.join(_text(arg, shapes, dtype) for arg in instruction.args)})"
+
+
+def rows_of(instruction: Instruction, shapes: Mapping[Value, Shape]) -> Dim:
+    """The dim that a call's work grows with: the first one of its result, or of its first tensor."""
+    for value in (*instruction.results, *instruction.values()):
+        shape = None if isinstance(value, Weight) else shapes.get(value)
+        if shape is not None and shape.dims:
+            return shape.dims[0]
+    return Dim(1)
+
+
+def candidates(call: Call, host: PluginHost) -> tuple[list[Kernel], dict[str, str]]:
+    """The registered kernels that say they can run the call, and the reasons of those that can't."""
+    able, refused = [], {}
+    for kernel in host.kernels(call.op):
+        reason = unmet(kernel.requires) or kernel.supports(call)
+        if reason is None:
+            able.append(kernel)
+        else:
+            refused[kernel.name] = reason
+    return able, refused
+
+
+def load_kernel(kernel: Kernel, op: OpDeclaration[..., Any]) -> Any:
+    """Import a kernel's function.
+
+    Raises:
+        PluginError: it can't be imported, or its parameters are not the op's.
+    """
+    label = f"kernel {kernel.op}={kernel.name}"
+    run = resolve(kernel.run, needed_by=label)
+    expected = [*op.parameters, *(["out"] if op.results else [])]
+    found = list(inspect.signature(run).parameters)
+    if found != expected:
+        raise PluginError(
+            "E-KERNEL-SIGNATURE",
+            f"{label} ({kernel.run})",
+            "its parameters are not the op's",
+            found=f"({', '.join(found)})",
+            expected=f"({', '.join(expected)}), out keyword-only",
+        )
+    return run
+
+
+def load_op(name: str, host: PluginHost) -> OpDeclaration[..., Any]:
+    """Import an op's declaration.
+
+    Raises:
+        PluginError: nobody registered it, or what they registered is no declaration.
+    """
+    found = resolve(host.op(name).declaration, needed_by=f"op {name}")
+    if not isinstance(found, OpDeclaration) or found.name != name:
+        raise PluginError(
+            "E-OP-DECLARATION", f"op {name}", "is not what its plugin says", found=repr(found), expected=f"<op {name}>"
+        )
+    return found
+
+
+def _fact(argument: Any, shapes: Mapping[Value, Shape], dtype: torch.dtype, sizes: Sizes) -> Any:
+    if isinstance(argument, Weight):
+        return TensorFacts(argument.shape, _name(dtype))
+    if isinstance(argument, Value):
+        shape = shapes[argument]
+        return TensorFacts(shape.at(sizes), _name(shape.dtype), shape.base is None)
+    return argument
+
+
+def _text(argument: Any, shapes: Mapping[Value, Shape], dtype: torch.dtype) -> str:
+    if isinstance(argument, Weight):
+        return f"{_name(dtype)}{list(argument.shape)}"
+    if isinstance(argument, Value):
+        return f"{shapes[argument]}"
+    text = getattr(argument, "kind", argument)
+    return str(text) if isinstance(text, str) else repr(argument)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,1 @@
+"""Passes over a step program, in the order the build runs them: shard, taps, merge, fuse."""

@@ -1,0 +1,179 @@
+"""Making a plan: every candidate kernel is checked against the reference and timed on the model's own shapes."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bestiary.core import device as devices
+from bestiary.core.errors import PluginError
+from bestiary.core.ops.declare import OpDeclaration
+from bestiary.core.plugins import PluginHost
+from bestiary.core.program.bind import Target, overridden, pack
+from bestiary.core.program.bound import reference_kernel
+from bestiary.core.program.calls import REFERENCE, candidates, describe, load_kernel, rows_of, signature
+from bestiary.core.program.compare import excess
+from bestiary.core.program.plan import Choice, Plan, Trial
+from bestiary.core.program.program import Instruction, Program, TorchCall, Value, Weight, fill
+from bestiary.core.program.shapes import Shape, Sizes
+from bestiary.core.progress import Progress
+from bestiary.spec import Kernel
+
+#: A call is measured at these numbers of rows; the last choice also serves all larger calls.
+ROWS = (1, 8, 64, 512)
+_BUDGET = 0.03  # seconds of timing for one kernel at one size, three runs at least
+_LEAST_RUNS, _MOST_RUNS = 3, 30
+
+
+class Tuner:
+    """Fills a plan. ``inputs`` gives a sample step's tensors at the sizes asked for, ``weights`` the constants."""
+
+    def __init__(
+        self,
+        host: PluginHost,
+        target: Target,
+        shapes: Mapping[Value, Shape],
+        inputs: Callable[[Sizes], Mapping[str, Tensor]],
+        weights: Callable[[Weight], Tensor],
+        overrides: Mapping[str, str],
+    ) -> None:
+        self._host, self._target, self._shapes, self._inputs = host, target, shapes, inputs
+        self._weights, self._overrides = weights, overrides
+        self._generator = torch.Generator(target.device).manual_seed(0)
+
+    def plan(self, program: Program, limits: Sizes, progress: Progress) -> Plan:
+        """Choose for each distinct call of the program; ``limits`` are the largest step's sizes."""
+        plan = Plan(devices.label(self._target.device))
+        distinct: dict[str, Instruction] = {}
+        for instruction in program.instructions:
+            if isinstance(instruction.target, OpDeclaration):
+                name = signature(instruction, self._shapes, self._target.dtype)
+                distinct.setdefault(name, instruction)
+                plan.counts[name] = plan.counts.get(name, 0) + 1
+        progress.start("bind kernels", len(distinct), "calls")
+        for name, instruction in distinct.items():
+            plan.choices[name] = self._choices(program, instruction, limits)
+            progress.advance(1)
+        progress.finish(f"{len(distinct)} distinct calls")
+        return plan
+
+    def _choices(self, program: Program, instruction: Instruction, limits: Sizes) -> tuple[Choice, ...]:
+        op = instruction.target
+        assert isinstance(op, OpDeclaration)
+        call = describe(
+            op, instruction.args, self._shapes, self._target.dtype, self._target.device, self._target.features
+        )
+        able, refused = candidates(call, self._host)
+        named = overridden(op.name, self._overrides, able, refused)
+        reasons = tuple(Trial(name, refused=reason) for name, reason in refused.items())
+        if named is not None:
+            able = [kernel for kernel in able if kernel.name == named]
+        if not able:
+            return (Choice(None, REFERENCE, "named by the user" if named else "no other kernel can run it", reasons),)
+        rows = rows_of(instruction, self._shapes)
+        limit = rows.at(limits)
+        sampled = [count for count in ROWS if count < limit] + [limit] if limit <= ROWS[-1] else list(ROWS)
+        if not (rows.tokens or rows.rows):
+            sampled = [1]
+        choices = []
+        for count in sampled:
+            sizes = Sizes(count, count, count) if rows.rows or count <= 8 else Sizes(count, 1, 1)
+            trials = tuple(self._try(kernel, op, program, instruction, sizes) for kernel in able)
+            best = min(trials, key=lambda trial: trial.microseconds or 0.0)
+            reason = "named by the user" if named else "the only one" if len(trials) == 1 else "fastest"
+            choices.append(Choice(count, best.kernel, reason, trials + (reasons if count == sampled[0] else ())))
+        last = choices[-1]
+        choices[-1] = Choice(None, last.kernel, last.reason, last.trials)
+        return tuple(choices)
+
+    def _try(
+        self, kernel: Kernel, op: OpDeclaration[..., Any], program: Program, instruction: Instruction, sizes: Sizes
+    ) -> Trial:
+        run = load_kernel(kernel, op)
+        values = self._arguments(program, instruction, sizes)
+        args = fill(instruction.args, values.__getitem__)
+        outs = tuple(_unwritten(self._shapes[result], sizes, self._target.device) for result in instruction.results)
+        packed = {} if kernel.pack is None else pack(kernel, op, instruction, self._weights)
+        mine = [_copied(op, index, packed.get(index, argument)) for index, argument in enumerate(args)]
+        theirs = [_copied(op, index, argument) for index, argument in enumerate(args)]
+        expected = tuple(torch.empty_like(out) for out in outs)
+        keywords = {"out": outs[0] if len(outs) == 1 else outs} if outs else {}
+        reference_keywords = {"out": expected[0] if len(outs) == 1 else expected} if outs else {}
+        label = f"kernel {op.name}={kernel.name} at {signature(instruction, self._shapes, self._target.dtype)}"
+        try:
+            run(*mine, **keywords)
+        except Exception as error:
+            raise PluginError("E-KERNEL-FAILED", label, f"raised {type(error).__name__}: {error}") from error
+        reference_kernel(op)(*theirs, **reference_keywords)
+        mutated = [index for index, name in enumerate(op.parameters) if name in op.mutates]
+        pairs = [*zip(outs, expected, strict=True), *((mine[i], theirs[i]) for i in mutated)]
+        error = max((excess(found, wanted, op.tolerances) for found, wanted in pairs), default=0.0)
+        if not error <= 1:
+            raise PluginError(
+                "E-KERNEL-WRONG",
+                label,
+                f"differs from the op's reference at {sizes.tokens} tokens",
+                found=f"an error {error:.3g} times the tolerance",
+                expected="at most 1",
+                hint=f"choose another with --kernel {op.name}=NAME",
+            )
+        return Trial(kernel.name, round(self._time(run, mine, keywords), 2), round(error, 4))
+
+    def _time(self, run: Callable[..., None], args: list[Any], keywords: dict[str, Any]) -> float:
+        times: list[float] = []
+        deadline = time.perf_counter() + _BUDGET
+        while len(times) < _LEAST_RUNS or (time.perf_counter() < deadline and len(times) < _MOST_RUNS):
+            devices.synchronize(self._target.device)
+            start = time.perf_counter()
+            run(*args, **keywords)
+            devices.synchronize(self._target.device)
+            times.append(time.perf_counter() - start)
+        return statistics.median(times) * 1e6
+
+    def _arguments(self, program: Program, instruction: Instruction, sizes: Sizes) -> dict[Value, Tensor]:
+        """A tensor for each argument: the sample step's inputs, the weights, and random numbers for results."""
+        given = self._inputs(sizes)
+        producers = program.producers()
+        known: dict[Value, Tensor] = {value: given[name] for name, value in program.inputs.items()}
+
+        def tensor(value: Value) -> Tensor:
+            if value not in known:
+                known[value] = self._made(value, tensor, producers, sizes)
+            return known[value]
+
+        for value in instruction.values():
+            tensor(value)
+        return known
+
+    def _made(
+        self,
+        value: Value,
+        tensor: Callable[[Value], Tensor],
+        producers: Mapping[Value, Instruction],
+        sizes: Sizes,
+    ) -> Tensor:
+        if isinstance(value, Weight):
+            return self._weights(value)
+        shape, producer = self._shapes[value], producers[value]
+        if shape.base is not None and isinstance(producer.target, TorchCall):
+            return producer.target.function(*fill(producer.args, tensor), **dict(producer.target.keywords))
+        if not shape.dtype.is_floating_point:
+            return torch.zeros(shape.at(sizes), dtype=shape.dtype, device=self._target.device)
+        made = torch.randn(shape.at(sizes), generator=self._generator, device=self._target.device)
+        return made.to(shape.dtype)
+
+
+def _unwritten(shape: Shape, sizes: Sizes, device: torch.device) -> Tensor:
+    """Memory for a result, filled with what a kernel that forgets an element would leave."""
+    empty = torch.empty(shape.at(sizes), dtype=shape.dtype, device=device)
+    return empty.fill_(float("nan") if shape.dtype.is_floating_point else -1)
+
+
+def _copied(op: OpDeclaration[..., Any], index: int, argument: Any) -> Any:
+    mutated = op.parameters[index] in op.mutates
+    return argument.clone() if mutated and isinstance(argument, Tensor) else argument

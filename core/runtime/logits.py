@@ -1,0 +1,109 @@
+"""Tensor functions on rows of logits; every row's result depends on that row alone.
+
+Shapes: R rows, V vocabulary, K the largest top_k. Logits are float32, probabilities float64 where they are summed, so that
+the order of tokens decides nothing. A removed token has logit -inf.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+# Most top-p sets lie within this many tokens; only the rows where they don't pay for a sort of the vocabulary.
+_NUCLEUS = 1024
+
+
+def penalize(
+    logits: Tensor, seen: Tensor, counts: Tensor, repetition: Tensor, presence: Tensor, frequency: Tensor
+) -> Tensor:
+    """Repetition (CTRL, arXiv:1909.05858), then frequency and presence penalties (OpenAI's definitions).
+
+    Args:
+        logits: [R, V] float32.
+        seen: [R, V] bool, tokens of the prompt or the output: positive logits are divided by ``repetition``, others multiplied.
+        counts: [R, V], how often the output has each token: ``frequency`` times that and, where any, ``presence`` is subtracted.
+        repetition, presence, frequency: [R, 1] float32.
+    """
+    repeated = torch.where(logits > 0, logits / repetition, logits * repetition)
+    logits = torch.where(seen, repeated, logits)
+    return logits - frequency * counts - presence * (counts > 0)
+
+
+def keep_top(logits: Tensor, top_k: Sequence[int], top_p: Sequence[float]) -> Tensor:
+    """Remove what is below each row's top_k and top_p; ties with the last kept token are kept.
+
+    top_p acts on what top_k left, renormalized: the smallest set of likeliest tokens whose probabilities reach top_p.
+
+    Args:
+        logits: [R, V] float32, temperature applied.
+        top_k: per row, -1 for no limit.
+        top_p: per row, 1.0 for no limit.
+    """
+    limited = [row for row, k in enumerate(top_k) if k > 0]
+    if limited:
+        rows = torch.tensor(limited, device=logits.device)
+        ks = torch.tensor([top_k[row] for row in limited], device=logits.device).unsqueeze(1)
+        some = logits[rows]
+        best = some.topk(int(max(top_k)), dim=-1).values
+        threshold = best.gather(1, ks - 1)
+        logits = logits.index_copy(0, rows, some.masked_fill(some < threshold, -torch.inf))
+    nucleus = [row for row, p in enumerate(top_p) if p < 1.0]
+    if nucleus:
+        rows = torch.tensor(nucleus, device=logits.device)
+        some = logits[rows]
+        ps = torch.tensor([top_p[row] for row in nucleus], dtype=torch.float64, device=logits.device).unsqueeze(1)
+        some = some.masked_fill(some < _nucleus_threshold(some, ps), -torch.inf)
+        logits = logits.index_copy(0, rows, some)
+    return logits
+
+
+def _nucleus_threshold(logits: Tensor, top_p: Tensor) -> Tensor:
+    """The smallest kept logit of each row's top-p set, [R, 1]."""
+    highest = logits.amax(dim=-1, keepdim=True)
+    total = (logits - highest).double().exp().sum(dim=-1, keepdim=True)
+    width = min(_NUCLEUS, logits.shape[-1])
+    best = logits.topk(width, dim=-1).values
+    threshold, found = _threshold_among(best, highest, total, top_p)
+    if width < logits.shape[-1] and not bool(found.all()):
+        rows = (~found).nonzero().squeeze(1)
+        whole = logits[rows].sort(dim=-1, descending=True).values
+        rest, _ = _threshold_among(whole, highest[rows], total[rows], top_p[rows])
+        threshold = threshold.index_copy(0, rows, rest)
+    return threshold
+
+
+def _threshold_among(best: Tensor, highest: Tensor, total: Tensor, top_p: Tensor) -> tuple[Tensor, Tensor]:
+    """The top-p threshold given the likeliest logits in order, and per row whether they reach top_p."""
+    reached = ((best - highest).double().exp() / total).cumsum(dim=-1)
+    kept = (reached < top_p).sum(dim=-1, keepdim=True)
+    found = kept.squeeze(1) < best.shape[-1]
+    return best.gather(1, kept.clamp(max=best.shape[-1] - 1)), found
+
+
+def draw(logits: Tensor, min_p: Tensor, uniform: Tensor) -> Tensor:
+    """One token a row by inverting the cumulative distribution in the order of token ids.
+
+    Args:
+        logits: [R, V] float32, temperature applied.
+        min_p: [R, 1] float64; tokens less likely than ``min_p`` times the likeliest are removed.
+        uniform: [R, 1] float64, strictly between 0 and 1.
+
+    Returns:
+        [R] int64; -1 for a row without a finite distribution (NaN, +inf, or nothing left).
+    """
+    weights = (logits - logits.amax(dim=-1, keepdim=True)).double().exp()
+    weights = weights.masked_fill(weights < min_p, 0.0)
+    reached = weights.cumsum(dim=-1)
+    total = reached[:, -1:]
+    # right=True finds the first token whose cumulative weight exceeds the number, so never one of weight 0.
+    token = torch.searchsorted(reached, uniform * total, right=True).squeeze(1)
+    sound = torch.isfinite(total.squeeze(1)) & (token < logits.shape[-1])
+    return torch.where(sound, token, -1)
+
+
+def likeliest(logits: Tensor) -> Tensor:
+    """[R] int64 argmax; -1 for a row whose largest logit is NaN or infinite."""
+    value, token = logits.max(dim=-1)
+    return torch.where(torch.isfinite(value), token, -1)

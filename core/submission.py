@@ -1,0 +1,108 @@
+"""From what a caller asks to requests in the loop: prompts, parameters, seeds and ids."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bestiary.core.answer import TextAnswer
+from bestiary.core.errors import RequestError
+from bestiary.core.prompts import Prompt, as_prompts, read_prompt
+from bestiary.core.runtime.random_stream import mix
+from bestiary.core.runtime.request import Request
+from bestiary.core.sampling_params import SamplingParams
+from bestiary.core.text.chat import ChatTemplate, Message
+from bestiary.core.text.generation_config import end_token_ids, load_generation_config
+from bestiary.core.text.tokenizer import Tokenizer
+
+
+class Submission:
+    """Makes requests for one engine.
+
+    Args:
+        model: directory of the engine, for generation_config and the chat template.
+        tokenizer: None for token ids only.
+        vocab_size: width of the logits.
+        max_seq_len: most tokens of a request.
+        seed: of the requests that name none.
+    """
+
+    def __init__(
+        self, model: Path, tokenizer: Tokenizer | None, *, vocab_size: int, max_seq_len: int, seed: int = 0
+    ) -> None:
+        self.tokenizer, self.vocab_size, self.max_seq_len = tokenizer, vocab_size, max_seq_len
+        self.generation_config: Mapping[str, Any] = load_generation_config(model)
+        own_end = None if tokenizer is None else tokenizer.eos_token_id
+        self.end_tokens = end_token_ids(self.generation_config, own_end, vocab_size)
+        self._template = None if tokenizer is None else ChatTemplate.load(model, tokenizer.special_tokens)
+        self._seed, self._count = seed, 0
+
+    def prepare(
+        self, prompts: object, params: SamplingParams | Sequence[SamplingParams] | None
+    ) -> list[tuple[Request, TextAnswer]]:
+        """Requests with their answers, all checked before the first is submitted.
+
+        Raises:
+            RequestError: a bad prompt, or not one SamplingParams for each prompt.
+        """
+        read = [self._read(prompt) for prompt in as_prompts(prompts)]
+        return [self._request(prompt, each) for prompt, each in zip(read, _spread(params, len(read)), strict=True)]
+
+    def chat_prompts(
+        self, messages: object, template: str | None, options: Mapping[str, Any]
+    ) -> list[Mapping[str, Any]]:
+        """Token ids of one conversation, or of each of a list of conversations.
+
+        Raises:
+            RequestError: no tokenizer, no chat template, or messages the template refuses.
+        """
+        if self.tokenizer is None:
+            raise RequestError("E-REQ-CHAT", "chat", "needs a tokenizer and there is none")
+        chosen = self._template if template is None else ChatTemplate(template, self.tokenizer.special_tokens)
+        if chosen is None:
+            hint = "pass chat_template=…, or use generate"
+            raise RequestError("E-REQ-CHAT", "chat", "the model has no chat template", hint=hint)
+        several = isinstance(messages, Sequence) and bool(messages) and isinstance(messages[0], Sequence)
+        conversations: Sequence[Sequence[Message]] = messages if several else [messages]  # type: ignore[list-item,assignment]
+        texts = [chosen.render(conversation, **options) for conversation in conversations]
+        # The template writes its own begin token.
+        return [{"prompt_token_ids": self.tokenizer.encode(text, add_special_tokens=False)} for text in texts]
+
+    def _read(self, prompt: object) -> Prompt:
+        return read_prompt(prompt, self.tokenizer, vocab_size=self.vocab_size, max_seq_len=self.max_seq_len)
+
+    def _request(self, prompt: Prompt, params: SamplingParams) -> tuple[Request, TextAnswer]:
+        if self.tokenizer is None and params.stop:
+            raise RequestError("E-REQ-STOP", "stop", "stop strings need a tokenizer and there is none")
+        number = self._count
+        self._count += 1
+        resolved = params.resolve(
+            self.generation_config,
+            vocab_size=self.vocab_size,
+            eos_token_ids=self.end_tokens,
+            seed=mix(mix(self._seed) + number),
+        )
+        request = Request(str(number), prompt.token_ids, resolved, max_seq_len=self.max_seq_len)
+        return request, TextAnswer(request, prompt.text, self.tokenizer)
+
+
+def _spread(params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> Sequence[SamplingParams]:
+    if params is None:
+        params = SamplingParams()
+    if isinstance(params, SamplingParams):
+        return [params] * count
+    wrong = (
+        [each for each in params if not isinstance(each, SamplingParams)] if isinstance(params, Sequence) else [params]
+    )
+    if wrong:
+        found = f"{wrong[0]!r:.80}"
+        raise RequestError(
+            "E-REQ-PARAMS", "sampling_params", "not SamplingParams", found=found, expected="SamplingParams"
+        )
+    if len(params) != count:
+        found, expected = f"{len(params)} for {count} prompts", "one for all, or one for each"
+        raise RequestError(
+            "E-REQ-PARAMS", "sampling_params", "wrong number of SamplingParams", found=found, expected=expected
+        )
+    return params
