@@ -85,11 +85,12 @@ class LLM:
         strict_plugins: bool = False,
         progress: Progress | None = None,
     ) -> None:
+        from bestiary.core.engine.network import check_quantization
         from bestiary.core.engine.options import BuildOptions
         from bestiary.core.plugins import PluginHost
 
         host = PluginHost.load(plugins=plugins, strict=strict_plugins, prefer=prefer)
-        _check_quantization(host, quantization)
+        check_quantization(quantization, host)  # before anything is converted
         options = BuildOptions(
             device=device,
             dtype=dtype,
@@ -116,7 +117,7 @@ class LLM:
             engine.cache_groups,
             max_batch_size=engine.options.max_batch_size,
             max_num_tokens=engine.options.max_num_tokens,
-            prefix_caching=prefix_caching,
+            prefix_caching=prefix_caching and engine.prefix_caching,
         )
         self._loop = EngineLoop(engine.runner, scheduler)
 
@@ -256,18 +257,6 @@ class LLM:
         finally:
             if self._engine is not None:
                 self._loop.abort(request)
-
-
-def _check_quantization(host: PluginHost, name: str | None) -> None:
-    known = sorted(method.name for method in host.quantizations())
-    if name is not None and name not in known:
-        raise ConfigError(
-            "E-CFG-QUANTIZATION",
-            "quantization",
-            "no plugin provides this method",
-            found=repr(name),
-            expected=f"one of {', '.join(known)}" if known else "none: no installed plugin brings one",
-        )
 
 
 def _open(
