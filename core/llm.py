@@ -8,7 +8,8 @@ from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from bestiary.core.answer import TextAnswer
-from bestiary.core.errors import ConfigError, EngineError, UsageError
+from bestiary.core.errors import EngineError, UsageError
+from bestiary.core.opening import check_quantization, open_engine, open_tokenizer
 from bestiary.core.outputs import RequestOutput, StreamPiece
 from bestiary.core.progress import Progress, Silent
 from bestiary.core.runtime.loop import EngineLoop
@@ -16,12 +17,9 @@ from bestiary.core.runtime.request import Request
 from bestiary.core.runtime.scheduler import Scheduler
 from bestiary.core.sampling_params import SamplingParams
 from bestiary.core.submission import Submission
-from bestiary.core.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from bestiary.core.engine.load import LoadedEngine
-    from bestiary.core.engine.options import BuildOptions
-    from bestiary.core.plugins import PluginHost
 
 Params = SamplingParams | Sequence[SamplingParams] | None
 
@@ -89,7 +87,7 @@ class LLM:
         from bestiary.core.plugins import PluginHost
 
         host = PluginHost.load(plugins=plugins, strict=strict_plugins, prefer=prefer)
-        _check_quantization(host, quantization)
+        check_quantization(host, quantization)
         options = BuildOptions(
             device=device,
             dtype=dtype,
@@ -102,9 +100,17 @@ class LLM:
             quantization=quantization,
             kernels=dict(kernels or {}),
         )
-        engine = _open(model, host, options, weights, seed, kv_cache_memory, progress or Silent())
+        engine = open_engine(
+            model,
+            host=host,
+            options=options,
+            weights=weights,
+            seed=seed,
+            kv_cache_memory=kv_cache_memory,
+            progress=progress or Silent(),
+        )
         self._engine: LoadedEngine | None = engine
-        self.tokenizer = _tokenizer(tokenizer, engine.directory)
+        self.tokenizer = open_tokenizer(tokenizer, engine.directory)
         self._submission = Submission(
             engine.directory,
             self.tokenizer,
@@ -116,7 +122,7 @@ class LLM:
             engine.cache_groups,
             max_batch_size=engine.options.max_batch_size,
             max_num_tokens=engine.options.max_num_tokens,
-            prefix_caching=prefix_caching,
+            prefix_caching=prefix_caching and engine.prefix_caching,
         )
         self._loop = EngineLoop(engine.runner, scheduler)
 
@@ -256,49 +262,3 @@ class LLM:
         finally:
             if self._engine is not None:
                 self._loop.abort(request)
-
-
-def _check_quantization(host: PluginHost, name: str | None) -> None:
-    known = sorted(method.name for method in host.quantizations())
-    if name is not None and name not in known:
-        raise ConfigError(
-            "E-CFG-QUANTIZATION",
-            "quantization",
-            "no plugin provides this method",
-            found=repr(name),
-            expected=f"one of {', '.join(known)}" if known else "none: no installed plugin brings one",
-        )
-
-
-def _open(
-    model: str | Path,
-    host: PluginHost,
-    options: BuildOptions,
-    weights: str,
-    seed: int,
-    kv_cache_memory: float | int,
-    progress: Progress,
-) -> LoadedEngine:
-    from bestiary.core.engine.load import load_engine, random_engine
-    from bestiary.core.prepare import prepare
-
-    if weights == "random":
-        return random_engine(
-            Path(model), host=host, options=options, seed=seed, kv_cache_memory=kv_cache_memory, progress=progress
-        )
-    if weights != "auto":
-        raise UsageError("E-USE-WEIGHTS", "weights", "unknown", found=repr(weights), expected='"auto" or "random"')
-    return load_engine(
-        prepare(str(model), host=host, options=options, progress=progress),
-        host=host,
-        device=options.device,
-        kv_cache_memory=kv_cache_memory,
-        kernels=options.kernels,
-        progress=progress,
-    )
-
-
-def _tokenizer(choice: str | Path | None, model: Path) -> Tokenizer | None:
-    if choice is None:
-        return None
-    return Tokenizer.load(model if choice == "auto" else Path(choice))
