@@ -102,7 +102,7 @@ def _fuse(program: Program, geometry: Geometry, target: Target, host: PluginHost
 
 
 def _max_seq_len(options: BuildOptions, config: ModelConfig) -> int:
-    longest = config.max_position_embeddings
+    longest = config.max_length
     if options.max_seq_len is None:
         return min(longest, DEFAULT_SEQ_LEN)
     if options.max_seq_len > longest:
@@ -111,7 +111,7 @@ def _max_seq_len(options: BuildOptions, config: ModelConfig) -> int:
             "max_seq_len",
             "is longer than the model was made for",
             found=str(options.max_seq_len),
-            expected=f"at most max_position_embeddings = {longest}",
+            expected=f"at most {longest} tokens (max_position_embeddings, times the factor of a linear or dynamic rope)",
         )
     return options.max_seq_len
 
