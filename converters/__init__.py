@@ -7,4 +7,14 @@ from bestiary.converters.operations import Operation, permute_rope, split, stack
 from bestiary.converters.source import GGUF, Source, SourceTensor
 from bestiary.converters.weight_map import WeightMap
 
-__all__ = ["GGUF", "Operation", "Source", "SourceTensor", "WeightMap", "permute_rope", "split", "stack_experts", "transpose"]
+__all__ = [
+    "GGUF",
+    "Operation",
+    "Source",
+    "SourceTensor",
+    "WeightMap",
+    "permute_rope",
+    "split",
+    "stack_experts",
+    "transpose",
+]

@@ -213,7 +213,9 @@ def _main_dtype(groups: Sequence[Group]) -> str:
 
 def _check_tied(job: _Job, dtype: str) -> None:
     for name, first in job.plan.equal:
-        one, other = (job.source.read(n, job.source.stored_dtype(n) if dtype == "auto" else dtype) for n in (name, first))
+        one, other = (
+            job.source.read(n, job.source.stored_dtype(n) if dtype == "auto" else dtype) for n in (name, first)
+        )
         if not equal(one, other):
             raise DataError(
                 "E-CONV-TIED",

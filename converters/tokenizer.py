@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bestiary.core.checkpoint.files import json_bytes, open_file, read_json
-from bestiary.core.errors import BestiaryError, ConfigError, DataError, PluginError
+from bestiary.core.errors import ConfigError, DataError, PluginError
 
 MAIN = "tokenizer.json"
 CONFIGS = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
@@ -19,6 +19,7 @@ FILES = (MAIN, *CONFIGS, TEMPLATE)
 # Vocabularies of other formats, each of which transformers can turn into a tokenizer.json.
 FOREIGN = ("tekken.json", "tokenizer.model")
 _LIMIT = 256 << 20
+_PROBES = ("Hello, world", "naïve 12.5 (x)", "日本語 ok")
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
@@ -62,7 +63,7 @@ def missing_package(package: str, purpose: str) -> PluginError:
 
 def _from_vocabulary(source: Path, vocabulary: str, target: Path) -> None:
     try:
-        from transformers import AutoTokenizer, PreTrainedTokenizerFast
+        from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
     except ImportError:
         raise missing_package("transformers", f"turning {vocabulary} into {MAIN}") from None
 
@@ -76,12 +77,31 @@ def _from_vocabulary(source: Path, vocabulary: str, target: Path) -> None:
                 value.pop("auto_map", None)
                 (clean / name).write_bytes(json_bytes(value))
 
-        def load() -> Any:
-            if vocabulary == "tekken.json":
-                return PreTrainedTokenizerFast.from_pretrained(clean, local_files_only=True)
-            return AutoTokenizer.from_pretrained(clean, local_files_only=True, trust_remote_code=False)
+        loaders: list[Callable[[], Any]] = [lambda: AutoTokenizer.from_pretrained(clean, trust_remote_code=False)]
+        if vocabulary == "tekken.json":
+            loaders = [lambda: PreTrainedTokenizerFast.from_pretrained(clean)]
+        elif not _names_class(clean):
+            # Without a tokenizer_config.json transformers guesses, and a guess may lose the space before the first word.
+            loaders.append(lambda: LlamaTokenizer.from_pretrained(clean))
+        _save(loaders, vocabulary, target, agrees=_sentencepiece_check(clean / vocabulary))
 
-        _save(load, vocabulary, target)
+
+def _names_class(directory: Path) -> bool:
+    config = directory / "tokenizer_config.json"
+    return config.exists() and "tokenizer_class" in read_json(directory, config.name, error=ConfigError)
+
+
+def _sentencepiece_check(vocabulary: Path) -> Callable[[Any], bool]:
+    """Whether a tokenizer gives the ids that the sentencepiece library gives; yes for vocabularies of other formats."""
+    try:
+        from sentencepiece import SentencePieceProcessor
+
+        original = SentencePieceProcessor(model_file=str(vocabulary))
+    except (ImportError, RuntimeError, OSError):
+        return lambda tokenizer: True
+    return lambda tokenizer: all(
+        tokenizer.encode(text, add_special_tokens=False) == original.encode(text) for text in _PROBES
+    )
 
 
 def gguf_tokenizer(file: Path, target: Path) -> None:
@@ -91,26 +111,28 @@ def gguf_tokenizer(file: Path, target: Path) -> None:
     except ImportError:
         raise missing_package("transformers", f"the tokenizer of {file.name}") from None
 
-    def load() -> Any:
-        return AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
-
-    _save(load, file.name, target)
+    _save([lambda: AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)], file.name, target)
 
 
-def _save(load: Callable[[], Any], name: str, target: Path) -> None:
-    """Save what ``load`` gives, keeping those of the target's files that were copied as found."""
+def _save(
+    loaders: list[Callable[[], Any]], name: str, target: Path, *, agrees: Callable[[Any], bool] = lambda tokenizer: True
+) -> None:
+    """Save the first tokenizer that ``agrees``, keeping those of the target's files that were copied as found."""
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            load().save_pretrained(scratch)
-        except BestiaryError:
-            raise
+            tokenizer = next((made for made in (load() for load in loaders) if agrees(made)), None)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(scratch)
         except Exception as e:
             first = str(e).strip().split("\n")[0][:200]
             raise DataError("E-CONV-TOKENIZER", name, f"can't be made into {MAIN}: {type(e).__name__}: {first}") from e
         if not (Path(scratch) / MAIN).is_file():
-            raise DataError(
-                "E-CONV-TOKENIZER", name, f"can't be made into {MAIN}: transformers has no fast tokenizer for it"
+            problem = (
+                "transformers splits text otherwise"
+                if tokenizer is None
+                else "transformers has no fast tokenizer for it"
             )
+            raise DataError("E-CONV-TOKENIZER", name, f"can't be made into {MAIN}: {problem}")
         for made in FILES:
             if (Path(scratch) / made).is_file() and not (target / made).exists():
                 shutil.copyfile(Path(scratch) / made, target / made)

@@ -45,7 +45,6 @@ class LLM:
         block_size: tokens in a KV block.
         prefix_caching: reuse keys and values of equal prompt beginnings.
         tensor_parallel: devices that share the model.
-        deterministic: results that do not depend on the batch around a request.
         seed: of random weights and of requests without a seed.
         kernels: op → name of the kernel to use.
         plugins: modules, objects or module names to load besides the installed plugins.
@@ -79,7 +78,6 @@ class LLM:
         block_size: int = 16,
         prefix_caching: bool = True,
         tensor_parallel: int = 1,
-        deterministic: bool = False,
         seed: int = 0,
         kernels: Mapping[str, str] | None = None,
         plugins: Sequence[str | ModuleType | object] = (),
@@ -103,7 +101,6 @@ class LLM:
             tensor_parallel=tensor_parallel,
             quantization=quantization,
             kernels=dict(kernels or {}),
-            deterministic=deterministic,
         )
         engine = _open(model, host, options, weights, seed, kv_cache_memory, progress or Silent())
         self._engine: LoadedEngine | None = engine

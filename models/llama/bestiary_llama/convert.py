@@ -70,7 +70,9 @@ def gguf_config(file: GGUFFile) -> dict[str, Any]:
     keys = {key.removeprefix("llama."): value for key, value in file.metadata.items() if key.startswith("llama.")}
     for key, neutral in _NEUTRAL.items():
         if keys.get(key, neutral) != neutral:
-            raise _wrong(file, key, "changes the mathematics in a way Llama does not implement", keys[key], str(neutral))
+            raise _wrong(
+                file, key, "changes the mathematics in a way Llama does not implement", keys[key], str(neutral)
+            )
     config: dict[str, Any] = {"model_type": "llama"}
     for field, key in _FIELDS.items():
         if key not in keys:
@@ -106,7 +108,9 @@ def _head_dim(file: GGUFFile, keys: Mapping[str, Any], config: Mapping[str, Any]
         raise _wrong(file, "attention.key_length", "is missing or wrong", head)
     for key in ("attention.value_length", "rope.dimension_count"):
         if keys.get(key, head) != head:
-            raise _wrong(file, key, "differs from the size of a head, which Llama does not implement", keys[key], str(head))
+            raise _wrong(
+                file, key, "differs from the size of a head, which Llama does not implement", keys[key], str(head)
+            )
     return head
 
 
@@ -136,7 +140,9 @@ def _rope(file: GGUFFile, keys: Mapping[str, Any], head: int) -> dict[str, Any]:
         factors = [float(value) for value in file.read("rope_freqs.weight", "float32").reshape(-1)]
         if any(factor != 1.0 for factor in factors):
             if scaling is not None:
-                raise _wrong(file, "rope.scaling.type", "and the tensor rope_freqs.weight contradict each other", kind, "none")
+                raise _wrong(
+                    file, "rope.scaling.type", "and the tensor rope_freqs.weight contradict each other", kind, "none"
+                )
             scaling = _llama3(file, factors, float(theta), head)
     return {"rope_theta": theta} | ({"rope_scaling": scaling} if scaling else {})
 
@@ -146,7 +152,9 @@ def _llama3(file: GGUFFile, factors: list[float], theta: float, head: int) -> di
     found = {"rope_type": "llama3", "factor": max(factors), "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     for original in (8192, 4096, 2048, 1024, 16384, 32768, 65536, 131072):
         expected = [_divisor(theta ** (-2 * i / head), max(factors), original) for i in range(head // 2)]
-        if len(expected) == len(factors) and all(math.isclose(a, b, rel_tol=1e-4) for a, b in zip(expected, factors, strict=True)):
+        if len(expected) == len(factors) and all(
+            math.isclose(a, b, rel_tol=1e-4) for a, b in zip(expected, factors, strict=True)
+        ):
             return {**found, "original_max_position_embeddings": original}
     raise DataError(
         "E-GGUF-ROPE",
