@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bestiary.core.errors import ConfigError, UsageError
 from bestiary.core.progress import Progress
@@ -11,49 +12,78 @@ from bestiary.core.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from bestiary.core.engine.load import LoadedEngine
-    from bestiary.core.engine.options import BuildOptions
     from bestiary.core.plugins import PluginHost
 
 
-def check_quantization(host: PluginHost, name: str | None) -> None:
-    """Refuse a method that no plugin provides, with those that are there (ConfigError)."""
-    known = sorted(method.name for method in host.quantizations())
-    if name is not None and name not in known:
-        raise ConfigError(
-            "E-CFG-QUANTIZATION",
-            "quantization",
-            "no plugin provides this method",
-            found=repr(name),
-            expected=f"one of {', '.join(known)}" if known else "none, as no installed plugin brings one",
-        )
+#: What an engine that is already built can still be loaded with; the rest is fixed in it.
+_AT_LOAD = ("device", "max_batch_size", "max_seq_len", "kernels")
 
 
 def open_engine(
     model: str | Path,
     *,
     host: PluginHost,
-    options: BuildOptions,
+    said: Mapping[str, Any],
     weights: str,
     seed: int,
     kv_cache_memory: float | int,
+    reference: bool,
     progress: Progress,
 ) -> LoadedEngine:
-    """The engine of a model: loaded, after whatever conversion and build it needs, or with random weights."""
+    """The engine of a model: loaded, after whatever conversion and build it needs, or with random weights.
+
+    Args:
+        said: the build options that the caller named.
+
+    Raises:
+        ConfigError: ``said`` contradicts an engine that is already built.
+    """
+    from bestiary.core.engine.engine import is_engine
     from bestiary.core.engine.load import load_engine, random_engine
+    from bestiary.core.engine.network import check_quantization
+    from bestiary.core.engine.options import BuildOptions
     from bestiary.core.prepare import prepare
 
+    options = BuildOptions(**said)
+    check_quantization(options.quantization, host)  # before anything is converted
     if weights == "random":
-        return random_engine(Path(model), host=host, options=options, seed=seed, kv_cache_memory=kv_cache_memory)
+        return random_engine(
+            Path(model),
+            host=host,
+            options=options,
+            seed=seed,
+            kv_cache_memory=kv_cache_memory,
+            reference=reference,
+            progress=progress,
+        )
     if weights != "auto":
         raise UsageError("E-USE-WEIGHTS", "weights", "unknown", found=repr(weights), expected='"auto" or "random"')
+    if is_engine(Path(model)):
+        _check_built(Path(model), said)
     return load_engine(
         prepare(model, host=host, options=options, progress=progress),
         host=host,
-        device=None if options.device == "auto" else options.device,
         kv_cache_memory=kv_cache_memory,
-        kernels=options.kernels,
+        reference=reference,
         progress=progress,
+        **{name: value for name, value in said.items() if name in _AT_LOAD},
     )
+
+
+def _check_built(directory: Path, said: Mapping[str, Any]) -> None:
+    from bestiary.core.engine.engine import EngineManifest
+
+    built = EngineManifest.read(directory).options.as_dict()
+    for name, value in said.items():
+        if name not in _AT_LOAD and value != built[name]:
+            raise ConfigError(
+                "E-ENGINE-OPTION",
+                name,
+                f"engine {directory.name} was built with another value",
+                found=repr(value),
+                expected=repr(built[name]),
+                hint="build another engine, or leave the option out",
+            )
 
 
 def open_tokenizer(choice: str | Path | None, model: Path) -> Tokenizer | None:
