@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from bestiary.testing import KernelCase, OpCase, check_kernel, check_op, kernel_cases, load_plugins, op_cases
 
 from bestiary import Kernel, ops
+from bestiary.testing import KernelCase, OpCase, check_kernel, check_op, kernel_cases, load_plugins, op_cases
 
 HOST = load_plugins()
 

@@ -111,14 +111,24 @@ def test_contradicting_dtypes_are_refused() -> None:
         ({"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}}, Rope(theta=5e5)),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, Rope(kind="linear", factor=2.0)),
         ({"rope_scaling": {"type": "linear", "rope_type": "linear", "factor": 2}}, Rope(kind="linear", factor=2.0)),
-        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, Rope(kind="dynamic", factor=2.0, original_max_position=512)),
+        (
+            {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
+            Rope(kind="dynamic", factor=2.0, original_max_position=512),
+        ),
         (
             {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 99}},
             Rope(kind="dynamic", factor=2.0, original_max_position=512),
         ),
         (
             {"rope_scaling": {**LLAMA3, "original_max_position_embeddings": 256}, "rope_theta": 5e5},
-            Rope(kind="llama3", theta=5e5, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position=256),
+            Rope(
+                kind="llama3",
+                theta=5e5,
+                factor=8.0,
+                low_freq_factor=1.0,
+                high_freq_factor=4.0,
+                original_max_position=256,
+            ),
         ),
         (
             {"rope_scaling": LLAMA3},
@@ -157,7 +167,10 @@ def test_contradicting_dtypes_are_refused() -> None:
             ),
         ),
         (
-            {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": {"rope_type": "linear", "rope_theta": 7.0}},
+            {
+                "rope_scaling": {"type": "linear", "factor": 2.0},
+                "rope_parameters": {"rope_type": "linear", "rope_theta": 7.0},
+            },
             Rope(kind="linear", theta=7.0, factor=2.0),
         ),
         ({"partial_rotary_factor": 0.5}, Rope(partial_rotary_factor=0.5)),
@@ -184,15 +197,27 @@ def test_rope_in_every_spelling(values: dict[str, Any], expected: Rope) -> None:
         ({"rope_scaling": {"type": "linear", "factor": -1.0}}, "rope_scaling.factor"),
         ({"rope_scaling": "linear"}, "rope_scaling"),
         ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "rope_parameters.full_attention"),
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "high_freq_factor": 4.0}}, "rope_scaling.low_freq_factor"),
+        (
+            {"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "high_freq_factor": 4.0}},
+            "rope_scaling.low_freq_factor",
+        ),
         ({"rope_scaling": {**LLAMA3, "high_freq_factor": 1.0}}, "rope_scaling.high_freq_factor"),
-        ({"rope_scaling": {**LLAMA3, "original_max_position_embeddings": 0}}, "rope_scaling.original_max_position_embeddings"),
+        (
+            {"rope_scaling": {**LLAMA3, "original_max_position_embeddings": 0}},
+            "rope_scaling.original_max_position_embeddings",
+        ),
         ({"rope_theta": 0}, "rope_theta"),
         ({"rope_theta": "10000"}, "rope_theta"),
         ({"rope_theta": 1e4, "rope_parameters": {"rope_theta": 2e4}}, "rope_theta and rope_parameters.rope_theta"),
-        ({"rope_scaling": {"type": "linear", "rope_type": "yarn", "factor": 2.0}}, "rope_scaling.type and rope_scaling.rope_type"),
         (
-            {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": {"rope_type": "linear", "factor": 4.0}},
+            {"rope_scaling": {"type": "linear", "rope_type": "yarn", "factor": 2.0}},
+            "rope_scaling.type and rope_scaling.rope_type",
+        ),
+        (
+            {
+                "rope_scaling": {"type": "linear", "factor": 2.0},
+                "rope_parameters": {"rope_type": "linear", "factor": 4.0},
+            },
             "rope_scaling.factor and rope_parameters.factor",
         ),
         (

@@ -21,7 +21,9 @@ def test_names_that_leave_the_directory_are_refused(name: object) -> None:
 
 
 @pytest.mark.parametrize("kind", ["directory", "fifo", "socket", "device", "loop", "outside"])
-def test_what_is_not_a_regular_file_of_the_directory_is_refused(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_a_regular_file_of_the_directory_is_refused(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     home = tmp_path / "model"
     home.mkdir()
     path = home / "w"

@@ -63,7 +63,10 @@ CASES: dict[str, tuple[bytes, str]] = {
     "hole": (container({"t": {**FLOAT, "data_offsets": [4, 12]}}, bytes(12)), "leaves a hole"),
     "overlap": (container({"t": FLOAT, "u": {**FLOAT, "data_offsets": [4, 12]}}, bytes(12)), "overlaps"),
     "same bytes twice": (container({"t": FLOAT, "u": FLOAT}), "overlaps"),
-    "empty tensor inside another": (container({"t": FLOAT, "e": {"dtype": "U8", "shape": [0], "data_offsets": [4, 4]}}), "overlaps|hole"),
+    "empty tensor inside another": (
+        container({"t": FLOAT, "e": {"dtype": "U8", "shape": [0], "data_offsets": [4, 4]}}),
+        "overlaps|hole",
+    ),
     "missing field": (container({"t": {"dtype": "F32", "shape": [2]}}), "bad description"),
     "extra field": (tensor(extra=1), "bad description"),
     "tensor no object": (container({"t": 3}), "bad description"),
@@ -109,7 +112,9 @@ def test_absurdly_many_tensors_are_refused_by_count(tmp_path: Path) -> None:
         read_header(tmp_path, "w")
 
 
-NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=12).filter(lambda n: n != "__metadata__")
+NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=12).filter(
+    lambda n: n != "__metadata__"
+)
 NUMPY = {"uint8", "int8", "uint16", "int16", "float16", "uint32", "int32", "float32", "uint64", "int64", "float64"}
 SLOTS = st.dictionaries(
     NAMES, st.tuples(st.sampled_from(sorted(DTYPES.values())), st.lists(st.integers(0, 4), max_size=4)), max_size=6
@@ -163,7 +168,9 @@ def test_what_the_library_writes_we_read(slots: dict[str, Any], data: st.DataObj
 
 @QUIET
 @given(slots=SLOTS, where=st.floats(0, 1), byte=st.integers(0, 255), cut=st.booleans())
-def test_damaged_bytes_are_refused_or_harmless(slots: dict[str, Any], where: float, byte: int, cut: bool, tmp_path: Path) -> None:
+def test_damaged_bytes_are_refused_or_harmless(
+    slots: dict[str, Any], where: float, byte: int, cut: bool, tmp_path: Path
+) -> None:
     path = tmp_path / "w"
     _write(path, slots)
     content = bytearray(path.read_bytes())
@@ -181,9 +188,8 @@ def test_damaged_bytes_are_refused_or_harmless(slots: dict[str, Any], where: flo
 
 
 def test_the_writer_holds_the_caller_to_the_plan(tmp_path: Path) -> None:
-    with SafetensorsWriter(tmp_path / "w", [Slot("a", "float32", (2,)), Slot("b", "uint8", ())]) as writer:
-        with pytest.raises(ValueError, match="planned 8 of a"):
-            writer.write("a", [memoryview(b"1234")])
-    with SafetensorsWriter(tmp_path / "v", [Slot("a", "float32", (2,))]) as writer:
-        with pytest.raises(ValueError, match="planned and not written"):
-            writer.finish()
+    plan = [Slot("a", "float32", (2,))]
+    with SafetensorsWriter(tmp_path / "w", plan) as writer, pytest.raises(ValueError, match="planned 8 of a"):
+        writer.write("a", [memoryview(b"1234")])
+    with SafetensorsWriter(tmp_path / "v", plan) as writer, pytest.raises(ValueError, match="planned and not written"):
+        writer.finish()

@@ -49,7 +49,10 @@ def test_failure_leaves_nothing(error: type[BaseException], tmp_path: Path) -> N
 
 
 def test_a_full_disk_is_a_write_error_and_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(ReadWriteError, match="shard: writing failed: No space") as error, new_directory(tmp_path / "out"):
+    with (
+        pytest.raises(ReadWriteError, match="shard: writing failed: No space") as error,
+        new_directory(tmp_path / "out"),
+    ):
         raise OSError(28, "No space left on device", "/somewhere/shard")
     assert error.value.exit_status == 74 and names(tmp_path) == set()
 
@@ -129,7 +132,9 @@ def test_two_writers_at_once_one_wins(tmp_path: Path) -> None:
 def test_a_killed_writer_leaves_the_old_target_and_the_next_one_cleans_up(signal_number: int, tmp_path: Path) -> None:
     target = tmp_path / "out"
     make(target, "old")
-    writer = subprocess.Popen([sys.executable, "-c", WRITER, str(target)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    writer = subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(target)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
     assert writer.stdout is not None and writer.stdout.readline() == b"ready\n"
     assert len(names(tmp_path)) == 2
     make(tmp_path / "other", "x")

@@ -80,7 +80,7 @@ def test_dropped_tensors_are_reported() -> None:
     assert plan(source).dropped == ("model.layers.0.inv_freq", "junk.weight", "junk")
 
 
-@pytest.mark.parametrize("name", [name for name in SOURCE])
+@pytest.mark.parametrize("name", list(SOURCE))
 def test_a_missing_tensor_is_named(name: str) -> None:
     with pytest.raises(DataError, match="is missing, and parameter") as error:
         plan(without(name))
@@ -88,7 +88,15 @@ def test_a_missing_tensor_is_named(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["extra", "wte.bias", "model.layers.2.up.weight", "model.layers.0.inv_freq.x.y", "model.layers.x.up.weight", "lm_head.weight"]
+    "name",
+    [
+        "extra",
+        "wte.bias",
+        "model.layers.2.up.weight",
+        "model.layers.0.inv_freq.x.y",
+        "model.layers.x.up.weight",
+        "lm_head.weight",
+    ],
 )
 def test_an_unexpected_tensor_is_named(name: str) -> None:
     with pytest.raises(DataError, match="is used by no parameter") as error:
