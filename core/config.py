@@ -62,6 +62,12 @@ class ModelConfig(BaseModel):
     dtype: str | None = None
     ignored_keys: tuple[str, ...] = ()
 
+    @property
+    def max_length(self) -> int:
+        """Most tokens of a sequence. Linear and dynamic rotation extend what ``max_position_embeddings`` says."""
+        stretched = self.rope.kind in ("linear", "dynamic")
+        return int(self.max_position_embeddings * (self.rope.factor if stretched else 1))
+
     @classmethod
     def parse(cls, raw: Mapping[str, Any]) -> Self:
         """The config from the object in ``config.json``.

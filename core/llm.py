@@ -8,7 +8,8 @@ from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from bestiary.core.answer import TextAnswer
-from bestiary.core.errors import ConfigError, EngineError, UsageError
+from bestiary.core.errors import EngineError, UsageError
+from bestiary.core.opening import open_engine, open_tokenizer
 from bestiary.core.outputs import RequestOutput, StreamPiece
 from bestiary.core.progress import Progress, Silent
 from bestiary.core.runtime.loop import EngineLoop
@@ -16,12 +17,9 @@ from bestiary.core.runtime.request import Request
 from bestiary.core.runtime.scheduler import Scheduler
 from bestiary.core.sampling_params import SamplingParams
 from bestiary.core.submission import Submission
-from bestiary.core.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from bestiary.core.engine.load import LoadedEngine
-    from bestiary.core.engine.options import BuildOptions
-    from bestiary.core.plugins import PluginHost
 
 Params = SamplingParams | Sequence[SamplingParams] | None
 
@@ -36,17 +34,18 @@ class LLM:
         dtype: what to compute in; ``"auto"`` takes the model's.
         tokenizer: ``"auto"`` takes the model's; another directory; None works on token ids only.
         weights: ``"auto"`` reads the model's; ``"random"`` makes some of its shape on the device.
-        max_batch_size: most requests that run at a time.
-        max_seq_len: most tokens of a request, prompt and output; None takes the model's, up to 4096.
-        max_num_tokens: most tokens in a step.
+        max_batch_size: most requests that run at a time; None: what the engine was built for, 64 for a new one.
+        max_seq_len: most tokens of a request, prompt and output; None: the engine's; for a new one the model's, up to
+            4096.
+        max_num_tokens: most tokens in a step; None: the engine's, 2048 for a new one.
         kv_cache_memory: a float is the part of the free memory that the KV cache takes, an int is bytes.
         quantization: a method that a plugin provides; None leaves the weights as they are.
         kv_dtype: what keys and values are stored in.
-        block_size: tokens in a KV block.
+        block_size: tokens in a KV block; None: the engine's, 16 for a new one.
         prefix_caching: reuse keys and values of equal prompt beginnings.
-        tensor_parallel: devices that share the model.
-        deterministic: results that do not depend on the batch around a request.
+        tensor_parallel: ranks that share the model.
         seed: of random weights and of requests without a seed.
+        reference: run the model's own forward on the ops' references: slow, and what everything is compared with.
         kernels: op → name of the kernel to use.
         plugins: modules, objects or module names to load besides the installed plugins.
         prefer: name → distribution, where two plugins claim one name.
@@ -70,44 +69,50 @@ class LLM:
         dtype: str = "auto",
         tokenizer: str | Path | None = "auto",
         weights: Literal["auto", "random"] = "auto",
-        max_batch_size: int = 64,
+        max_batch_size: int | None = None,
         max_seq_len: int | None = None,
-        max_num_tokens: int = 2048,
+        max_num_tokens: int | None = None,
         kv_cache_memory: float | int = 0.9,
         quantization: str | None = None,
         kv_dtype: str = "auto",
-        block_size: int = 16,
+        block_size: int | None = None,
         prefix_caching: bool = True,
-        tensor_parallel: int = 1,
-        deterministic: bool = False,
+        tensor_parallel: int | None = None,
         seed: int = 0,
+        reference: bool = False,
         kernels: Mapping[str, str] | None = None,
         plugins: Sequence[str | ModuleType | object] = (),
         prefer: Mapping[str, str] | None = None,
         strict_plugins: bool = False,
         progress: Progress | None = None,
     ) -> None:
-        from bestiary.core.engine.options import BuildOptions
         from bestiary.core.plugins import PluginHost
 
         host = PluginHost.load(plugins=plugins, strict=strict_plugins, prefer=prefer)
-        _check_quantization(host, quantization)
-        options = BuildOptions(
-            device=device,
-            dtype=dtype,
-            kv_dtype=kv_dtype,
-            max_batch_size=max_batch_size,
-            max_seq_len=max_seq_len,
-            max_num_tokens=max_num_tokens,
-            block_size=block_size,
-            tensor_parallel=tensor_parallel,
-            quantization=quantization,
-            kernels=dict(kernels or {}),
-            deterministic=deterministic,
+        said = {
+            "device": device,
+            "dtype": dtype,
+            "kv_dtype": kv_dtype,
+            "max_batch_size": max_batch_size,
+            "max_seq_len": max_seq_len,
+            "max_num_tokens": max_num_tokens,
+            "block_size": block_size,
+            "tensor_parallel": tensor_parallel,
+            "quantization": quantization,
+            "kernels": dict(kernels or {}),
+        }
+        engine = open_engine(
+            model,
+            host=host,
+            said={name: value for name, value in said.items() if value not in (None, "auto", {})},
+            weights=weights,
+            seed=seed,
+            kv_cache_memory=kv_cache_memory,
+            reference=reference,
+            progress=progress or Silent(),
         )
-        engine = _open(model, host, options, weights, seed, kv_cache_memory, progress or Silent())
         self._engine: LoadedEngine | None = engine
-        self.tokenizer = _tokenizer(tokenizer, engine.directory)
+        self.tokenizer = open_tokenizer(tokenizer, engine.directory)
         self._submission = Submission(
             engine.directory,
             self.tokenizer,
@@ -119,7 +124,7 @@ class LLM:
             engine.cache_groups,
             max_batch_size=engine.options.max_batch_size,
             max_num_tokens=engine.options.max_num_tokens,
-            prefix_caching=prefix_caching,
+            prefix_caching=prefix_caching and engine.prefix_caching,
         )
         self._loop = EngineLoop(engine.runner, scheduler)
 
@@ -259,49 +264,3 @@ class LLM:
         finally:
             if self._engine is not None:
                 self._loop.abort(request)
-
-
-def _check_quantization(host: PluginHost, name: str | None) -> None:
-    known = sorted(method.name for method in host.quantizations())
-    if name is not None and name not in known:
-        raise ConfigError(
-            "E-CFG-QUANTIZATION",
-            "quantization",
-            "no plugin provides this method",
-            found=repr(name),
-            expected=f"one of {', '.join(known)}" if known else "none: no installed plugin brings one",
-        )
-
-
-def _open(
-    model: str | Path,
-    host: PluginHost,
-    options: BuildOptions,
-    weights: str,
-    seed: int,
-    kv_cache_memory: float | int,
-    progress: Progress,
-) -> LoadedEngine:
-    from bestiary.core.engine.load import load_engine, random_engine
-    from bestiary.core.prepare import prepare
-
-    if weights == "random":
-        return random_engine(
-            Path(model), host=host, options=options, seed=seed, kv_cache_memory=kv_cache_memory, progress=progress
-        )
-    if weights != "auto":
-        raise UsageError("E-USE-WEIGHTS", "weights", "unknown", found=repr(weights), expected='"auto" or "random"')
-    return load_engine(
-        prepare(str(model), host=host, options=options, progress=progress),
-        host=host,
-        device=options.device,
-        kv_cache_memory=kv_cache_memory,
-        kernels=options.kernels,
-        progress=progress,
-    )
-
-
-def _tokenizer(choice: str | Path | None, model: Path) -> Tokenizer | None:
-    if choice is None:
-        return None
-    return Tokenizer.load(model if choice == "auto" else Path(choice))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,9 +58,8 @@ def _checkpoint(source: Source, label: str, host: PluginHost, dtype: str, progre
         if home.is_complete(place):
             _reused(progress, "convert")
             return place
-        from bestiary.core.checkpoint.verify import verify
-
         from bestiary.converters.convert import convert
+        from bestiary.core.checkpoint.verify import verify
 
         home.discard(place)
         convert(source.path, place, host=host, dtype=dtype, progress=progress)
@@ -79,7 +77,7 @@ def _engine(
 ) -> Path:
     identity: dict[str, Any] = {
         "checkpoint": file_identity(checkpoint),
-        "options": {**{one.name: getattr(options, one.name) for one in fields(options)}, "kernels": dict(options.kernels)},
+        "options": options.as_dict(),
         "lock": _lock(host, _BUILDING),
     }
     place = home.place("engines", name, identity)

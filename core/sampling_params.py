@@ -50,7 +50,7 @@ class SamplingParams:
     ===================== ============================================ ===========================================
     field                 range                                        when neither says
     ===================== ============================================ ===========================================
-    temperature           0 … 100; below 1e-5 takes the likeliest      1.0 (0 when the model says do_sample: false)
+    temperature           0 … 100; below 1e-5 takes the likeliest      1.0 (0 if its generation_config doesn't sample)
     top_k                 1 …; 0 or -1 keep all                        -1
     top_p                 above 0, up to 1                             1.0
     min_p                 0 … 1, relative to the likeliest             0.0
@@ -171,8 +171,8 @@ class SamplingParams:
             for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
             if getattr(self, name) is None and defaults.get(name) is not None
         }
-        if defaults.get("do_sample") is False and self.temperature is None:
-            found["temperature"] = 0.0
+        if defaults and not defaults.get("do_sample") and self.temperature is None and "temperature" not in found:
+            found["temperature"] = 0.0  # a generation_config that does not ask for sampling means the likeliest token
         if self.max_tokens is UNSET:
             found["max_tokens"] = (
                 DEFAULT_MAX_TOKENS if defaults.get("max_new_tokens") is None else defaults["max_new_tokens"]

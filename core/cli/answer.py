@@ -14,7 +14,7 @@ from bestiary.core.cli.report import peak_memory, seconds, table
 from bestiary.core.cli.session import Session
 from bestiary.core.errors import EngineError, UsageError
 from bestiary.core.home import gib
-from bestiary.core.progress import Progress, step
+from bestiary.core.progress import Progress
 from bestiary.core.source import recognise
 
 if TYPE_CHECKING:
@@ -78,16 +78,14 @@ def open_llm(engine: Path, session: Session, progress: Progress, **options: Any)
     from bestiary import LLM
 
     said = {name: value for name, value in options.items() if value is not None}
-    with step(progress, "load") as note:
-        llm = LLM(
-            engine,
-            plugins=session.plugins,
-            prefer=session.preferences,
-            strict_plugins=session.strict,
-            progress=progress,
-            **said,
-        )
-        note.text = engine.name
+    llm = LLM(
+        engine,
+        plugins=session.plugins,
+        prefer=session.preferences,
+        strict_plugins=session.strict,
+        progress=progress,
+        **said,
+    )
     try:
         yield llm
     finally:

@@ -51,8 +51,7 @@ class Building:
         None
     )
     quantization: Annotated[str | None, _build(help="Quantization method.")] = None
-    kernel: Annotated[list[str] | None, _build(help="Use this kernel for an op; repeatable.", metavar="OP=NAME")] = None
-    deterministic: Annotated[bool, _build("--deterministic", help="Results that don't depend on the batch.")] = False
+    kernel: Annotated[list[str] | None, _build(help="Use this kernel for an op (* for all); repeatable.", metavar="OP=NAME")] = None
 
     def options(self) -> BuildOptions:
         """What was said, as build options."""

@@ -25,7 +25,7 @@ class Lines:
         pass
 
     def finish(self, note: str) -> None:
-        line = f"{self.name:<10} {_seconds(time.monotonic() - self.began):>8}  {note}".rstrip()
+        line = f"{self.name:<14} {_seconds(time.monotonic() - self.began):>8}  {note}".rstrip()
         print(line, file=self.stream, flush=True)
 
 
@@ -45,7 +45,7 @@ class Bars:
         self.lines.start(step, total, unit)
         self.is_bytes, self.done, self.unit, self.total = unit in ("B", "bytes"), 0, unit, total
         columns = (
-            TextColumn("{task.description:<10}"), BarColumn(), TaskProgressColumn(),
+            TextColumn("{task.description:<14}"), BarColumn(), TaskProgressColumn(),
             TextColumn("{task.fields[amount]}"), TimeElapsedColumn(),
         )  # fmt: skip
         self.bar = Progress(*columns, console=self.console, transient=True)

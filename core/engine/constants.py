@@ -19,12 +19,12 @@ class Constants:
     """Makes each weight of a program once. A weight of one part that needs no change shares the file's pages."""
 
     def __init__(self, source: PartSource) -> None:
-        self._source = source
+        self.source = source
         self._made: dict[tuple[Part, ...], Tensor] = {}
 
     def __call__(self, weight: Weight) -> Tensor:
         if weight.parts not in self._made:
-            parts = [self._source(part) for part in weight.parts]
+            parts = [self.source(part) for part in weight.parts]
             self._made[weight.parts] = parts[0] if len(parts) == 1 else torch.cat(parts)
         return self._made[weight.parts]
 

@@ -23,10 +23,12 @@ from bestiary.core.program.bind import bind
 from bestiary.core.program.bound import StepProgram
 from bestiary.core.program.plan import Plan
 from bestiary.core.program.program import Program
+from bestiary.core.program.trace import cache_groups
 from bestiary.core.progress import Progress, Silent, step
 from bestiary.core.runtime.cache_groups import CacheGroup
 from bestiary.core.runtime.inputs import StepInputs
 from bestiary.core.runtime.kv_store import KVStore, plan_groups
+from bestiary.core.runtime.reference import ReferenceRunner
 from bestiary.core.runtime.runner import Runner
 from bestiary.spec import Model
 
@@ -41,7 +43,7 @@ class LoadedEngine:
         prefix_caching: whether equal prefixes have equal keys; not so where angles depend on the prompt's length.
     """
 
-    runner: Runner
+    runner: Runner | ReferenceRunner
     cache_groups: tuple[CacheGroup, ...]
     options: BuildOptions
     vocab_size: int
@@ -65,6 +67,7 @@ def load_engine(
     max_seq_len: int | None = None,
     ranks: Ranks = Ranks(),
     taps: Sequence[str] = (),
+    reference: bool = False,
     progress: Progress | None = None,
 ) -> LoadedEngine:
     """Load an engine directory.
@@ -77,6 +80,7 @@ def load_engine(
         max_batch_size, max_seq_len: in place of the build's.
         ranks: this process's place in a tensor-parallel engine.
         taps: module paths whose outputs ``Runner.forward_all`` also returns.
+        reference: run the model's own forward on the ops' references, without a step program.
 
     Raises:
         MissingInputError, DataError: the directory is no engine, or damaged.
@@ -97,8 +101,8 @@ def load_engine(
         _report_drift(manifest.lock, host.lock())
         plan = _plan(directory, network, options)
         constants = Constants(from_files(Weights.open(directory), network.target.dtype, network.target.device))
-        memory = num_blocks if num_blocks is not None else kv_cache_memory
-        engine = _assemble(network, constants, plan, host, options, memory, num_blocks is not None, directory, model)
+        groups = _groups(network, options, kv_cache_memory, num_blocks)
+        engine = _assemble(network, constants, plan, host, options, groups, directory, model, reference)
         note.text = f"{constants.nbytes / 1e6:,.0f} MB of weights"
     return engine
 
@@ -112,6 +116,8 @@ def random_engine(
     kv_cache_memory: float | int = 0.9,
     num_blocks: int | None = None,
     taps: Sequence[str] = (),
+    reference: bool = False,
+    progress: Progress | None = None,
 ) -> LoadedEngine:
     """An engine of a ``config.json``'s shape whose weights are random numbers, made on the device.
 
@@ -119,14 +125,16 @@ def random_engine(
     """
     raw = read_json(directory, "config.json", limit=JSON_LIMIT)
     model, config = _family(raw, host)
-    network = make_network(
-        model, config, options, checkpoint_dtype=config.dtype or "float32", host=host, taps=taps
-    )
-    shapes = {name: tuple(p.shape) for name, p in network.module.named_parameters()}
-    constants = Constants(at_random(seed, shapes, network.target.dtype, network.target.device))
-    plan = Plan(devices.label(network.target.device))
-    memory = num_blocks if num_blocks is not None else kv_cache_memory
-    return _assemble(network, constants, plan, host, options, memory, num_blocks is not None, directory, model)
+    with step(progress or Silent(), "make weights") as note:
+        dtype = config.dtype or "float32"
+        network = make_network(model, config, options, checkpoint_dtype=dtype, host=host, taps=taps)
+        shapes = {name: tuple(p.shape) for name, p in network.module.named_parameters()}
+        constants = Constants(at_random(seed, shapes, network.target.dtype, network.target.device))
+        plan = Plan(devices.label(network.target.device))
+        groups = _groups(network, options, kv_cache_memory, num_blocks)
+        engine = _assemble(network, constants, plan, host, options, groups, directory, model, reference)
+        note.text = f"{constants.nbytes / 1e6:,.0f} MB of random weights"
+    return engine
 
 
 def _family(raw: Mapping[str, object], host: PluginHost) -> tuple[Model, ModelConfig]:
@@ -146,20 +154,23 @@ def _assemble(
     plan: Plan,
     host: PluginHost,
     options: BuildOptions,
-    memory: float | int,
-    counted_in_blocks: bool,
+    groups: tuple[CacheGroup, ...],
     directory: Path,
     model: Model,
+    reference: bool,
 ) -> LoadedEngine:
-    kernels = bind(network.program, network.shapes, plan, constants, host, network.target, options.kernels)
-    weights = {weight: constants(weight) for weight in network.program.weights()}
-    groups = _groups(network, options, memory, counted_in_blocks)
     device = network.target.device
     store = KVStore(network.program.caches, groups, network.geometry.kv_dtype, device)
     inputs = StepInputs(store, network.limits, network.max_seq_len, device)
-    program = StepProgram(network.program, network.shapes, kernels, weights, inputs.views, device)
+    runner: Runner | ReferenceRunner
+    if reference:
+        runner = ReferenceRunner(network.module, constants.source, inputs)
+    else:
+        kernels = bind(network.program, network.shapes, plan, constants, host, network.target, options.kernels)
+        weights = {weight: constants(weight) for weight in network.program.weights()}
+        runner = Runner(StepProgram(network.program, network.shapes, kernels, weights, inputs.views, device), inputs)
     return LoadedEngine(
-        runner=Runner(program, inputs),
+        runner=runner,
         cache_groups=groups,
         options=options,
         vocab_size=network.vocab_size,
@@ -173,15 +184,11 @@ def _assemble(
 
 
 def _groups(
-    network: Network, options: BuildOptions, memory: float | int, counted_in_blocks: bool
+    network: Network, options: BuildOptions, memory: float | int, num_blocks: int | None
 ) -> tuple[CacheGroup, ...]:
-    from bestiary.core.program.trace import cache_groups
-
-    if counted_in_blocks:
-        return tuple(
-            CacheGroup(num_blocks=int(memory), block_size=options.block_size, window=spec.window)
-            for spec in cache_groups(network.program.caches)
-        )
+    if num_blocks is not None:
+        specs = cache_groups(network.program.caches)
+        return tuple(CacheGroup(num_blocks, options.block_size, spec.window) for spec in specs)
     if isinstance(memory, bool) or not isinstance(memory, (int, float)) or memory <= 0 or (memory > 1 and memory % 1):
         raise ConfigError(
             "E-KV-MEMORY",

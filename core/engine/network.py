@@ -66,7 +66,7 @@ def make_network(
         PluginError: the model can't be traced, or a fusion's reference is no pattern.
     """
     check_overrides(options.kernels, host)
-    _check_quantization(options, host)
+    check_quantization(options.quantization, host)
     device = devices.choose(options.device)
     dtype = getattr(torch, checkpoint_dtype if options.dtype == "auto" else options.dtype)
     kv_dtype = dtype if options.kv_dtype == "auto" else getattr(torch, options.kv_dtype)
@@ -102,7 +102,7 @@ def _fuse(program: Program, geometry: Geometry, target: Target, host: PluginHost
 
 
 def _max_seq_len(options: BuildOptions, config: ModelConfig) -> int:
-    longest = config.max_position_embeddings
+    longest = config.max_length
     if options.max_seq_len is None:
         return min(longest, DEFAULT_SEQ_LEN)
     if options.max_seq_len > longest:
@@ -111,18 +111,23 @@ def _max_seq_len(options: BuildOptions, config: ModelConfig) -> int:
             "max_seq_len",
             "is longer than the model was made for",
             found=str(options.max_seq_len),
-            expected=f"at most max_position_embeddings = {longest}",
+            expected=f"at most {longest} tokens (max_position_embeddings, times the factor of a linear or dynamic rope)",
         )
     return options.max_seq_len
 
 
-def _check_quantization(options: BuildOptions, host: PluginHost) -> None:
+def check_quantization(name: str | None, host: PluginHost) -> None:
+    """Refuse a quantization method that nobody registered.
+
+    Raises:
+        ConfigError: with the methods there are.
+    """
     known = sorted(method.name for method in host.quantizations())
-    if options.quantization is not None and options.quantization not in known:
+    if name is not None and name not in known:
         raise ConfigError(
             "E-BUILD-QUANTIZATION",
             "quantization",
             "no installed plugin provides this method",
-            found=repr(options.quantization),
+            found=repr(name),
             expected=", ".join(known) or "None: no method is registered",
         )

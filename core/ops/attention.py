@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bestiary.core.ops.declare import EXACT, Tolerance, normal, op
+from bestiary.core.ops.declare import EXACT, Tolerance, like_first, normal, op
 from bestiary.core.ops.rotary import rope
 
 _SOFTMAX = {
@@ -32,7 +32,11 @@ def _write_inputs(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tu
         yield new[0], new[1], cache[0], cache[1], slots
 
 
-@op(inputs=_write_inputs, tolerances=EXACT, mutates=("k_cache", "v_cache"))
+def _nothing(*args: Any) -> None:
+    return None
+
+
+@op(inputs=_write_inputs, tolerances=EXACT, mutates=("k_cache", "v_cache"), fake=_nothing)
 def kv_write(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
     """Put each token's key and value into its slot (block · S + offset; −1 for padding, which no sequence reads).
 
@@ -50,7 +54,7 @@ def _rope_write_inputs(generator: torch.Generator, dtype: torch.dtype) -> Iterat
         yield q, k, v, table, k_cache, v_cache, slots
 
 
-@op(inputs=_rope_write_inputs, mutates=("k_cache", "v_cache"))
+@op(inputs=_rope_write_inputs, mutates=("k_cache", "v_cache"), fake=like_first)
 def rope_kv_write(
     q: Tensor, k: Tensor, v: Tensor, table: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor
 ) -> Tensor:

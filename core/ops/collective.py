@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bestiary.core.ops.declare import EXACT, ROUNDING, normal, op
+from bestiary.core.ops.declare import EXACT, ROUNDING, like_first, normal, op
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ def _alone(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple[Any
     yield normal(generator, 3, 8, dtype=dtype), Ranks()
 
 
-@op(inputs=_alone, tolerances=ROUNDING)
+@op(inputs=_alone, tolerances=ROUNDING, fake=like_first)
 def all_reduce(x: Tensor, ranks: Ranks) -> Tensor:
     """``Σ x`` over the ranks, on every rank: any shape → the same shape."""
     total = x.clone()

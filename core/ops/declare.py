@@ -142,6 +142,11 @@ def _count_results(name: str, function: Callable[..., Any]) -> int:
     )
 
 
+def like_first(x: Tensor, *rest: Any) -> Tensor:
+    """A fake for ops whose result looks like their first argument."""
+    return x.new_empty(x.shape)
+
+
 def normal(generator: torch.Generator, *shape: int, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
     """A tensor of normal deviates on the generator's device, for input generators."""
     values = torch.randn(*shape, generator=generator, device=generator.device, dtype=torch.float32) * scale

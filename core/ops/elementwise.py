@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,13 +17,17 @@ def _pairs(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple[Any
         yield normal(generator, *shape, dtype=dtype), normal(generator, *shape, dtype=dtype)
 
 
-@op(inputs=_pairs)
+def _broadcast(x: Tensor, y: Tensor) -> Tensor:
+    return x.new_empty(np.broadcast_shapes(x.shape, y.shape), dtype=torch.promote_types(x.dtype, y.dtype))
+
+
+@op(inputs=_pairs, fake=_broadcast)
 def add(x: Tensor, y: Tensor) -> Tensor:
     """``x + y``, shapes broadcast as in torch."""
     return x + y
 
 
-@op(inputs=_pairs)
+@op(inputs=_pairs, fake=_broadcast)
 def mul(x: Tensor, y: Tensor) -> Tensor:
     """``x · y``, shapes broadcast as in torch."""
     return x * y
@@ -33,7 +38,11 @@ def _rows(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple[Any,
         yield normal(generator, tokens, 33, dtype=dtype), integers(generator, tokens, rows)
 
 
-@op(inputs=_rows, tolerances=EXACT)
+def _selected(x: Tensor, rows: Tensor) -> Tensor:
+    return x.new_empty(rows.shape[0], *x.shape[1:])
+
+
+@op(inputs=_rows, tolerances=EXACT, fake=_selected)
 def select_rows(x: Tensor, rows: Tensor) -> Tensor:
     """``x[rows]``: x ``[T, F]``, rows ``[R]`` int64 → ``[R, F]``."""
     return x.index_select(0, rows)

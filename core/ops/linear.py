@@ -28,7 +28,11 @@ def _linear_inputs(generator: torch.Generator, dtype: torch.dtype) -> Iterator[t
     yield wide[:, :32], normal(generator, 16, 32, dtype=dtype, scale=32**-0.5), None  # rows with a stride
 
 
-@op(inputs=_linear_inputs, tolerances=_PRODUCT)
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
+@op(inputs=_linear_inputs, tolerances=_PRODUCT, fake=_product)
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x · weightᵀ + bias``: x ``[T, K]``, weight ``[N, K]``, bias ``[N]`` → ``[T, N]`` in x's dtype."""
     return F.linear(x, weight, bias)
@@ -39,7 +43,11 @@ def _embedding_inputs(generator: torch.Generator, dtype: torch.dtype) -> Iterato
         yield integers(generator, vocabulary, tokens), normal(generator, vocabulary, features, dtype=dtype)
 
 
-@op(inputs=_embedding_inputs, tolerances=EXACT)
+def _looked_up(ids: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+    return weight.new_empty(*ids.shape, weight.shape[1])
+
+
+@op(inputs=_embedding_inputs, tolerances=EXACT, fake=_looked_up)
 def embedding(ids: Tensor, weight: Tensor) -> Tensor:
     """``weight[ids]``: ids ``[T]`` int64, weight ``[V, K]`` → ``[T, K]``."""
     return weight.index_select(0, ids)
@@ -50,7 +58,7 @@ def _sharded_embedding_inputs(generator: torch.Generator, dtype: torch.dtype) ->
         yield integers(generator, 16, 9), normal(generator, 8, 33, dtype=dtype), start
 
 
-@op(inputs=_sharded_embedding_inputs, tolerances=EXACT)
+@op(inputs=_sharded_embedding_inputs, tolerances=EXACT, fake=_looked_up)
 def embedding_shard(ids: Tensor, weight: Tensor, start: int) -> Tensor:
     """Rows ``start … start + V`` of a larger table: ids outside of them give zeros, so that the ranks' sum is the lookup.
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bestiary.core.ops.declare import normal, op
+from bestiary.core.ops.declare import like_first, normal, op
 from bestiary.core.ops.elementwise import add
 
 
@@ -17,7 +17,7 @@ def _inputs(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple[An
         yield normal(generator, *shape, dtype=dtype), normal(generator, shape[-1], dtype=dtype), 1e-5
 
 
-@op(inputs=_inputs)
+@op(inputs=_inputs, fake=like_first)
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """``x / √(mean(x²) + eps) · weight`` over the last axis, statistics in fp32 (Zhang & Sennrich 2019).
 
@@ -33,7 +33,11 @@ def _add_inputs(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tupl
         yield x, normal(generator, *x.shape, dtype=dtype), weight, eps
 
 
-@op(inputs=_add_inputs)
+def _two(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), x.new_empty(x.shape)
+
+
+@op(inputs=_add_inputs, fake=_two)
 def add_rms_norm(x: Tensor, y: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """The residual sum and its norm: ``(rms_norm(x + y), x + y)``; x, y ``[T, F]``, weight ``[F]``."""
     total = add(x, y)

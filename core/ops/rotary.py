@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bestiary.core.config import Rope
-from bestiary.core.ops.declare import Tolerance, integers, normal, op
+from bestiary.core.ops.declare import Tolerance, integers, like_first, normal, op
 from bestiary.core.ops.frequencies import dynamic_frequencies, rope_frequencies, rope_scale
 
 _ANGLES = {"float32": Tolerance(1e-5, 1e-5)}
@@ -35,7 +35,11 @@ def _table_inputs(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tu
         yield positions, positions + 1, rope, 16
 
 
-@op(inputs=_table_inputs, tolerances=_ANGLES)
+def _table(positions: Tensor, lengths: Tensor, rope: Rope, size: int) -> Tensor:
+    return positions.new_empty(positions.shape[0], size, dtype=torch.float32)
+
+
+@op(inputs=_table_inputs, tolerances=_ANGLES, fake=_table)
 def rotary_table(positions: Tensor, lengths: Tensor, rope: Rope, size: int) -> Tensor:
     """Cosines and sines of every token's angles, once a step for all layers that share them.
 
@@ -60,7 +64,7 @@ def _rope_inputs(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tup
         yield packed[:, : heads * size].unflatten(-1, (heads, size)), table
 
 
-@op(inputs=_rope_inputs)
+@op(inputs=_rope_inputs, fake=like_first)
 def rope(x: Tensor, table: Tensor) -> Tensor:
     """Rotate the pairs ``(x[i], x[i + R/2])`` of each head by the token's angles, in fp32.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bestiary.core.errors import PluginError
 from bestiary.core.ops.declare import OpDeclaration
-from bestiary.core.program.program import Program, Value, Weight, fill
+from bestiary.core.program.program import Instruction, Program, Value, Weight, fill
 from bestiary.core.program.trace import cache_groups
 
 
@@ -119,20 +119,29 @@ def _run(program: Program, geometry: Geometry, sizes: Sizes) -> dict[Value, Tens
 
     with torch.no_grad():
         for instruction in program.instructions:
-            args = fill(instruction.args, lookup)
-            target = instruction.target
-            try:
-                made = target.fake(*args) if isinstance(target, OpDeclaration) else target.function(*args, **dict(target.keywords))
-            except Exception as error:
-                raise PluginError(
-                    "E-OP-SHAPE",
-                    f"{target.name} in {instruction.scope}",
-                    f"can't tell its result's shape: {error}",
-                    found=", ".join(str(tuple(a.shape)) if isinstance(a, Tensor) else repr(a) for a in args),
-                ) from error
-            outputs: tuple[Any, ...] = made if isinstance(made, tuple) else (made,) if instruction.results else ()
+            outputs = _outputs(instruction, fill(instruction.args, lookup))
             tensors.update(zip(instruction.results, outputs, strict=True))
     return tensors
+
+
+def _outputs(instruction: Instruction, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    target = instruction.target
+    try:
+        if isinstance(target, OpDeclaration):
+            made = target.fake(*args)
+        else:
+            made = target.function(*args, **dict(target.keywords))
+        outputs = made if isinstance(made, tuple) else (made,) if instruction.results else ()
+        if len(outputs) != len(instruction.results) or not all(isinstance(output, Tensor) for output in outputs):
+            raise TypeError(f"it gives {type(made).__name__} where one tensor is expected; index or narrow instead")
+    except Exception as error:
+        raise PluginError(
+            "E-OP-SHAPE",
+            f"{target.name} in {instruction.scope or 'the model'}",
+            f"can't tell its result's shape: {error}",
+            found=", ".join(str(tuple(a.shape)) if isinstance(a, Tensor) else repr(a) for a in args),
+        ) from error
+    return outputs
 
 
 def _dim(value: Value, axis: int, runs: list[dict[Value, Tensor]]) -> Dim:

@@ -31,7 +31,9 @@ _LEAST_RUNS, _MOST_RUNS = 3, 30
 
 
 class Tuner:
-    """Fills a plan. ``inputs`` gives a sample step's tensors at the sizes asked for, ``weights`` the constants."""
+    """Fills a plan. ``inputs`` gives a sample step's tensors at the sizes asked for, ``weights`` the constants,
+    ``longest`` the most tokens of a sequence.
+    """
 
     def __init__(
         self,
@@ -41,9 +43,10 @@ class Tuner:
         inputs: Callable[[Sizes], Mapping[str, Tensor]],
         weights: Callable[[Weight], Tensor],
         overrides: Mapping[str, str],
+        longest: int,
     ) -> None:
         self._host, self._target, self._shapes, self._inputs = host, target, shapes, inputs
-        self._weights, self._overrides = weights, overrides
+        self._weights, self._overrides, self._longest = weights, overrides, longest
         self._generator = torch.Generator(target.device).manual_seed(0)
 
     def plan(self, program: Program, limits: Sizes, progress: Progress) -> Plan:
@@ -82,7 +85,7 @@ class Tuner:
             sampled = [1]
         choices = []
         for count in sampled:
-            sizes = Sizes(count, count, count) if rows.rows or count <= 8 else Sizes(count, 1, 1)
+            sizes = Sizes(count, count, count) if rows.rows or count <= 8 else self._prompt(count)
             trials = tuple(self._try(kernel, op, program, instruction, sizes) for kernel in able)
             best = min(trials, key=lambda trial: trial.microseconds or 0.0)
             reason = "named by the user" if named else "the only one" if len(trials) == 1 else "fastest"
@@ -90,6 +93,11 @@ class Tuner:
         last = choices[-1]
         choices[-1] = Choice(None, last.kernel, last.reason, last.trials)
         return tuple(choices)
+
+    def _prompt(self, tokens: int) -> Sizes:
+        """One prompt of so many tokens, or as many equal ones as the longest sequence makes necessary."""
+        sequences = next(n for n in range(1, tokens + 1) if tokens % n == 0 and tokens // n <= self._longest)
+        return Sizes(tokens, sequences, 1)
 
     def _try(
         self, kernel: Kernel, op: OpDeclaration[..., Any], program: Program, instruction: Instruction, sizes: Sizes

@@ -192,7 +192,7 @@ class BlockTables:
                 raise EngineError(
                     "E-RUN-ACCOUNT", f"cache group {g}", "promises differ from what the requests may need"
                 )
-            if group.window is None and self._promised[g] > pool.available:
+            if self._promised[g] > (pool.available if group.window is None else group.num_blocks):
                 raise EngineError("E-RUN-ACCOUNT", f"cache group {g}", "more blocks are promised than are left")
             for request in running:
                 if sum(block >= 0 for block in request.blocks[g]) > request.cap[g]:

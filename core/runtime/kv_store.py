@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -78,9 +80,16 @@ class KVStore:
             group = groups[specs.index(spec)]
             for name, size in (("k", spec.k_size), ("v", spec.v_size)):
                 shape = (group.num_blocks + 1, group.block_size, spec.kv_heads, size)
-                # Zeros are what a fresh page of memory holds anyway; nothing reads a slot before it is written.
-                self.tensors[f"{name}.{path}"] = torch.zeros(shape, dtype=dtype, device=device)
+                self.tensors[f"{name}.{path}"] = _zeros(shape, dtype, device)
 
     @property
     def nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in self.tensors.values())
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros that take memory only once they are touched: on the host a cache may be planned larger than what is used."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    # numpy leaves the zeroing to the system's fresh pages; torch.zeros would write all of them.
+    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)

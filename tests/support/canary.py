@@ -7,6 +7,7 @@ layer's keys do, so that equal tokens after different prefixes store different v
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from bestiary.core.runtime.batch import Batch, Segment
 from bestiary.core.runtime.cache_groups import CacheGroup
@@ -66,15 +67,20 @@ class Canary:
 
 def alone(groups: Sequence[CacheGroup], prompt: Sequence[int], length: int) -> list[int]:
     """The ``length`` tokens that follow a prompt, computed without blocks."""
-    tokens, values = list(prompt), [list[int]() for _ in groups]
+    return list(_alone(tuple(group.window for group in groups), tuple(prompt), length))
+
+
+@lru_cache(maxsize=4096)
+def _alone(windows: tuple[int | None, ...], prompt: tuple[int, ...], length: int) -> list[int]:
+    tokens, values = list(prompt), [list[int]() for _ in windows]
     for position in range(len(prompt) + length - 1):
-        for g in range(len(groups)):
+        for g in range(len(windows)):
             before = values[g][-1] if position else 0
             values[g].append(mix(before + mix(tokens[position] * 8 + g) + position))
         if position >= len(prompt) - 1:
             total = 0
-            for g, group in enumerate(groups):
-                first = 0 if group.window is None else max(0, position - group.window + 1)
+            for g, window in enumerate(windows):
+                first = 0 if window is None else max(0, position - window + 1)
                 total += sum(mix(values[g][p] ^ p) for p in range(first, position + 1))
             tokens.append(total % VOCAB)
     return tokens[len(prompt) :]

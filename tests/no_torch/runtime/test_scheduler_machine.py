@@ -15,16 +15,16 @@ from bestiary.core.runtime.scheduler import Scheduler
 
 MAX_SEQ_LEN = 40
 # Prompts are beginnings of few texts, so that prefixes meet often.
-TEXTS = [[(7 * i * i + 3 * kind + (i > 9) * kind) % VOCAB for i in range(MAX_SEQ_LEN)] for kind in range(3)]
+TEXTS = [[(7 * i * i + 3 * kind + (i > 9) * kind) % VOCAB for i in range(MAX_SEQ_LEN)] for kind in range(2)]
 
 
 @st.composite
 def cache_groups(draw: st.DrawFn) -> list[CacheGroup]:
     size = draw(st.sampled_from([1, 2, 4, 8]))
-    groups = [CacheGroup(draw(st.integers(8, 40 // size + 12)), size)]
+    groups = [CacheGroup(draw(st.integers(40 // size, 70 // size + 2)), size)]
     if draw(st.booleans()):
-        other = draw(st.sampled_from([size, size, 4]))
-        groups.append(CacheGroup(draw(st.integers(8, 40 // other + 12)), other, draw(st.integers(2, 12))))
+        other, window = draw(st.sampled_from([size, size, 4])), draw(st.integers(2, 12))
+        groups.append(CacheGroup(draw(st.integers(24 // other, 60 // other + 2)), other, window))
     return draw(st.permutations(groups))
 
 
@@ -45,7 +45,7 @@ class Programs(RuleBasedStateMachine):
 
     @rule(
         text=st.sampled_from(TEXTS),
-        prompt=st.integers(1, MAX_SEQ_LEN - 1),
+        prompt=st.sampled_from([1, 2, 3, 8, 8, 16, 16, 17, 24, 24, 32, MAX_SEQ_LEN - 1]),
         output=st.integers(1, 12),
         scored=st.integers(0, 5).map(lambda n: 0 if n == 0 else None),
     )
@@ -60,7 +60,11 @@ class Programs(RuleBasedStateMachine):
             return
         self.requests.append(request)
 
-    @rule()
+    @rule(count=st.integers(1, 8))
+    def steps(self, count: int) -> None:
+        for _ in range(count):
+            self.step()
+
     def step(self) -> None:
         queue = list(self.scheduler.waiting)
         batch = self.scheduler.decide()

@@ -1,0 +1,115 @@
+"""Random tiny Llamas made with transformers: the engine gives their logits and their greedy tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from bestiary.core.engine.build import build
+from bestiary.core.engine.options import BuildOptions
+from bestiary.core.runtime.batch import Batch, Segment
+from tiny import CONFIGS, load, make_engine, request, whole
+
+from bestiary import LLM, SamplingParams
+from bestiary.converters.export import export
+from bestiary.core.plugins import PluginHost
+
+HOST = PluginHost.load(strict=True)
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, Any]:
+    directory = tmp_path_factory.mktemp(request.param)
+    return request.param, directory, make_engine(directory, HOST, **CONFIGS[request.param])
+
+
+def _tokens(count: int, seed: int = 1) -> list[int]:
+    return torch.randint(3, 96, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def _reference(model: Any, tokens: list[int]) -> torch.Tensor:
+    with torch.no_grad():
+        return model(torch.tensor([tokens])).logits[0]
+
+
+def test_logits_of_a_prompt(tiny: tuple[str, Path, Any]) -> None:
+    name, directory, model = tiny
+    tokens = _tokens(30)
+    found = load(directory, HOST).runner.forward(whole(request(tokens, [5, 2])))
+    assert (found - _reference(model, tokens)).abs().max() < 1e-4
+
+
+def test_logits_in_chunks_mixed_with_decodes(tiny: tuple[str, Path, Any]) -> None:
+    """Two requests in scattered blocks, one decoding while the other's prompt comes in pieces."""
+    name, directory, model = tiny
+    runner = load(directory, HOST).runner
+    first, second = request(_tokens(24), [7, 3]), request(_tokens(20, seed=2), [1, 4])
+    runner.forward(Batch((Segment(first, 0, 22, range(0)),)))
+    a = runner.forward(Batch((Segment(first, 22, 1, range(1)), Segment(second, 0, 9, range(0))))).clone()
+    b = runner.forward(Batch((Segment(second, 9, 11, range(10, 11)), Segment(first, 23, 1, range(1))))).clone()
+    for found, tokens in ((a[0], first.tokens[:23]), (b[1], first.tokens), (b[0], second.tokens)):
+        assert (found - _reference(model, tokens)[-1]).abs().max() < 1e-4
+
+
+def test_the_step_program_equals_the_eager_reference_mode(tiny: tuple[str, Path, Any]) -> None:
+    name, directory, model = tiny
+    made = request(_tokens(30), [5, 2])
+    eager = load(directory, HOST, reference=True).runner.forward(whole(made))
+    assert (load(directory, HOST).runner.forward(whole(made)) - eager).abs().max() < 1e-5
+    # On the references themselves only merging products can change a sum's order.
+    plain = load(directory, HOST, kernels={"*": "reference"}).runner.forward(whole(made))
+    assert (plain - eager).abs().max() < 1e-6
+
+
+def test_greedy_tokens(tiny: tuple[str, Path, Any]) -> None:
+    """Teacher-forced on our own tokens: each is the reference's argmax or within 1e-4 of it."""
+    name, directory, model = tiny
+    prompt = _tokens(12, seed=3)
+    room = 20 if name == "rope_dynamic" else 32  # beyond its 32 positions one pass is not what generation does
+    with LLM(directory / "engine", tokenizer=None, kv_cache_memory=2**24) as llm:
+        params = SamplingParams(temperature=0, max_tokens=room, ignore_eos=True)
+        (answer,) = llm.generate([{"prompt_token_ids": prompt}], params, use_tqdm=False)
+    chosen = answer.outputs[0].token_ids
+    assert len(chosen) == room
+    logits = _reference(model, prompt + list(chosen))[len(prompt) - 1 : -1]
+    gaps = logits.max(-1).values - logits.gather(1, torch.tensor(chosen).unsqueeze(1)).squeeze(1)
+    assert gaps.max() <= 1e-4
+    print(f"{name}: {(gaps > 0).sum()} ties of {room}")
+
+
+def test_export_gives_the_source_back(tiny: tuple[str, Path, Any], tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    name, directory, model = tiny
+    export(directory / "ckpt", tmp_path / "hf", host=HOST)
+    source, back = (load_file(path / "model.safetensors") for path in (directory / "hf", tmp_path / "hf"))
+    assert source.keys() == back.keys()
+    for tensor in source:
+        assert torch.equal(source[tensor], back[tensor]), tensor
+
+
+def test_dynamic_rope_beyond_its_first_length_follows_generation(tmp_path: Path) -> None:
+    """A prompt longer than the original context, then tokens one by one, as transformers generates with its cache."""
+    model = make_engine(tmp_path, HOST, **CONFIGS["rope_dynamic"])
+    prompt = _tokens(50, seed=5)
+    with LLM(tmp_path / "engine", tokenizer=None, kv_cache_memory=2**24) as llm:
+        params = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True, logprobs=0)
+        (answer,) = llm.generate([{"prompt_token_ids": prompt}], params, use_tqdm=False)
+    theirs = model.generate(
+        torch.tensor([prompt]), max_new_tokens=16, min_new_tokens=16, do_sample=False, eos_token_id=None, pad_token_id=0
+    )
+    assert list(answer.outputs[0].token_ids) == theirs[0, 50:].tolist()
+
+
+def test_bfloat16_is_no_farther_from_float32_than_transformers(tmp_path: Path) -> None:
+    model = make_engine(tmp_path, HOST)
+    options = BuildOptions(device="cpu", dtype="bfloat16", max_batch_size=4, max_num_tokens=64)
+    build(tmp_path / "ckpt", tmp_path / "half" / "engine", host=HOST, options=options)
+    tokens = _tokens(30)
+    exact = _reference(model, tokens)
+    rounded = load(tmp_path / "half", HOST).runner.forward(whole(request(tokens, [5, 2])))
+    assert rounded.dtype is torch.bfloat16
+    theirs = (_reference(model.bfloat16(), tokens).float() - exact).square().mean().sqrt()
+    assert (rounded.float() - exact).square().mean().sqrt() < 1.25 * theirs

@@ -1,0 +1,87 @@
+"""The public contract: every name in ``__all__`` of the public modules, with its signature, as last agreed on.
+
+Run as a script, this file prints the contract as it is now.
+"""
+
+import difflib
+import enum
+import importlib
+import inspect
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+SNAPSHOT = Path(__file__).resolve().parents[1] / "public_api.txt"
+COMMAND = "python tests/torch/test_public_api.py > tests/public_api.txt"
+MODULES = ("bestiary", "bestiary.layers", "bestiary.ops", "bestiary.converters", "bestiary.spec", "bestiary.testing", "bestiary.hookspecs")  # fmt: skip
+
+
+def contract() -> list[str]:
+    lines = []
+    for name in MODULES:
+        module = importlib.import_module(name)
+        lines.append(f"# {name}")
+        for public in sorted(module.__all__):
+            lines += described(public, getattr(module, public))
+        lines.append("")
+    return lines
+
+
+def described(name: str, value: object) -> Iterator[str]:
+    if inspect.isclass(value):
+        bases = ", ".join(base.__name__ for base in value.__bases__ if base is not object)
+        yield f"class {name}({bases})"
+        if not issubclass(value, BaseException | enum.Enum):
+            yield f"    {name}{signature(value)}"
+        for member, method in sorted(vars(value).items()):
+            if not member.startswith("_"):
+                yield from (f"    {line}" for line in described_member(member, method))
+    elif callable(value):
+        yield f"def {name}{signature(value)}"
+    else:
+        yield f"{name}: {type(value).__name__}"
+
+
+def described_member(name: str, member: object) -> Iterator[str]:
+    if isinstance(member, classmethod | staticmethod):
+        yield f"{type(member).__name__} {name}{signature(member.__func__)}"
+    elif isinstance(member, property):
+        yield f"property {name}"
+    elif inspect.isfunction(member):
+        yield f"def {name}{signature(member)}"
+
+
+def signature(value: object) -> str:
+    try:
+        found = inspect.signature(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return "(…)"
+    plain = [one.replace(annotation=Spelt(one.annotation)) for one in found.parameters.values()]
+    text = str(found.replace(parameters=plain, return_annotation=Spelt(found.return_annotation)))
+    # An address, as in the default of a field that is a function, differs from run to run.
+    return re.sub(r" at 0x[0-9a-f]+", "", text)
+
+
+class Spelt:
+    """An annotation that prints as it was written, whether Python kept it as text or as an object."""
+
+    def __new__(cls, value: object) -> object:
+        return value if value is inspect.Parameter.empty else super().__new__(cls)
+
+    def __init__(self, value: object) -> None:
+        self.value = getattr(value, "__forward_arg__", value)
+
+    def __repr__(self) -> str:
+        return self.value if isinstance(self.value, str) else inspect.formatannotation(self.value)
+
+
+def test_public_signatures_are_those_agreed_on():
+    agreed = SNAPSHOT.read_text(encoding="utf-8").splitlines()
+    now = "\n".join(contract()).splitlines()
+    change = "\n".join(difflib.unified_diff(agreed, now, "agreed", "now", lineterm="", n=1))
+    assert not change, f"the public API changed:\n{change}\nIf that is meant, run: {COMMAND}"
+
+
+if __name__ == "__main__":
+    sys.stdout.write("\n".join(contract()))
