@@ -22,10 +22,9 @@ def build(
     json: Json = False,
 ) -> None:
     """Build an engine from a checkpoint."""
-    from bestiary.core.engine.build import build as build_engine
-
     from bestiary.core.cli.report import progress
     from bestiary.core.cli.session import session_of
+    from bestiary.core.engine.build import build as build_engine
     from bestiary.core.errors import UsageError
     from bestiary.core.source import recognise
 

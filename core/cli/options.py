@@ -16,9 +16,8 @@ import typer
 from bestiary.core.cli.session import pairs
 
 if TYPE_CHECKING:
-    from bestiary.core.engine.options import BuildOptions
-
     from bestiary import SamplingParams
+    from bestiary.core.engine.options import BuildOptions
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result, or the error, as JSON.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists, once the new one is complete.")]
@@ -51,7 +50,9 @@ class Building:
         None
     )
     quantization: Annotated[str | None, _build(help="Quantization method.")] = None
-    kernel: Annotated[list[str] | None, _build(help="Use this kernel for an op (* for all); repeatable.", metavar="OP=NAME")] = None
+    kernel: Annotated[
+        list[str] | None, _build(help="Use this kernel for an op (* for all); repeatable.", metavar="OP=NAME")
+    ] = None
 
     def options(self) -> BuildOptions:
         """What was said, as build options."""

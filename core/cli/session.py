@@ -7,7 +7,7 @@ import os
 import sys
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from bestiary.core.errors import UsageError
 
@@ -76,8 +76,16 @@ def set_logging(level: str | None) -> None:
         subject = "--log-level" if level else "BESTIARY_LOG"
         raise UsageError("E-CLI-LOG", subject, "unknown level", found=repr(chosen), expected=", ".join(LEVELS))
     logger = logging.getLogger("bestiary")
-    if not logger.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("bestiary: %(levelname)s: %(message)s"))
-        logger.addHandler(handler)
+    for handler in list(logger.handlers):
+        if isinstance(handler, _Stderr):
+            logger.removeHandler(handler)
+    logger.addHandler(_Stderr())
     logger.setLevel(chosen.upper())
+
+
+class _Stderr(logging.StreamHandler[TextIO]):
+    """Writes to what sys.stderr is when a command begins."""
+
+    def __init__(self) -> None:
+        super().__init__(sys.stderr)
+        self.setFormatter(logging.Formatter("bestiary: %(levelname)s: %(message)s"))

@@ -17,7 +17,6 @@ def verify(
 ) -> None:
     """Check digests, and that every tensor the model needs is there."""
     from bestiary.core.checkpoint.verify import verify as check
-
     from bestiary.core.cli.report import progress
     from bestiary.core.cli.session import session_of
 

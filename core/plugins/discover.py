@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module, metadata
 from types import ModuleType
 
@@ -112,7 +112,8 @@ def _is_first(distribution: metadata.Distribution, name: str) -> bool:
 
 def _with_note(candidate: Candidate, other: metadata.Distribution) -> Candidate:
     origin, kept = candidate.origin, candidate.distribution
-    if kept is not None and str(kept.locate_file("")) == str(other.locate_file("")) and kept.version == other.version:
+    # A checkout beside its own installation is seen twice all the time; only another version is worth a word.
+    if kept is None or kept.version == other.version:
         return candidate
     note = f"{origin.distribution} is on sys.path twice; {origin.version} is used, {other.version} is ignored"
-    return Candidate(origin, candidate.module, candidate.load, candidate.reference, kept, (*candidate.notes, note))
+    return replace(candidate, notes=(*candidate.notes, note))
