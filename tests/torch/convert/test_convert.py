@@ -299,7 +299,7 @@ def test_an_engine_is_verified_by_the_manifest_in_it(llama: Llama, host: PluginH
     (engine / "engine.json").write_text(json.dumps({"checkpoint": manifest}))
     assert verify(engine, host=host).kind == "engine"
     _flip(engine / "weights-00001.safetensors", -1)
-    with pytest.raises(DataError, match="weights-00001.safetensors: differs"):
+    with pytest.raises(DataError, match=r"weights-00001\.safetensors: differs"):
         verify(engine, host=host)
 
 
