@@ -171,7 +171,8 @@ class SamplingParams:
             for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
             if getattr(self, name) is None and defaults.get(name) is not None
         }
-        if defaults and not defaults.get("do_sample") and self.temperature is None and "temperature" not in found:
+        samples = defaults.get("do_sample")
+        if self.temperature is None and defaults and (samples is False or not (samples or "temperature" in found)):
             found["temperature"] = 0.0  # a generation_config that does not ask for sampling means the likeliest token
         if self.max_tokens is UNSET:
             found["max_tokens"] = (

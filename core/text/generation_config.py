@@ -16,9 +16,8 @@ def load_generation_config(directory: Path) -> dict[str, Any]:
     Where it names no end token, the model config's ``eos_token_id`` does, as in transformers.
     """
     found = read_json(directory / "generation_config.json")
-    if found.get("eos_token_id") is None:
-        found["eos_token_id"] = _model_config(directory).get("eos_token_id")
-    return found
+    own = _model_config(directory).get("eos_token_id") if found.get("eos_token_id") is None else None
+    return found if own is None else {**found, "eos_token_id": own}
 
 
 def _model_config(directory: Path) -> dict[str, Any]:

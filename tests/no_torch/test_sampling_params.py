@@ -96,9 +96,18 @@ def test_the_model_fills_what_the_user_left_open():
     assert SamplingParams().resolve(model, vocab_size=10).max_tokens == 7
 
 
-def test_a_model_that_does_not_sample_is_greedy_unless_told():
-    model = {"do_sample": False, "temperature": 0.7}
-    assert SamplingParams().resolve(model, vocab_size=10).greedy
+@pytest.mark.parametrize(
+    ("model", "temperature"),
+    [
+        ({}, 1.0),
+        ({"do_sample": True}, 1.0),
+        ({"do_sample": False, "temperature": 0.7}, 0.0),
+        ({"temperature": 0.7}, 0.7),
+        ({"eos_token_id": 2}, 0.0),
+    ],
+)
+def test_a_model_that_does_not_sample_is_greedy_unless_told(model, temperature):
+    assert SamplingParams().resolve(model, vocab_size=10).temperature == temperature
     assert SamplingParams(temperature=0.5).resolve(model, vocab_size=10).temperature == 0.5
 
 

@@ -10,6 +10,7 @@ import torch
 from text_models import byte_level
 
 from bestiary import LLM, ConfigError, EngineError, RequestError, SamplingParams, UsageError
+from bestiary.core.engine.options import BuildOptions
 from bestiary.core.runtime.cache_groups import CacheGroup
 
 TOKENIZER = byte_level()
@@ -45,7 +46,8 @@ def directory(tmp_path):
 
 @pytest.fixture
 def make(directory, monkeypatch):
-    def opened(model, *, host, options, **rest):
+    def opened(model, *, said, **rest):
+        options = BuildOptions(**said)
         return SimpleNamespace(
             runner=Reciter(), cache_groups=(CacheGroup(40, 4),), options=options, vocab_size=VOCAB, max_seq_len=128,
             directory=model, model_name="reciter", prefix_caching=True,
@@ -298,9 +300,9 @@ def test_a_closed_engine_says_so(make):
     assert [piece.finish_reason for piece in stream] == ["abort"]
 
 
-def test_an_unknown_quantization_lists_what_is_there(make):
-    with pytest.raises(ConfigError, match=r"quantization: no plugin provides this method; found 'int3'"):
-        make(quantization="int3")
+def test_an_unknown_quantization_lists_what_is_there(tmp_path):
+    with pytest.raises(ConfigError, match=r"quantization.*int3"):
+        LLM(tmp_path, weights="random", tokenizer=None, quantization="int3")
 
 
 def test_random_weights_run_the_same_alone_and_together(tmp_path):
