@@ -68,13 +68,12 @@ def check_finite(tensor: Tensor, subject: str) -> None:
 
     count, first = 0, -1
     for at, chunk in _chunks(tensor):
-        # A sum shows NaN and infinity in one pass without a mask; only a sum that overflowed is looked at twice.
-        if bool(torch.isfinite(chunk.sum(dtype=torch.float32))):
+        # NaN and infinities show in the extremes, which cost a hundredth of a mask.
+        if all(bool(torch.isfinite(extreme)) for extreme in torch.aminmax(chunk)):
             continue
         bad = ~torch.isfinite(chunk)
-        if bad.any():
-            first = at + int(bad.nonzero()[0]) if first < 0 else first
-            count += int(bad.sum())
+        first = at + int(bad.nonzero()[0]) if first < 0 else first
+        count += int(bad.sum())
     if count:
         index = tuple(int(i) for i in torch.unravel_index(torch.tensor(first), tensor.shape)) if tensor.dim() else ()
         raise DataError(

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 
 from bestiary.core.answer import TextAnswer
 from bestiary.core.errors import EngineError, UsageError
 from bestiary.core.opening import open_engine, open_tokenizer
 from bestiary.core.outputs import RequestOutput, StreamPiece
 from bestiary.core.progress import Progress, Silent
+from bestiary.core.runtime.batch import Batch
 from bestiary.core.runtime.loop import EngineLoop
 from bestiary.core.runtime.request import Request
 from bestiary.core.runtime.scheduler import Scheduler
@@ -22,6 +23,13 @@ if TYPE_CHECKING:
     from bestiary.core.engine.load import LoadedEngine
 
 Params = SamplingParams | Sequence[SamplingParams] | None
+
+
+class _Closed:
+    """What is left of an engine after ``close``; the real one's memory is free."""
+
+    def forward(self, batch: Batch) -> NoReturn:
+        raise EngineError("E-RUN-CLOSED", "LLM", "it has been closed")
 
 
 class LLM:
@@ -154,14 +162,15 @@ class LLM:
             EngineError: the model failed.
         """
         prepared = self._prepare(prompts, sampling_params)
+        loop = self._loop
         try:
             for request, answer in prepared:
-                self._loop.submit(request, answer)
+                loop.submit(request, answer)
             self._run([answer for _, answer in prepared], use_tqdm)
         finally:
             # Whatever ended the call early, nothing of it stays in the engine.
             for request, _ in prepared:
-                self._loop.abort(request)
+                loop.abort(request)
         return [answer.output() for _, answer in prepared]
 
     def chat(
@@ -219,14 +228,15 @@ class LLM:
 
     def reset_prefix_cache(self) -> None:
         """Forget the prefixes of earlier requests."""
+        _ = self.engine  # refuses after close
         self._loop.scheduler.reset_prefix_cache()
 
     def close(self) -> None:
         """End all requests and let go of the engine's memory. May be called again."""
         if self._engine is not None:
             self._loop.abort_all()
+            self._loop.runner = _Closed()
             self._engine = None
-            del self._loop
 
     def __enter__(self) -> Self:
         return self
@@ -255,12 +265,16 @@ class LLM:
                     done = now
 
     def _pieces(self, request: Request, answer: TextAnswer) -> Iterator[StreamPiece]:
-        self._loop.submit(request, answer)
+        loop = self._loop
+        loop.submit(request, answer)
         try:
-            while not answer.finished:
-                self._loop.step()
-                if answer.finished or answer.has_news():
+            done = False
+            while not done:
+                if not answer.finished:
+                    loop.step()
+                # Another call's steps may have finished it.
+                done = answer.finished
+                if done or answer.has_news():
                     yield answer.piece()
         finally:
-            if self._engine is not None:
-                self._loop.abort(request)
+            loop.abort(request)

@@ -52,10 +52,7 @@ def read_prompt(prompt: object, tokenizer: Tokenizer | None, *, vocab_size: int,
         # A token is at most a few hundred bytes; far longer text can't fit and need not be tokenized to know it.
         if len(text) > 1024 * max_seq_len:
             raise _too_long(f"{len(text)} characters", max_seq_len)
-        try:
-            ids = tokenizer.encode(text)
-        except UnicodeEncodeError as error:
-            raise _refuse("prompt", "not valid Unicode", error.reason) from error
+        ids = tokenizer.encode(text)
     if not ids:
         raise RequestError("E-REQ-PROMPT", "prompt", "empty", found="0 tokens", expected="at least 1 token")
     if max(ids) >= vocab_size or min(ids) < 0:

@@ -124,12 +124,14 @@ class EngineLoop:
         watched = self._watched
         for index, segment in enumerate(batch.segments):
             request = segment.request
+            if segment.start >= request.prompt_length and request.id not in watched:
+                continue
             if sampled.tokens[index] is None or request.id not in self._answers:
                 continue
             try:
                 if segment.start < request.prompt_length:
                     self._answers[request.id].first_token(now)
-                if watched and request.id in watched:
+                if request.id in watched:
                     stop = watched[request.id].added(sampled.logprobs.get(index))
                     if stop is not None and self._stopped(request, stop):
                         ended.append(request)

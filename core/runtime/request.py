@@ -34,6 +34,7 @@ class Request:
         chain: per cache group the prefix nodes of its full blocks.
         cap: per cache group the most blocks it can hold at once.
         next_boundary: num_computed at which the next block of some group is full.
+        plain: its token is the argmax of its logits and nothing else is asked of them.
         room: tokens that the blocks it holds can take.
         reusable: its blocks may be taken from and given to the prefix cache.
     """
@@ -49,6 +50,7 @@ class Request:
         "num_cached",
         "num_computed",
         "params",
+        "plain",
         "prompt_length",
         "reusable",
         "room",
@@ -62,6 +64,9 @@ class Request:
         self.tokens = list(prompt)
         self.prompt_length = len(self.tokens)
         self.params = params
+        ends_late = bool(params.min_tokens and params.end_token_ids)
+        scored = params.logprobs is not None or params.prompt_logprobs is not None
+        self.plain = params.greedy and not (params.penalized or params.logit_bias or ends_late or scored)
         room = max_seq_len if params.max_tokens is None else self.prompt_length + params.max_tokens
         self.max_length = min(room, max_seq_len)
         self.num_computed = 0

@@ -72,6 +72,11 @@ class Sampler:
             logits: [num_rows, V] in the model's dtype, as ``Runner.forward`` gives them.
             batch: the step.
         """
+        if len(logits) == len(batch.segments) and all(segment.request.plain for segment in batch.segments):
+            # Steady greedy decoding: a row a request, and nothing per request to do.
+            tokens = _listed(rows_of.likeliest(logits))
+            if min(tokens) >= 0:
+                return Sampled([*tokens])
         result = Sampled([None] * len(batch.segments))
         where: list[int] = []  # segments that sample
         rows: list[int] = []  # and their rows of logits
@@ -112,7 +117,7 @@ class Sampler:
         other: list[int] = []
         for i, request in enumerate(requests):
             params = request.params
-            simple = params.greedy and not params.penalized and not params.logit_bias and not _banned(request)
+            simple = params.greedy and not (params.penalized or params.logit_bias or _banned(request))
             (plain if simple else other).append(i)
         if not other:
             return _listed(rows_of.likeliest(logits))

