@@ -155,6 +155,8 @@ def invoke(arguments: Sequence[str]) -> int:
 
 
 def _attempt(arguments: list[str]) -> int:
+    # Frames and colours are for people; without a terminal the help is plain, and rich is not even imported.
+    app.rich_markup_mode = "rich" if sys.stdout.isatty() else None
     try:
         status = typer.main.get_command(app).main(args=arguments, prog_name="bestiary", standalone_mode=False)
     except BrokenPipeError:
@@ -164,7 +166,8 @@ def _attempt(arguments: list[str]) -> int:
         name = type(error).__name__
         if name == "NoArgsIsHelpError":
             # With rich the help is on the screen already, and the message is empty.
-            print(cast(Any, error).format_message(), end="")
+            if text := cast(Any, error).format_message():
+                print(text)
             return USAGE
         shown = KeyboardInterrupt() if name == "Abort" else error
         failures.show(shown, arguments)
