@@ -8,28 +8,32 @@ from torch import Tensor
 
 
 def rope(x: Tensor, table: Tensor, *, out: Tensor) -> None:
-    rotated = table.shape[-1]
-    cosine, sine = table.unsqueeze(1).chunk(2, -1)
-    first, second = x[..., :rotated].float().chunk(2, -1)
-    low, high = out[..., :rotated].chunk(2, -1)
-    low.copy_((first * cosine).addcmul_(second, sine, value=-1))
-    high.copy_((second * cosine).addcmul_(first, sine))
-    if rotated < x.shape[-1]:
-        out[..., rotated:] = x[..., rotated:]
+    out.copy_(_turned(x, table))
 
 
 def kv_write(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
-    k_cache.view(-1, *k_cache.shape[2:])[slots] = k.to(k_cache.dtype)
-    v_cache.view(-1, *v_cache.shape[2:])[slots] = v.to(v_cache.dtype)
+    k_cache.view(-1, *k_cache.shape[2:]).index_put_((slots,), k.to(k_cache.dtype))
+    v_cache.view(-1, *v_cache.shape[2:]).index_put_((slots,), v.to(v_cache.dtype))
 
 
 def rope_kv_write(
     q: Tensor, k: Tensor, v: Tensor, table: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor, *, out: Tensor
 ) -> None:
-    rope(q, table, out=out)
-    turned = torch.empty_like(k)
-    rope(k, table, out=turned)
-    kv_write(turned, v, k_cache, v_cache, slots)
+    both = _turned(torch.cat((q, k), 1), table)
+    out.copy_(both[:, : q.shape[1]])
+    kv_write(both[:, q.shape[1] :], v, k_cache, v_cache, slots)
+
+
+def _turned(x: Tensor, table: Tensor) -> Tensor:
+    """x ``[T, H, D]`` rotated, in fp32."""
+    rotated = table.shape[-1]
+    cosine, sine = table.unsqueeze(1).chunk(2, -1)
+    wide = x.float()
+    first, second = wide[..., :rotated].chunk(2, -1)
+    low = (first * cosine).addcmul_(second, sine, value=-1)
+    high = (second * cosine).addcmul_(first, sine)
+    rest = (wide[..., rotated:],) if rotated < x.shape[-1] else ()
+    return torch.cat((low, high, *rest), -1)
 
 
 def paged_attention(
@@ -60,7 +64,7 @@ def paged_attention(
     for n in sequences:
         if starts[n + 1] - starts[n] > 1:
             rows_of_n = slice(starts[n], starts[n + 1])
-            out[rows_of_n] = _prefill(q[rows_of_n], k_cache, v_cache, block_tables[n], lengths[n], scale, window)
+            out[rows_of_n] = _sequence(q[rows_of_n], k_cache, v_cache, block_tables[n], lengths[n], scale, window)
 
 
 def _decode(
@@ -74,6 +78,9 @@ def _decode(
     out: Tensor,
 ) -> None:
     """One query each: the visible tokens of all sequences as one padded batch; padding repeats a sequence's last token."""
+    if len(lengths) == 1:
+        out.copy_(_sequence(q, k_cache, v_cache, block_tables[0], lengths[0], scale, window))
+        return
     block_size = k_cache.shape[1]
     ends = torch.tensor(lengths, device=q.device).unsqueeze(1)
     visible = ends if window is None else ends.clamp(max=window)
@@ -93,28 +100,36 @@ def _decode(
     out.copy_(mixed.squeeze(2))
 
 
-def _prefill(
+def _sequence(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, table: Tensor, length: int, scale: float, window: int | None
 ) -> Tensor:
     block_size, new = k_cache.shape[1], q.shape[0]
-    first = 0 if window is None else max(0, length - new - window + 1)  # older tokens may be gone from the cache
-    places = torch.arange(first, length, device=q.device)
-    slots = (table.long()[places // block_size] * block_size + places % block_size).unsqueeze(0)
+    oldest = 0 if window is None else max(0, length - new - window + 1)  # older tokens may be gone from the cache
+    first = oldest // block_size
+    blocks = table[first : -(-length // block_size)]
+    visible = slice(oldest - first * block_size, length - first * block_size)
     whole = new == length and window is None
     mask = None
-    if not whole:
-        behind = torch.arange(length - new, length, device=q.device).unsqueeze(1) - places
+    if not whole and (new > 1 or (window is not None and length > window)):
+        behind = torch.arange(length - new, length, device=q.device).unsqueeze(1)
+        behind = behind - torch.arange(oldest, length, device=q.device)
         mask = behind >= 0 if window is None else (behind >= 0) & (behind < window)
     mixed = F.scaled_dot_product_attention(
         q.transpose(0, 1).unsqueeze(0),
-        _rows(k_cache, slots, q.dtype),
-        _rows(v_cache, slots, q.dtype),
+        _pages(k_cache, blocks, visible, q.dtype),
+        _pages(v_cache, blocks, visible, q.dtype),
         attn_mask=mask,
         is_causal=whole,
         scale=scale,
         enable_gqa=q.shape[1] != k_cache.shape[2],
     )
     return mixed.squeeze(0).transpose(0, 1)
+
+
+def _pages(cache: Tensor, blocks: Tensor, visible: slice, dtype: torch.dtype) -> Tensor:
+    """The visible entries of consecutive blocks of one sequence as ``[1, K, L, D]``."""
+    gathered = cache.index_select(0, blocks).flatten(0, 1)[visible]
+    return gathered.transpose(0, 1).unsqueeze(0).to(dtype)
 
 
 def _rows(cache: Tensor, slots: Tensor, dtype: torch.dtype) -> Tensor:
