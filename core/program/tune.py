@@ -120,17 +120,17 @@ class Tuner:
         reference_kernel(op)(*theirs, **reference_keywords)
         mutated = [index for index, name in enumerate(op.parameters) if name in op.mutates]
         pairs = [*zip(outs, expected, strict=True), *((mine[i], theirs[i]) for i in mutated)]
-        error = max((excess(found, wanted, op.tolerances) for found, wanted in pairs), default=0.0)
-        if not error <= 1:
+        worst = max((excess(found, wanted, op.tolerances) for found, wanted in pairs), default=0.0)
+        if not worst <= 1:
             raise PluginError(
                 "E-KERNEL-WRONG",
                 label,
                 f"differs from the op's reference at {sizes.tokens} tokens",
-                found=f"an error {error:.3g} times the tolerance",
+                found=f"an error {worst:.3g} times the tolerance",
                 expected="at most 1",
                 hint=f"choose another with --kernel {op.name}=NAME",
             )
-        return Trial(kernel.name, round(self._time(run, mine, keywords), 2), round(error, 4))
+        return Trial(kernel.name, round(self._time(run, mine, keywords), 2), round(worst, 4))
 
     def _time(self, run: Callable[..., None], args: list[Any], keywords: dict[str, Any]) -> float:
         times: list[float] = []

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from bestiary.core.runtime.loop import EngineLoop
-from bestiary.core.runtime.scheduler import Scheduler
 from tiny import SMALL, load, make_engine
 from torch import nn
 
 from bestiary import LLM, Model, SamplingParams, hookimpl
 from bestiary.core.engine.options import BuildOptions
 from bestiary.core.plugins import PluginHost
+from bestiary.core.runtime.loop import EngineLoop
+from bestiary.core.runtime.scheduler import Scheduler
 from bestiary.layers import Attention, CausalLM, Embedding, GatedMLP, Head, LayerStack, RMSNorm, Step
 from bestiary.spec import ModelConfig
 
@@ -69,9 +69,7 @@ class _Layer(nn.Module):
     def __init__(self, c: ModelConfig, window: int | None) -> None:
         super().__init__()
         self.norm = RMSNorm(c.hidden_size, eps=1e-5)
-        self.attention = Attention(
-            c.hidden_size, heads=4, kv_heads=2, head_dim=12, rope=c.rope, window=window
-        )
+        self.attention = Attention(c.hidden_size, heads=4, kv_heads=2, head_dim=12, rope=c.rope, window=window)
         self.mlp_norm = RMSNorm(c.hidden_size, eps=1e-5)
         self.mlp = GatedMLP(c.hidden_size, 80, act="silu")
 
