@@ -10,7 +10,10 @@ version=${2:-3.12}
 cd "$(dirname "$0")/.."
 rm -rf "$target" && mkdir -p "$target"
 for folder in . models/* plugins/*; do
-    [ -f "$folder/pyproject.toml" ] && python3 -m pip wheel --quiet --no-deps -w "$target" "./$folder"
+    if [ -f "$folder/pyproject.toml" ]; then
+        python3 -m pip wheel --quiet --no-deps -w "$target" "./$folder"
+        rm -rf "$folder/build" # what stays there would find its way into the next wheel
+    fi
 done
 python3 -m pip download --quiet --no-deps --only-binary=:all: --python-version "$version" --implementation cp \
     --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
