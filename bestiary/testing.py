@@ -1,9 +1,9 @@
 """Checks for plugins' own tests: is an op declared right, is a kernel right.
 
-    from bestiary.testing import check_kernel, check_op, kernel_cases, load_plugins
+from bestiary.testing import check_kernel, check_op, kernel_cases, load_plugins
 
-    @pytest.mark.parametrize("case", kernel_cases(load_plugins()), ids=str)
-    def test_kernel(case): check_kernel(case)
+@pytest.mark.parametrize("case", kernel_cases(load_plugins()), ids=str)
+def test_kernel(case): check_kernel(case)
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from torch import Tensor
 from bestiary.core import device as devices
 from bestiary.core.ops.declare import OpDeclaration
 from bestiary.core.plugins import PluginHost
+from bestiary.core.plugins.resolve import resolve
 from bestiary.core.program.bound import reference_kernel
 from bestiary.core.program.calls import load_kernel, load_op
 from bestiary.core.program.compare import excess
-from bestiary.core.plugins.resolve import resolve
 from bestiary.spec import Call, Kernel, TensorFacts
 
 __all__ = ["KernelCase", "OpCase", "check_kernel", "check_op", "kernel_cases", "load_plugins", "op_cases"]
@@ -67,7 +67,9 @@ def kernel_cases(host: PluginHost, names: Sequence[str] | None = None, device: s
     for kernel in host.kernels():
         if names is None or host.origin(kernel).plugin in names:
             op = load_op(kernel.op, host)
-            cases += [KernelCase(op, kernel, device, getattr(torch, dtype)) for dtype in op.tolerances if dtype != "float64"]
+            cases += [
+                KernelCase(op, kernel, device, getattr(torch, dtype)) for dtype in op.tolerances if dtype != "float64"
+            ]
     return cases
 
 
@@ -169,9 +171,7 @@ def _mutated(op: OpDeclaration[..., Any], args: tuple[Any, ...]) -> tuple[Tensor
     return tuple(value for name, value in zip(op.parameters, args, strict=True) if name in op.mutates)
 
 
-def _check_untouched(
-    op: OpDeclaration[..., Any], args: tuple[Any, ...], before: tuple[Any, ...], label: str
-) -> None:
+def _check_untouched(op: OpDeclaration[..., Any], args: tuple[Any, ...], before: tuple[Any, ...], label: str) -> None:
     for name, now, then in zip(op.parameters, args, before, strict=True):
         if isinstance(now, Tensor) and name not in op.mutates:
             assert torch.equal(now, then), f"{label}: changed its argument {name}"

@@ -20,7 +20,9 @@ def choose(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     kind, _, index = name.partition(":")
     if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
-        raise ConfigError("E-DEVICE", "device", "unknown device", found=repr(name), expected="auto, cpu, cuda or cuda:N")
+        raise ConfigError(
+            "E-DEVICE", "device", "unknown device", found=repr(name), expected="auto, cpu, cuda or cuda:N"
+        )
     if kind == "cuda" and int(index or 0) >= (count := torch.cuda.device_count()):
         raise ConfigError("E-DEVICE", "device", "there is no such GPU", found=name, expected=f"one of {count} GPUs")
     return torch.device("cpu") if kind == "cpu" else torch.device("cuda", int(index or 0))

@@ -106,4 +106,3 @@ def _lock(host: PluginHost, kinds: frozenset[str]) -> dict[str, str]:
     lock = host.lock()
     taking_part = {one.origin.distribution for one in host.records() if kinds & one.provides.keys()} | {"bestiary"}
     return {name: version for name, version in lock.items() if name in taking_part}
-

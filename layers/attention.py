@@ -45,9 +45,7 @@ class Attention(nn.Module):
         self.q = Linear(hidden, heads * head_dim, bias=bias, shard=Column(heads))
         self.k = Linear(hidden, kv_heads * head_dim, bias=bias, shard=Column(kv_heads))
         self.v = Linear(hidden, kv_heads * head_dim, bias=bias, shard=Column(kv_heads))
-        self.o = Linear(
-            heads * head_dim, hidden, bias=bias if output_bias is None else output_bias, shard=Row(heads)
-        )
+        self.o = Linear(heads * head_dim, hidden, bias=bias if output_bias is None else output_bias, shard=Row(heads))
         self.q_norm, self.k_norm = q_norm, k_norm
         self.cache = KVCache(CacheSpec(kv_heads, head_dim, head_dim, window))
         self.head_dim, self.rope, self.window = head_dim, rope, window

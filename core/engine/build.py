@@ -93,9 +93,7 @@ def make_plan(
     def inputs(sizes: Sizes) -> Mapping[str, Tensor]:
         return sample_inputs(network.program, network.geometry, sizes, network.vocab_size, network.target.device)
 
-    tuner = Tuner(
-        host, network.target, network.shapes, inputs, constants, options.kernels, network.max_seq_len
-    )
+    tuner = Tuner(host, network.target, network.shapes, inputs, constants, options.kernels, network.max_seq_len)
     # Logits of more rows than there are requests are wanted for prompt logprobs only: not worth measuring for.
     limits = network.limits._replace(rows=network.limits.sequences)
     plan = tuner.plan(network.program, limits, progress)

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from bestiary.core import device as devices
 from bestiary.core.checkpoint.files import JSON_LIMIT, read_json
@@ -17,7 +18,7 @@ from bestiary.core.engine.engine import EngineManifest, plan_file
 from bestiary.core.engine.network import Network, make_network
 from bestiary.core.engine.options import BuildOptions
 from bestiary.core.errors import ConfigError
-from bestiary.core.ops.collective import Ranks
+from bestiary.core.ops.collective import ALONE, Ranks
 from bestiary.core.plugins import PluginHost
 from bestiary.core.program.bind import bind
 from bestiary.core.program.bound import StepProgram
@@ -65,7 +66,7 @@ def load_engine(
     kernels: Mapping[str, str] | None = None,
     max_batch_size: int | None = None,
     max_seq_len: int | None = None,
-    ranks: Ranks = Ranks(),
+    ranks: Ranks = ALONE,
     taps: Sequence[str] = (),
     reference: bool = False,
     progress: Progress | None = None,
@@ -88,7 +89,7 @@ def load_engine(
         PluginError: a plugin that is needed is missing.
     """
     manifest = EngineManifest.read(directory)
-    changes = {"device": device, "max_batch_size": max_batch_size, "max_seq_len": max_seq_len}
+    changes: dict[str, Any] = {"device": device, "max_batch_size": max_batch_size, "max_seq_len": max_seq_len}
     options = replace(manifest.options, **{name: value for name, value in changes.items() if value is not None})
     options = replace(options, kernels={**options.kernels, **(kernels or {})})
     _check_ranks(options, ranks)
@@ -240,5 +241,3 @@ def _check_ranks(options: BuildOptions, ranks: Ranks) -> None:
             found=str(ranks.size),
             expected=str(options.tensor_parallel),
         )
-
-

@@ -12,7 +12,7 @@ from bestiary.core import device as devices
 from bestiary.core.config import ModelConfig
 from bestiary.core.engine.options import DEFAULT_SEQ_LEN, BuildOptions
 from bestiary.core.errors import ConfigError
-from bestiary.core.ops.collective import Ranks
+from bestiary.core.ops.collective import ALONE, Ranks
 from bestiary.core.plugins import PluginHost, resolve
 from bestiary.core.program.bind import Target, check_overrides
 from bestiary.core.program.calls import candidates, describe, load_op
@@ -56,7 +56,7 @@ def make_network(
     *,
     checkpoint_dtype: str,
     host: PluginHost,
-    ranks: Ranks = Ranks(),
+    ranks: Ranks = ALONE,
     taps: Sequence[str] = (),
 ) -> Network:
     """Trace the model and run the passes over it.
@@ -81,9 +81,7 @@ def make_network(
     fusions = _fuse(program, geometry, target, host)
     limits = Sizes(options.max_num_tokens, min(options.max_batch_size, options.max_num_tokens), options.max_num_tokens)
     shapes = infer(program, geometry)
-    return Network(
-        module, program, shapes, geometry, target, limits, max_seq_len, config.vocab_size, fusions
-    )
+    return Network(module, program, shapes, geometry, target, limits, max_seq_len, config.vocab_size, fusions)
 
 
 def _fuse(program: Program, geometry: Geometry, target: Target, host: PluginHost) -> dict[str, int]:

@@ -24,8 +24,12 @@ class Ranks:
         return f"rank {self.rank} of {self.size}"
 
 
+#: The one rank of an engine that is not divided.
+ALONE = Ranks()
+
+
 def _alone(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
-    yield normal(generator, 3, 8, dtype=dtype), Ranks()
+    yield normal(generator, 3, 8, dtype=dtype), ALONE
 
 
 @op(inputs=_alone, tolerances=ROUNDING, fake=like_first)

@@ -78,11 +78,12 @@ class OpDeclaration(Generic[P, R]):
         bound.apply_defaults()
         for value in bound.args:
             if isinstance(value, Proxy):
-                return self._record(value, bound.args)
-        return self.reference(*bound.args)
+                recorded: R = self._record(value, bound.args)
+                return recorded
+        return self.reference(*args, **kwargs)
 
     def _record(self, proxy: Proxy, args: tuple[Any, ...]) -> Any:
-        recorded = proxy.tracer.create_proxy("call_function", self, args, {})
+        recorded: Any = proxy.tracer.create_proxy("call_function", self, args, {})
         if self.results > 1:
             return tuple(recorded[index] for index in range(self.results))
         return recorded if self.results else None

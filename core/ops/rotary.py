@@ -61,7 +61,7 @@ def _rope_inputs(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tup
         angles = normal(generator, tokens, rotated // 2, dtype=torch.float32)
         table = torch.cat((angles.cos(), angles.sin()), -1)
         packed = normal(generator, tokens, (heads + 1) * size, dtype=dtype)
-        yield packed[:, : heads * size].unflatten(-1, (heads, size)), table
+        yield packed[:, : heads * size].view(tokens, heads, size), table
 
 
 @op(inputs=_rope_inputs, fake=like_first)

@@ -17,10 +17,14 @@ from bestiary.core.program.bound import BoundKernel, reference_kernel
 from bestiary.core.program.calls import REFERENCE, candidates, describe, load_kernel, signature
 from bestiary.core.program.plan import Choice, Plan
 from bestiary.core.program.program import Instruction, Program, Value, Weight
-from bestiary.core.program.shapes import Shape
-from bestiary.spec import Call, Kernel
+from bestiary.core.program.shapes import Shape, Sizes
+from bestiary.spec import Kernel
 
 log = logging.getLogger("bestiary.plan")
+
+
+#: The number of rows that stands for "more than all others" when a kernel is asked what it supports.
+MANY = 512
 
 
 @dataclass(frozen=True)
@@ -78,50 +82,61 @@ def bind(
     What the plan does not know, or names but can't be used here, gets the first kernel that can run it, with a line in
     the log: an engine is a cache, not a prison.
     """
-    bound = {}
     runs: dict[str, Callable[..., None]] = {}
-    for instruction in program.instructions:
-        op = instruction.target
-        if not isinstance(op, OpDeclaration):
-            continue
-        call = describe(op, instruction.args, shapes, target.dtype, target.device, target.features)
-        able, refused = candidates(call, host)
-        named = overridden(op.name, overrides, able, refused)
-        choices = plan.choices.get(signature(instruction, shapes, target.dtype))
-        if named is not None:
-            choices = (Choice(None, named, "named by the user"),)
-        elif choices is None:
-            choices = (default_choice(call, able),)
-            log.info("plan: %s is not in the plan; %s runs it", call.op, choices[0].kernel)
-        bound[instruction] = tuple(_bound(op, c, able, call, runs, instruction, weights) for c in choices)
-    return bound
+
+    def kernels_of(instruction: Instruction, op: OpDeclaration[..., Any]) -> tuple[BoundKernel, ...]:
+        def ask(rows: int) -> tuple[list[Kernel], dict[str, str]]:
+            sizes = Sizes(rows, rows, rows)
+            facts = describe(op, instruction.args, shapes, target.dtype, target.device, target.features, sizes)
+            return candidates(facts, host)
+
+        name = signature(instruction, shapes, target.dtype)
+        bound: list[BoundKernel] = []
+        for choice in _choices(op, name, plan, overrides, *ask(1)):
+            kernel = _usable(op, choice, ask(choice.rows or (MANY if len(bound) else 1))[0])
+            key = f"{op.name}={kernel.name if kernel else REFERENCE}"
+            if key not in runs:
+                runs[key] = load_kernel(kernel, op) if kernel else reference_kernel(op)
+            packed = pack(kernel, op, instruction, weights) if kernel and kernel.pack else {}
+            bound.append(BoundKernel(choice.rows, kernel.name if kernel else REFERENCE, runs[key], packed))
+        return tuple(bound)
+
+    return {
+        instruction: kernels_of(instruction, instruction.target)
+        for instruction in program.instructions
+        if isinstance(instruction.target, OpDeclaration)
+    }
 
 
-def default_choice(call: Call, able: list[Kernel]) -> Choice:
-    """Without measurements: the first registered kernel that can run the call, else the reference."""
-    name = able[0].name if able else REFERENCE
-    return Choice(None, name, "not measured")
-
-
-def _bound(
+def _choices(
     op: OpDeclaration[..., Any],
-    choice: Choice,
+    name: str,
+    plan: Plan,
+    overrides: Mapping[str, str],
     able: list[Kernel],
-    call: Call,
-    runs: dict[str, Callable[..., None]],
-    instruction: Instruction,
-    weights: Callable[[Weight], Tensor],
-) -> BoundKernel:
+    refused: Mapping[str, str],
+) -> tuple[Choice, ...]:
+    """What the user named, else what the plan says, else the first kernel that can run it."""
+    named = overridden(op.name, overrides, able, refused)
+    if named is not None:
+        return (Choice(None, named, "named by the user"),)
+    if name in plan.choices:
+        return plan.choices[name]
+    default = able[0].name if able else REFERENCE
+    log.info("%s is not in the plan; %s runs it", name, default)
+    return (Choice(None, default, "not measured"),)
+
+
+def _usable(op: OpDeclaration[..., Any], choice: Choice, able: list[Kernel]) -> Kernel | None:
+    """The chosen kernel, or where it can't be used here the first that can; None for the reference."""
+    if choice.kernel == REFERENCE:
+        return None
     kernel = next((kernel for kernel in able if kernel.name == choice.kernel), None)
-    if kernel is None and choice.kernel != REFERENCE:
-        fallback = default_choice(call, able)
-        log.warning("plan: kernel %s=%s can't be used here; %s runs it", op.name, choice.kernel, fallback.kernel)
-        return _bound(op, Choice(choice.rows, fallback.kernel, ""), able, call, runs, instruction, weights)
-    key = f"{op.name}={choice.kernel}"
-    if key not in runs:
-        runs[key] = reference_kernel(op) if kernel is None else load_kernel(kernel, op)
-    packed = {} if kernel is None or kernel.pack is None else pack(kernel, op, instruction, weights)
-    return BoundKernel(choice.rows, choice.kernel, runs[key], packed)
+    if kernel is None:
+        kernel = able[0] if able else None
+        stand_in = kernel.name if kernel else REFERENCE
+        log.warning("kernel %s=%s of the plan can't be used here; %s runs it", op.name, choice.kernel, stand_in)
+    return kernel
 
 
 def pack(

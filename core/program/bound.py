@@ -71,7 +71,8 @@ class StepProgram:
     def _bind(self, sizes: Sizes) -> tuple[list[Callable[[], Any]], dict[str, Tensor]]:
         given = self._inputs(sizes)
         tensors: dict[Value, Any] = {value: given[name] for name, value in self.program.inputs.items()}
-        tensors.update(self._weights)
+        for weight, tensor in self._weights.items():
+            tensors[weight] = tensor
         calls: list[Callable[[], Any]] = []
         for instruction in self.program.instructions:
             call = self._call(instruction, tensors, sizes)

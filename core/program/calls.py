@@ -16,6 +16,9 @@ from bestiary.core.program.program import Instruction, Value, Weight
 from bestiary.core.program.shapes import Dim, Shape, Sizes
 from bestiary.spec import Call, Kernel, TensorFacts
 
+#: The smallest step: what a kernel is asked about, since what it supports must not hang on the number of rows.
+ONE = Sizes(1, 1, 1)
+
 #: The kernel that every op has: its reference.
 REFERENCE = "reference"
 
@@ -27,7 +30,7 @@ def describe(
     dtype: torch.dtype,
     device: torch.device,
     features: frozenset[str],
-    sizes: Sizes = Sizes(1, 1, 1),
+    sizes: Sizes = ONE,
 ) -> Call:
     """What ``Kernel.supports`` is asked."""
     facts = {name: _fact(arg, shapes, dtype, sizes) for name, arg in zip(op.parameters, args, strict=True)}

@@ -82,7 +82,9 @@ class Plan:
                 plan.choices[call["signature"]] = tuple(_choice(choice) for choice in call["choices"])
                 plan.counts[call["signature"]] = int(call["count"])
         except (ValueError, KeyError, TypeError) as error:
-            raise DataError("E-ENGINE-PLAN", path.name, f"damaged plan: {error}", hint="build the engine again") from None
+            raise DataError(
+                "E-ENGINE-PLAN", path.name, f"damaged plan: {error}", hint="build the engine again"
+            ) from None
         return plan
 
     def table(self) -> str:

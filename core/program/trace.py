@@ -61,9 +61,7 @@ class _StepTracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return False
 
-    def create_args_for_root(
-        self, root_fn: Any, is_module: bool, concrete_args: Any = None
-    ) -> tuple[Any, list[Any]]:
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         """fx's place for making the placeholders: ours are the step's tensors, not the forward's parameters."""
         inputs = {name: self._placeholder(name) for name in _STEP_INPUTS}
         specs = cache_groups({path: module.spec for path, module in self.caches.items()})
@@ -159,5 +157,7 @@ def _instruction(node: fx.Node, convert: Callable[[Any], Any], scope: str) -> In
     keywords = tuple((name, convert(value)) for name, value in node.kwargs.items())
     for name, value in keywords:
         if isinstance(value, Value):
-            raise PluginError("E-TRACE", scope, f"{node.target} gets a tensor as {name}=", expected="a positional argument")
+            raise PluginError(
+                "E-TRACE", scope, f"{node.target} gets a tensor as {name}=", expected="a positional argument"
+            )
     return Instruction(TorchCall(function, keywords), args, (Result(node.name),), scope)

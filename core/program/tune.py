@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from bestiary.core import device as devices
 from bestiary.core.errors import PluginError
 from bestiary.core.ops.declare import OpDeclaration
 from bestiary.core.plugins import PluginHost
-from bestiary.core.program.bind import Target, overridden, pack
+from bestiary.core.program.bind import MANY, Target, overridden, pack
 from bestiary.core.program.bound import reference_kernel
 from bestiary.core.program.calls import REFERENCE, candidates, describe, load_kernel, rows_of, signature
 from bestiary.core.program.compare import excess
@@ -25,7 +26,7 @@ from bestiary.core.progress import Progress
 from bestiary.spec import Kernel
 
 #: A call is measured at these numbers of rows; the last choice also serves all larger calls.
-ROWS = (1, 8, 64, 512)
+ROWS = (1, 8, 64, MANY)
 _BUDGET = 0.03  # seconds of timing for one kernel at one size, three runs at least
 _LEAST_RUNS, _MOST_RUNS = 3, 30
 
@@ -66,33 +67,32 @@ class Tuner:
         return plan
 
     def _choices(self, program: Program, instruction: Instruction, limits: Sizes) -> tuple[Choice, ...]:
-        op = instruction.target
+        rows = rows_of(instruction, self._shapes)
+        limit = rows.at(limits) if rows.tokens or rows.rows else 1
+        sampled = [count for count in ROWS if count < limit] + [min(limit, ROWS[-1])]
+        choices = []
+        for count in dict.fromkeys(sampled):
+            sizes = Sizes(count, count, count) if rows.rows or count <= 8 else self._prompt(count)
+            choices.append(self._choice(program, instruction, count, sizes))
+        choices[-1] = replace(choices[-1], rows=None)
+        same = all(choice.kernel == REFERENCE for choice in choices)
+        return (choices[-1],) if same else tuple(choices)
+
+    def _choice(self, program: Program, instruction: Instruction, rows: int, sizes: Sizes) -> Choice:
+        op, target = instruction.target, self._target
         assert isinstance(op, OpDeclaration)
-        call = describe(
-            op, instruction.args, self._shapes, self._target.dtype, self._target.device, self._target.features
-        )
+        call = describe(op, instruction.args, self._shapes, target.dtype, target.device, target.features, sizes)
         able, refused = candidates(call, self._host)
         named = overridden(op.name, self._overrides, able, refused)
-        reasons = tuple(Trial(name, refused=reason) for name, reason in refused.items())
         if named is not None:
             able = [kernel for kernel in able if kernel.name == named]
+        reasons = tuple(Trial(name, refused=reason) for name, reason in refused.items())
         if not able:
-            return (Choice(None, REFERENCE, "named by the user" if named else "no other kernel can run it", reasons),)
-        rows = rows_of(instruction, self._shapes)
-        limit = rows.at(limits)
-        sampled = [count for count in ROWS if count < limit] + [limit] if limit <= ROWS[-1] else list(ROWS)
-        if not (rows.tokens or rows.rows):
-            sampled = [1]
-        choices = []
-        for count in sampled:
-            sizes = Sizes(count, count, count) if rows.rows or count <= 8 else self._prompt(count)
-            trials = tuple(self._try(kernel, op, program, instruction, sizes) for kernel in able)
-            best = min(trials, key=lambda trial: trial.microseconds or 0.0)
-            reason = "named by the user" if named else "the only one" if len(trials) == 1 else "fastest"
-            choices.append(Choice(count, best.kernel, reason, trials + (reasons if count == sampled[0] else ())))
-        last = choices[-1]
-        choices[-1] = Choice(None, last.kernel, last.reason, last.trials)
-        return tuple(choices)
+            return Choice(rows, REFERENCE, "named by the user" if named else "no other kernel can run it", reasons)
+        trials = tuple(self._try(kernel, op, program, instruction, sizes) for kernel in able)
+        best = min(trials, key=lambda trial: trial.microseconds or 0.0)
+        reason = "named by the user" if named else "the only one" if len(trials) == 1 else "fastest"
+        return Choice(rows, best.kernel, reason, trials + reasons)
 
     def _prompt(self, tokens: int) -> Sizes:
         """One prompt of so many tokens, or as many equal ones as the longest sequence makes necessary."""
@@ -120,17 +120,17 @@ class Tuner:
         reference_kernel(op)(*theirs, **reference_keywords)
         mutated = [index for index, name in enumerate(op.parameters) if name in op.mutates]
         pairs = [*zip(outs, expected, strict=True), *((mine[i], theirs[i]) for i in mutated)]
-        error = max((excess(found, wanted, op.tolerances) for found, wanted in pairs), default=0.0)
-        if not error <= 1:
+        worst = max((excess(found, wanted, op.tolerances) for found, wanted in pairs), default=0.0)
+        if not worst <= 1:
             raise PluginError(
                 "E-KERNEL-WRONG",
                 label,
                 f"differs from the op's reference at {sizes.tokens} tokens",
-                found=f"an error {error:.3g} times the tolerance",
+                found=f"an error {worst:.3g} times the tolerance",
                 expected="at most 1",
                 hint=f"choose another with --kernel {op.name}=NAME",
             )
-        return Trial(kernel.name, round(self._time(run, mine, keywords), 2), round(error, 4))
+        return Trial(kernel.name, round(self._time(run, mine, keywords), 2), round(worst, 4))
 
     def _time(self, run: Callable[..., None], args: list[Any], keywords: dict[str, Any]) -> float:
         times: list[float] = []

@@ -41,9 +41,7 @@ def plan_groups(
     if not specs:
         return ()
     layers = [sum(spec == other for other in caches.values()) for spec in specs]
-    spans = [
-        max_seq_len if spec.window is None else min(max_seq_len, spec.window + max_num_tokens) for spec in specs
-    ]
+    spans = [max_seq_len if spec.window is None else min(max_seq_len, spec.window + max_num_tokens) for spec in specs]
     blocks = [-(-span // block_size) + (0 if span == max_seq_len else 1) for span in spans]
     sizes = [count * block_bytes(spec, block_size, dtype) for count, spec in zip(layers, specs, strict=True)]
     one = sum(count * size for count, size in zip(blocks, sizes, strict=True)) + sum(sizes)  # and the scrap blocks

@@ -45,10 +45,18 @@ class ReferenceRunner:
             group = specs.index(module.spec)
             slots, tables = views[f"slots.{group}"], views[f"block_tables.{group}"]
             memory[module] = LayerCache(views[f"k.{path}"], views[f"v.{path}"], slots, tables)
-        names = ("tokens", "positions", "lengths", "logit_rows", "query_starts", "kv_lengths")
+        step = Step(
+            tokens=views["tokens"],
+            positions=views["positions"],
+            lengths=views["lengths"],
+            logit_rows=views["logit_rows"],
+            query_starts=views["query_starts"],
+            kv_lengths=views["kv_lengths"],
+            caches=memory,
+        )
         self._taps = {}
         with torch.no_grad():
-            logits = self._module(Step(**{name: views[name] for name in names}, caches=memory))
+            logits = self._module(step)
         return {**self._taps, "logits": logits}
 
     def _keep(self, path: str) -> Callable[..., None]:

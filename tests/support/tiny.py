@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from bestiary.converters.convert import convert
 from bestiary.core.engine.build import build
 from bestiary.core.engine.load import LoadedEngine, load_engine
 from bestiary.core.engine.options import BuildOptions
+from bestiary.core.plugins import PluginHost
 from bestiary.core.runtime.batch import Batch, Segment
 from bestiary.core.runtime.request import Request
 from bestiary.core.sampling_params import SamplingParams
-
-from bestiary.converters.convert import convert
-from bestiary.core.plugins import PluginHost
 
 SMALL = {
     "vocab_size": 96,

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from bestiary.core.engine.build import build
-from bestiary.core.engine.options import BuildOptions
-from bestiary.core.runtime.batch import Batch, Segment
 from tiny import CONFIGS, load, make_engine, request, whole
 
 from bestiary import LLM, SamplingParams
 from bestiary.converters.export import export
+from bestiary.core.engine.build import build
+from bestiary.core.engine.options import BuildOptions
 from bestiary.core.plugins import PluginHost
+from bestiary.core.runtime.batch import Batch, Segment
 
 HOST = PluginHost.load(strict=True)
 
@@ -35,7 +35,7 @@ def _reference(model: Any, tokens: list[int]) -> torch.Tensor:
 
 
 def test_logits_of_a_prompt(tiny: tuple[str, Path, Any]) -> None:
-    name, directory, model = tiny
+    _name, directory, model = tiny
     tokens = _tokens(30)
     found = load(directory, HOST).runner.forward(whole(request(tokens, [5, 2])))
     assert (found - _reference(model, tokens)).abs().max() < 1e-4
@@ -43,7 +43,7 @@ def test_logits_of_a_prompt(tiny: tuple[str, Path, Any]) -> None:
 
 def test_logits_in_chunks_mixed_with_decodes(tiny: tuple[str, Path, Any]) -> None:
     """Two requests in scattered blocks, one decoding while the other's prompt comes in pieces."""
-    name, directory, model = tiny
+    _name, directory, model = tiny
     runner = load(directory, HOST).runner
     first, second = request(_tokens(24), [7, 3]), request(_tokens(20, seed=2), [1, 4])
     runner.forward(Batch((Segment(first, 0, 22, range(0)),)))
@@ -54,7 +54,7 @@ def test_logits_in_chunks_mixed_with_decodes(tiny: tuple[str, Path, Any]) -> Non
 
 
 def test_the_step_program_equals_the_eager_reference_mode(tiny: tuple[str, Path, Any]) -> None:
-    name, directory, model = tiny
+    _name, directory, _model = tiny
     made = request(_tokens(30), [5, 2])
     eager = load(directory, HOST, reference=True).runner.forward(whole(made))
     assert (load(directory, HOST).runner.forward(whole(made)) - eager).abs().max() < 1e-5
@@ -82,7 +82,7 @@ def test_greedy_tokens(tiny: tuple[str, Path, Any]) -> None:
 def test_export_gives_the_source_back(tiny: tuple[str, Path, Any], tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
-    name, directory, model = tiny
+    _name, directory, _model = tiny
     export(directory / "ckpt", tmp_path / "hf", host=HOST)
     source, back = (load_file(path / "model.safetensors") for path in (directory / "hf", tmp_path / "hf"))
     assert source.keys() == back.keys()

@@ -7,6 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import SMALL, load, make_engine, request, whole
+from torch import nn
+
+from bestiary import ConfigError, DataError, Fusion, Kernel, Op, PluginError, UsageError, hookimpl, ops
+from bestiary.core.engine.build import build
+from bestiary.core.engine.options import BuildOptions
+from bestiary.core.plugins import PluginHost
 from bestiary.core.program.passes.fuse import fuse, pattern_of
 from bestiary.core.program.passes.merge import merge_linears
 from bestiary.core.program.passes.taps import insert_taps
@@ -16,13 +23,6 @@ from bestiary.core.program.shapes import Geometry, infer
 from bestiary.core.program.trace import trace
 from bestiary_llama.config import LlamaConfig
 from bestiary_llama.model import Llama
-from tiny import SMALL, load, make_engine, request, whole
-from torch import nn
-
-from bestiary import ConfigError, DataError, Fusion, Kernel, Op, PluginError, UsageError, hookimpl, ops
-from bestiary.core.engine.build import build
-from bestiary.core.engine.options import BuildOptions
-from bestiary.core.plugins import PluginHost
 
 GEOMETRY = Geometry(torch.float32, torch.float32, 16, 8)
 
@@ -169,8 +169,6 @@ def wrong_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, *, out: torch.
 
 def other_parameters(x: torch.Tensor, weight: torch.Tensor, *, out: torch.Tensor) -> None:
     pass
-
-
 
 
 class _BrokenKernel:

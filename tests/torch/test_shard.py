@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiny import SMALL
+from torch import nn
+
+from bestiary import ConfigError
 from bestiary.core.ops.collective import Ranks
 from bestiary.core.program.passes.shard import bounds, shard
 from bestiary.core.program.program import Program, Weight
@@ -11,10 +15,6 @@ from bestiary.core.program.shapes import Geometry, infer
 from bestiary.core.program.trace import trace
 from bestiary_llama.config import LlamaConfig
 from bestiary_llama.model import Llama
-from tiny import SMALL
-from torch import nn
-
-from bestiary import ConfigError
 
 
 def _llama(**changes: object) -> nn.Module:

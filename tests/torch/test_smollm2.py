@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from bestiary.core.engine.build import build
-from bestiary.core.engine.load import load_engine
-from bestiary.core.engine.options import BuildOptions
 from tiny import request, whole
 
 from bestiary import LLM, SamplingParams
 from bestiary.converters.convert import convert
+from bestiary.core.engine.build import build
+from bestiary.core.engine.load import load_engine
+from bestiary.core.engine.options import BuildOptions
 from bestiary.core.plugins import PluginHost
 
 PROMPTS = (

@@ -49,7 +49,9 @@ def pattern_of(fused: OpDeclaration[..., Any]) -> Pattern:
     Raises:
         PluginError: the reference does more than call ops on its parameters.
     """
-    graph, ops, known = fx.Graph(), [], {}
+    graph = fx.Graph()
+    ops: list[tuple[OpDeclaration[..., Any], tuple[Any, ...]]] = []
+    known: dict[fx.Node, Any] = {}
     tracer = fx.proxy.GraphAppendingTracer(graph)
     parameters = [fx.Proxy(graph.placeholder(name), tracer) for name in fused.parameters]
     returned = fused.reference(*parameters)
@@ -173,9 +175,9 @@ def _replaceable(program: Program, pattern: Pattern, matched: dict[int, Instruct
                 return False
             if any(program.instructions.index(user) < place for user in outside):
                 return False
-        if isinstance(instruction.target, OpDeclaration) and instruction.target.mutates:
-            if program.instructions.index(instruction) != place:
-                return False
+        mutates = isinstance(instruction.target, OpDeclaration) and instruction.target.mutates
+        if mutates and program.instructions.index(instruction) != place:
+            return False
     return True
 
 

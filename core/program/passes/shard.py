@@ -124,5 +124,3 @@ def _after(program: Program, instruction: Instruction, ranks: Ranks, op: object)
 def _cache(path: str, spec: CacheSpec, ranks: Ranks) -> CacheSpec:
     start, stop = bounds(spec.kv_heads, spec.kv_heads, ranks, path)
     return replace(spec, kv_heads=stop - start)
-
-

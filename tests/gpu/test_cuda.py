@@ -1,0 +1,59 @@
+"""On a CUDA device: the SDK's own kernels, a tiny engine, and its tokens against the processor's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import CONFIGS, load, make_engine, request, whole
+
+from bestiary import LLM, SamplingParams
+from bestiary.core.engine.options import BuildOptions
+from bestiary.core.plugins import PluginHost
+from bestiary.testing import KernelCase, check_kernel, kernel_cases, load_plugins
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+OPTIONS = BuildOptions(device="cuda", max_batch_size=8, max_num_tokens=128)
+
+
+@pytest.mark.parametrize("case", kernel_cases(load_plugins(), device="cuda"), ids=str)
+def test_kernel(case: KernelCase) -> None:
+    ran = check_kernel(case)
+    assert ran or case.kernel.name == "widened"
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_logits_equal_transformers_in_float32(name: str, tmp_path: Path) -> None:
+    model = make_engine(tmp_path, PluginHost.load(), OPTIONS, **CONFIGS[name])
+    tokens = torch.randint(3, 96, (30,), generator=torch.Generator().manual_seed(1)).tolist()
+    found = load(tmp_path, PluginHost.load()).runner.forward(whole(request(tokens, [5, 2])))
+    with torch.no_grad():
+        expected = model(torch.tensor([tokens])).logits[0]
+    assert found.device.type == "cuda"
+    assert (found.cpu() - expected).abs().max() < 1e-4
+
+
+def test_a_batch_gives_what_its_requests_give_alone(tmp_path: Path) -> None:
+    make_engine(tmp_path, PluginHost.load(), OPTIONS)
+    prompts: list[Any] = [{"prompt_token_ids": list(range(3, 3 + 7 * n))} for n in range(1, 9)]
+    params = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
+    with LLM(tmp_path / "engine", tokenizer=None, kv_cache_memory=2**24) as llm:
+        together = [out.outputs[0].token_ids for out in llm.generate(prompts, params, use_tqdm=False)]
+        alone = [llm.generate([prompt], params, use_tqdm=False)[0].outputs[0].token_ids for prompt in prompts]
+    assert together == alone
+
+
+def test_random_weights_are_made_on_the_device(tmp_path: Path) -> None:
+    make_engine(tmp_path, PluginHost.load(), OPTIONS)
+    with LLM(tmp_path / "hf", weights="random", tokenizer=None, device="cuda", kv_cache_memory=2**24) as llm:
+        (answer,) = llm.generate(
+            [[5, 6, 7]], SamplingParams(temperature=0, max_tokens=4, ignore_eos=True), use_tqdm=False
+        )
+        assert len(answer.outputs[0].token_ids) == 4
+        (memory, *_) = llm.engine.runner.inputs.views(llm.engine.network.limits).values()
+        assert memory.device.type == "cuda"
