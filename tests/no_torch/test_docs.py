@@ -85,8 +85,7 @@ def command_lines(page):
                 and "  " not in line
             ):
                 yield line
-    for code in re.findall(r"`(bestiary [^`]+)`", documents.prose(page)):
-        yield code
+    yield from re.findall(r"`(bestiary [^`]+)`", documents.prose(page))
     for line in documents.prose(page).splitlines():
         if line.startswith("    bestiary "):
             yield line.strip()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,12 +50,11 @@ def prose(path: Path) -> str:
 def rows(path: Path, heading: str) -> list[list[str]]:
     """The cells of the first table below a heading, without its head, backticks taken off."""
     section = path.read_text(encoding="utf-8").split(f"\n## {heading}\n", 1)[1]
-    lines = iter(section.splitlines())
-    table = [line for line in _first_table(lines)][2:]
+    table = list(_first_table(section.splitlines()))[2:]
     return [[cell.strip().strip("`") for cell in line.strip("|").split("|")] for line in table]
 
 
-def _first_table(lines):  # type: ignore[no-untyped-def]
+def _first_table(lines: list[str]) -> Iterator[str]:
     started = False
     for line in lines:
         if line.startswith("|"):
