@@ -6,8 +6,7 @@ A new field always has a default, so adding one is a minor change.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from types import MappingProxyType
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -44,8 +43,6 @@ class Model:
         weights: ``bestiary.converters.WeightMap`` by format, ``{"hf": …, "gguf": …}``.
         gguf_config: a function from GGUF metadata to a dict in the spelling of ``config.json``; needed with ``gguf``.
         format: number of the zoo's tensor names, as stored in checkpoints.
-        upgrades: old format number → function from old names to new ones.
-        chat: tool-call and reasoning format of the family.
     """
 
     name: str
@@ -56,8 +53,6 @@ class Model:
     gguf: tuple[str, ...] = ()
     gguf_config: str | None = None
     format: int = 1
-    upgrades: Mapping[int, str] = field(default_factory=lambda: MappingProxyType({}))
-    chat: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,10 +101,9 @@ class Kernel:
         op: the op it implements.
         name: how people choose it, ``--kernel op=name``.
         run: a function with the op's parameters and, keyword-only, ``out``: the tensor (or tuple) to fill.
-        supports: ``None`` for yes, else the reason why not, as a short clause.
+        supports: ``None`` for yes, else the reason why not, as a short clause. It is asked at 1, 8, 64 and 512 rows; a
+            yes holds for fewer rows too, down to the number before, and at 512 for any more.
         pack: function from the call's constant tensors (a dict by parameter) to what ``run`` wants in their place.
-        tune: function that returns parameter sets to try.
-        workspace: bytes of scratch the call needs.
         batch_invariant: a row's result does not depend on the other rows.
         graph_safe: may be captured in a CUDA graph.
         requires: a requirement such as ``"triton>=3.6"``, checked before anything is imported.
@@ -120,8 +114,6 @@ class Kernel:
     run: str
     supports: Callable[[Call], str | None] = _always
     pack: str | None = None
-    tune: str | None = None
-    workspace: Callable[[Call], int] | None = None
     batch_invariant: bool = False
     graph_safe: bool = True
     requires: str = ""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bestiary.core.engine.options import AT_LOAD, BuildOptions
 from bestiary.core.errors import ConfigError, UsageError
 from bestiary.core.progress import Progress
 from bestiary.core.text.tokenizer import Tokenizer
@@ -13,10 +14,6 @@ from bestiary.core.text.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from bestiary.core.engine.load import LoadedEngine
     from bestiary.core.plugins import PluginHost
-
-
-#: What an engine that is already built can still be loaded with; the rest is fixed in it.
-_AT_LOAD = ("device", "max_batch_size", "max_seq_len", "kernels")
 
 
 def open_engine(
@@ -41,11 +38,19 @@ def open_engine(
     from bestiary.core.engine.engine import is_engine
     from bestiary.core.engine.load import load_engine, random_engine
     from bestiary.core.engine.network import check_quantization
-    from bestiary.core.engine.options import BuildOptions
     from bestiary.core.prepare import prepare
 
     options = BuildOptions(**said)
     check_quantization(options.quantization, host)  # before anything is converted
+    if options.tensor_parallel > 1:
+        raise ConfigError(
+            "E-ENGINE-RANKS",
+            "tensor_parallel",
+            "one process runs one rank",
+            found=str(options.tensor_parallel),
+            expected="1",
+            hint="build such an engine with bestiary build, and load each rank's share with load_engine(ranks=…)",
+        )
     if weights == "random":
         return random_engine(
             Path(model),
@@ -59,23 +64,25 @@ def open_engine(
     if weights != "auto":
         raise UsageError("E-USE-WEIGHTS", "weights", "unknown", found=repr(weights), expected='"auto" or "random"')
     if is_engine(Path(model)):
-        _check_built(Path(model), said)
+        check_built(Path(model), said)
     return load_engine(
         prepare(model, host=host, options=options, progress=progress),
         host=host,
         kv_cache_memory=kv_cache_memory,
         reference=reference,
         progress=progress,
-        **{name: value for name, value in said.items() if name in _AT_LOAD},
+        **{name: value for name, value in said.items() if name in AT_LOAD},
     )
 
 
-def _check_built(directory: Path, said: Mapping[str, Any]) -> None:
+def check_built(directory: Path, said: Mapping[str, Any]) -> None:
+    """Refuse options that contradict an engine that is already built (ConfigError)."""
     from bestiary.core.engine.engine import EngineManifest
 
-    built = EngineManifest.read(directory).options.as_dict()
-    for name, value in said.items():
-        if name not in _AT_LOAD and value != built[name]:
+    fixed = {name: value for name, value in said.items() if name not in AT_LOAD}
+    built = EngineManifest.read(directory).options.as_dict() if fixed else {}
+    for name, value in fixed.items():
+        if value != built[name]:
             raise ConfigError(
                 "E-ENGINE-OPTION",
                 name,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,5 +106,23 @@ def _reused(progress: Progress, name: str) -> None:
 def _lock(host: PluginHost, kinds: frozenset[str]) -> dict[str, str]:
     """The versions of those distributions that take part, so that an unrelated new plugin leaves the cache valid."""
     lock = host.lock()
-    taking_part = {one.origin.distribution for one in host.records() if kinds & one.provides.keys()} | {"bestiary"}
-    return {name: version for name, version in lock.items() if name in taking_part}
+    taking_part = [one for one in host.records() if kinds & one.provides.keys()]
+    named = {one.origin.distribution for one in taking_part} | {"bestiary"}
+    return {
+        **{name: version for name, version in lock.items() if name in named},
+        **{one.module: _code(one.module) for one in taking_part if one.origin.distribution != "bestiary"},
+    }
+
+
+def _code(module: str) -> str:
+    """A digest of the plugin's Python files' sizes and times: a plugin in development changes without a new version."""
+    file = getattr(sys.modules.get(module), "__file__", None)
+    if file is None:
+        return ""
+    files = (
+        sorted(Path(file).parent.glob("**/*.py"))
+        if Path(file).parent.joinpath("__init__.py").exists()
+        else [Path(file)]
+    )
+    facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]

@@ -13,7 +13,7 @@ from bestiary.core.progress import Progress, step
 
 Kind = Literal["engine", "checkpoint", "source", "hub"]
 
-HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.tiktoken", "tokenizer*", "LICENSE*")
+HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.tiktoken", "LICENSE*")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 _MARKERS: tuple[tuple[str, Kind], ...] = (("engine.json", "engine"), ("bestiary.json", "checkpoint"))
 

@@ -37,6 +37,19 @@ def parameters(model: Model, config: ModelConfig) -> Parameters:
     return found
 
 
+def check_names(model: Model, found: int) -> None:
+    """Refuse a checkpoint whose tensor names are of another format than the family's plugin reads (DataError)."""
+    if found != model.format:
+        raise DataError(
+            "E-CKPT-MODEL-FORMAT",
+            "bestiary.json, field model_format",
+            f"the tensor names are not those of the installed {model.name} plugin",
+            found=str(found),
+            expected=str(model.format),
+            hint="convert the model again",
+        )
+
+
 def parse_config(model: Model, raw: Mapping[str, object]) -> ModelConfig:
     """The family's config from the object in ``config.json``."""
     config: ModelConfig = resolve(model.config, needed_by=f"model {model.name}").parse(raw)

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 from bestiary.core.checkpoint.checkpoint import check_sizes, is_checkpoint
 from bestiary.core.checkpoint.files import JSON_LIMIT, digest_file, read_json
 from bestiary.core.checkpoint.manifest import NAME, Manifest
-from bestiary.core.checkpoint.parameters import Parameters, check_layers, fields_of, parameters, parse_config
+from bestiary.core.checkpoint.parameters import (
+    Parameters,
+    check_layers,
+    check_names,
+    fields_of,
+    parameters,
+    parse_config,
+)
 from bestiary.core.checkpoint.weights import Weights
 from bestiary.core.errors import DataError, MissingInputError
 from bestiary.core.progress import Progress, Silent, step
@@ -48,6 +55,7 @@ def verify(directory: Path, *, host: PluginHost, progress: Progress | None = Non
     check_sizes(directory, manifest)
     weights = Weights.open(directory)
     model = host.model(manifest.model)
+    check_names(model, manifest.model_format)
     config = parse_config(model, manifest.config)
     check_layers(config, len(weights.entries), "the checkpoint")
     check_coverage(parameters(model, config), weights, config)

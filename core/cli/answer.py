@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from bestiary.core.cli.report import peak_memory, seconds, table
 from bestiary.core.cli.session import Session
-from bestiary.core.errors import EngineError, UsageError
+from bestiary.core.errors import EngineError, MissingInputError, UsageError
 from bestiary.core.home import gib
 from bestiary.core.progress import Progress
 from bestiary.core.source import recognise
@@ -63,10 +63,13 @@ class Answer:
 
 
 def require_engine(engine: str, session: Session) -> Path:
-    """The engine's directory. Raises UsageError for a model that is something else."""
+    """The engine's directory. Raises MissingInputError where there is nothing, UsageError for another kind of model."""
     source = recognise(engine, session.host)
+    if source.kind == "hub":
+        hint = "'bestiary run' takes a hub id; 'bestiary cache ls' shows the engines that it made"
+        raise MissingInputError("E-MODEL-MISSING", engine, "no such directory", expected="an engine", hint=hint)
     if source.kind != "engine" or source.path is None:
-        found = {"checkpoint": "a checkpoint", "hub": "a hub id"}.get(source.kind, "a model that is not converted")
+        found = "a checkpoint" if source.kind == "checkpoint" else "a model that is not converted"
         hint = "'bestiary run' does all steps at once; 'bestiary build' makes an engine of a checkpoint"
         raise UsageError("E-CLI-ENGINE", source.name, "not an engine", found=found, expected="an engine", hint=hint)
     return source.path

@@ -15,6 +15,7 @@ def convert(
     src: Annotated[str, typer.Argument(help="HF directory, GGUF file or hub id.")],
     out: Annotated[Path, typer.Argument(help="The checkpoint to make.")],
     dtype: Annotated[str, typer.Option(help="Dtype of the weights: auto keeps the source's.")] = "auto",
+    allow_nonfinite: Annotated[bool, typer.Option(help="Convert weights that hold NaN or infinity.")] = False,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
@@ -32,7 +33,15 @@ def convert(
         raise UsageError("E-CLI-SOURCE", source.name, f"is {_a(source.kind)} already", hint=hint)
     with progress(silent=json) as steps:
         path = source.path or fetch(src, steps)
-        report = convert_to(path, out, host=session.host, dtype=dtype, overwrite=overwrite, progress=steps)
+        report = convert_to(
+            path,
+            out,
+            host=session.host,
+            dtype=dtype,
+            allow_nonfinite=allow_nonfinite,
+            overwrite=overwrite,
+            progress=steps,
+        )
     if json:
         print_json({"checkpoint": str(out), **report.as_dict()})
 

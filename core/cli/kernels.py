@@ -22,7 +22,15 @@ def kernels(
     host = session_of(ctx).host
     if op is not None:
         host.op(op)
-    found = []
+    # Every op has its reference, which no plugin registers apart from the op.
+    found: list[dict[str, object]] = [
+        {
+            "op": one.name, "kernel": "reference", "distribution": host.origin(one).distribution,
+            "version": host.origin(one).version, "batch_invariant": False, "graph_safe": False, "requires": "",
+            "unavailable": None,
+        }
+        for one in host.ops() if op in (None, one.name)
+    ]  # fmt: skip
     for kernel in sorted(host.kernels(op), key=lambda one: (one.op, one.name)):
         origin = host.origin(kernel)
         found.append(
@@ -32,6 +40,7 @@ def kernels(
                 "requires": kernel.requires, "unavailable": unmet(kernel.requires),
             }
         )  # fmt: skip
+    found.sort(key=lambda one: str(one["op"]))
     if json:
         print_json({"kernels": found})
         return

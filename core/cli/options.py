@@ -58,8 +58,18 @@ class Building:
         """What was said, as build options."""
         from bestiary.core.engine.options import BuildOptions
 
-        said = {name: value for name, value in vars(self).items() if name != "kernel" and value is not None}
-        return BuildOptions(**said, kernels=pairs("--kernel", self.kernel or [], "OP=NAME"))
+        return BuildOptions(**self.said())
+
+    def at_load(self) -> dict[str, Any]:
+        """Of the options that were given, those that an engine takes when it is loaded."""
+        from bestiary.core.engine.options import AT_LOAD
+
+        return {name: value for name, value in self.said().items() if name in AT_LOAD}
+
+    def said(self) -> dict[str, Any]:
+        """The options that were given, by their names in ``BuildOptions``."""
+        said = {name: value for name, value in vars(self).items() if name != "kernel" and value not in (None, "auto")}
+        return {**said, "kernels": pairs("--kernel", self.kernel, "OP=NAME")} if self.kernel else said
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ def run(
     from bestiary.core.cli.report import progress
     from bestiary.core.cli.session import session_of
     from bestiary.core.errors import UsageError
+    from bestiary.core.opening import check_built
     from bestiary.core.prepare import prepare
 
     session, params, options = session_of(ctx), sampling.params(), building.options()
@@ -38,7 +39,8 @@ def run(
             raise UsageError("E-CLI-PROMPT", "PROMPT", "neither an argument nor anything on stdin")
     with progress(silent=json) as steps:
         engine = prepare(model, host=session.host, options=options, convert_dtype=convert_dtype, progress=steps)
-        with answer.open_llm(engine, session, steps, device=building.device) as llm:
+        check_built(engine, building.said())
+        with answer.open_llm(engine, session, steps, **building.at_load()) as llm:
             templated = not raw and answer.has_chat_template(engine)
             if prompt is None:
                 converse(llm, params, system=system, json=json)

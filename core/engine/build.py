@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bestiary.core.checkpoint.checkpoint import Checkpoint
 from bestiary.core.checkpoint.files import json_bytes
-from bestiary.core.checkpoint.parameters import parse_config
+from bestiary.core.checkpoint.parameters import check_names, parse_config
 from bestiary.core.checkpoint.transaction import check_target, new_directory
 from bestiary.core.engine.constants import Constants, from_files
 from bestiary.core.engine.engine import EngineManifest, plan_file
@@ -67,6 +67,7 @@ def build(
     source = Checkpoint.open(checkpoint)
     manifest = source.manifest
     model = host.model(manifest.model)
+    check_names(model, manifest.model_format)
     config = parse_config(model, manifest.config)
     with step(progress, "trace") as note:
         # The plan of a tensor-parallel engine is made for the first rank's share; the others' calls look the same.
@@ -81,7 +82,7 @@ def build(
         place = plan_file(directory, plan.device, options.tensor_parallel)
         place.parent.mkdir()
         place.write_bytes(json_bytes(plan.as_dict()))
-        EngineManifest(manifest, options, host.lock()).write(directory)
+        EngineManifest(manifest, _resolved(options, network), host.lock()).write(directory)
     return BuildReport(target.name, manifest.model, plan)
 
 
@@ -99,6 +100,12 @@ def make_plan(
     plan = tuner.plan(network.program, limits, progress)
     plan.fusions = dict(network.fusions)
     return plan
+
+
+def _resolved(options: BuildOptions, network: Network) -> BuildOptions:
+    """The options with what "auto" came to; the device stays open, since an engine also loads on others."""
+    dtype, kv_dtype = (str(d).removeprefix("torch.") for d in (network.geometry.dtype, network.geometry.kv_dtype))
+    return replace(options, dtype=dtype, kv_dtype=kv_dtype, max_seq_len=network.max_seq_len)
 
 
 def _link(source: Path, target: Path) -> None:

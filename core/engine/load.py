@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from bestiary.core import device as devices
+from bestiary.core.checkpoint.checkpoint import is_checkpoint
 from bestiary.core.checkpoint.files import JSON_LIMIT, read_json
-from bestiary.core.checkpoint.parameters import parse_config
+from bestiary.core.checkpoint.manifest import Manifest
+from bestiary.core.checkpoint.parameters import check_names, parse_config
 from bestiary.core.checkpoint.weights import Weights
 from bestiary.core.config import ModelConfig, Rope
 from bestiary.core.engine.constants import Constants, at_random, from_files
-from bestiary.core.engine.engine import EngineManifest, plan_file
+from bestiary.core.engine.engine import EngineManifest, is_engine, plan_file
 from bestiary.core.engine.network import Network, make_network
 from bestiary.core.engine.options import BuildOptions
 from bestiary.core.errors import ConfigError
@@ -94,6 +96,7 @@ def load_engine(
     options = replace(options, kernels={**options.kernels, **(kernels or {})})
     _check_ranks(options, ranks)
     model = host.model(manifest.checkpoint.model)
+    check_names(model, manifest.checkpoint.model_format)
     config = parse_config(model, manifest.checkpoint.config)
     with step(progress or Silent(), "load") as note:
         network = make_network(
@@ -124,8 +127,7 @@ def random_engine(
 
     Nothing is measured: each op gets the first kernel that can run it.
     """
-    raw = read_json(directory, "config.json", limit=JSON_LIMIT)
-    model, config = _family(raw, host)
+    model, config = _family(_config(directory), host)
     with step(progress or Silent(), "make weights") as note:
         dtype = config.dtype or "float32"
         network = make_network(model, config, options, checkpoint_dtype=dtype, host=host, taps=taps)
@@ -136,6 +138,15 @@ def random_engine(
         engine = _assemble(network, constants, plan, host, options, groups, directory, model, reference)
         note.text = f"{constants.nbytes / 1e6:,.0f} MB of random weights"
     return engine
+
+
+def _config(directory: Path) -> Mapping[str, object]:
+    """The model's config: a checkpoint and an engine carry theirs, any other directory has a config.json."""
+    if is_engine(directory):
+        return EngineManifest.read(directory).checkpoint.config
+    if is_checkpoint(directory):
+        return Manifest.read(directory).config
+    return read_json(directory, "config.json", limit=JSON_LIMIT)
 
 
 def _family(raw: Mapping[str, object], host: PluginHost) -> tuple[Model, ModelConfig]:

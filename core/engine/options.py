@@ -8,6 +8,9 @@ from typing import Any
 
 from bestiary.core.errors import ConfigError
 
+#: What an engine that is already built can still be loaded with; the rest is fixed in it.
+AT_LOAD = ("device", "max_batch_size", "max_seq_len", "kernels")
+
 #: Longest sequence of an engine unless the user says otherwise: what most machines can hold several of.
 DEFAULT_SEQ_LEN = 4096
 _DTYPES = ("auto", "float32", "bfloat16", "float16")

@@ -104,7 +104,7 @@ def op(
 
     Args:
         inputs: yields test cases for a dtype; every kernel of the op is tested on them.
-        tolerances: by dtype name; dtypes that are not listed are not supported by the op.
+        tolerances: by dtype name; in a dtype that is not listed a build can't check kernels and refuses them.
         mutates: parameters changed in place (a cache).
         fake: computes shapes and dtypes on meta tensors where the reference can't (it looks at values).
         name: ``plugin::name`` for a plugin's op; the function's own name for the core's.

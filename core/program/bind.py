@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,8 +24,9 @@ from bestiary.spec import Kernel
 log = logging.getLogger("bestiary.plan")
 
 
-#: The number of rows that stands for "more than all others" when a kernel is asked what it supports.
-MANY = 512
+#: Kernels are asked what they support, and measured, at these numbers of rows; an answer holds for fewer rows too, down
+#: to the one before, and the last for all larger ones.
+ROWS = (1, 8, 64, 512)
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,13 @@ def check_overrides(overrides: Mapping[str, str], host: PluginHost) -> None:
         ConfigError: naming the op or the kernels there are.
     """
     for op, name in overrides.items():
+        ops = [one.name for one in host.ops()]
+        if op != "*" and op not in ops:
+            near = difflib.get_close_matches(op, ops, n=3) or sorted(ops)
+            raise ConfigError(
+                "E-KERNEL-NAME", f"kernel {op}={name}", "no such op", found=op, expected=" or ".join(near)
+            )
         known = sorted({REFERENCE, *(kernel.name for kernel in host.kernels(None if op == "*" else op))})
-        if op != "*":
-            host.op(op)
         if name not in known:
             raise ConfigError(
                 "E-KERNEL-NAME", f"kernel {op}={name}", "no such kernel", found=name, expected=" or ".join(known)
@@ -92,8 +98,8 @@ def bind(
 
         name = signature(instruction, shapes, target.dtype)
         bound: list[BoundKernel] = []
-        for choice in _choices(op, name, plan, overrides, *ask(1)):
-            kernel = _usable(op, choice, ask(choice.rows or (MANY if len(bound) else 1))[0])
+        for choice in _choices(op, name, plan, overrides, ask):
+            kernel = _usable(op, choice, ask(choice.rows or ROWS[-1])[0])
             key = f"{op.name}={kernel.name if kernel else REFERENCE}"
             if key not in runs:
                 runs[key] = load_kernel(kernel, op) if kernel else reference_kernel(op)
@@ -113,18 +119,20 @@ def _choices(
     name: str,
     plan: Plan,
     overrides: Mapping[str, str],
-    able: list[Kernel],
-    refused: Mapping[str, str],
+    ask: Callable[[int], tuple[list[Kernel], dict[str, str]]],
 ) -> tuple[Choice, ...]:
-    """What the user named, else what the plan says, else the first kernel that can run it."""
-    named = overridden(op.name, overrides, able, refused)
-    if named is not None:
-        return (Choice(None, named, "named by the user"),)
-    if name in plan.choices:
+    """What the user named, else what the plan says, else at each size the first kernel that can run it."""
+    answers = {rows: ask(rows) for rows in ROWS}
+    named = {rows: overridden(op.name, overrides, *answer) for rows, answer in answers.items()}
+    if name in plan.choices and not any(named.values()):
         return plan.choices[name]
-    default = able[0].name if able else REFERENCE
-    log.info("%s is not in the plan; %s runs it", name, default)
-    return (Choice(None, default, "not measured"),)
+    choices = []
+    for rows, (able, _) in answers.items():
+        default = able[0].name if able else REFERENCE
+        reason = "named by the user" if named[rows] else "not measured"
+        choices.append(Choice(None if rows == ROWS[-1] else rows, named[rows] or default, reason))
+    log.info("%s: %s runs it", name, ", ".join(dict.fromkeys(f"{c.kernel} ({c.reason})" for c in choices)))
+    return tuple(choices)
 
 
 def _usable(op: OpDeclaration[..., Any], choice: Choice, able: list[Kernel]) -> Kernel | None:

@@ -12,7 +12,7 @@ from bestiary.core.errors import PluginError
 from bestiary.core.ops.declare import OpDeclaration
 from bestiary.core.plugins import PluginHost, resolve
 from bestiary.core.plugins.requirements import unmet
-from bestiary.core.program.program import Instruction, Value, Weight
+from bestiary.core.program.program import Input, Instruction, Value, Weight
 from bestiary.core.program.shapes import Dim, Shape, Sizes
 from bestiary.spec import Call, Kernel, TensorFacts
 
@@ -111,6 +111,10 @@ def _fact(argument: Any, shapes: Mapping[Value, Shape], dtype: torch.dtype, size
 def _text(argument: Any, shapes: Mapping[Value, Shape], dtype: torch.dtype) -> str:
     if isinstance(argument, Weight):
         return f"{_name(dtype)}{list(argument.shape)}"
+    if isinstance(argument, Input) and argument.name.startswith(("k.", "v.")):
+        # How many blocks a cache has is known when memory is, not when kernels are chosen.
+        dims = ", ".join(["B", *map(str, shapes[argument].dims[1:])])
+        return f"{_name(shapes[argument].dtype)}[{dims}]"
     if isinstance(argument, Value):
         return f"{shapes[argument]}"
     text = getattr(argument, "kind", argument)

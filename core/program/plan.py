@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bestiary.core.checkpoint.files import JSON_LIMIT, read_json
 from bestiary.core.errors import DataError
 
 PLAN_FORMAT = 1
@@ -72,14 +72,17 @@ class Plan:
             DataError: it is damaged or of another format.
         """
         try:
-            raw = json.loads(path.read_bytes())
+            raw = read_json(path.parent, path.name, limit=JSON_LIMIT)
             if raw["format"] != PLAN_FORMAT:
                 raise DataError(
                     "E-ENGINE-PLAN", path.name, "unknown format", found=str(raw["format"]), expected=str(PLAN_FORMAT)
                 )
             plan = cls(raw["device"], fusions=dict(raw["fusions"]))
             for call in raw["calls"]:
-                plan.choices[call["signature"]] = tuple(_choice(choice) for choice in call["choices"])
+                choices = tuple(_choice(choice) for choice in call["choices"])
+                if not choices or choices[-1].rows is not None:
+                    raise ValueError(f"no kernel for large calls of {call['signature']}")
+                plan.choices[call["signature"]] = choices
                 plan.counts[call["signature"]] = int(call["count"])
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(

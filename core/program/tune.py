@@ -15,7 +15,7 @@ from bestiary.core import device as devices
 from bestiary.core.errors import PluginError
 from bestiary.core.ops.declare import OpDeclaration
 from bestiary.core.plugins import PluginHost
-from bestiary.core.program.bind import MANY, Target, overridden, pack
+from bestiary.core.program.bind import ROWS, Target, overridden, pack
 from bestiary.core.program.bound import reference_kernel
 from bestiary.core.program.calls import REFERENCE, candidates, describe, load_kernel, rows_of, signature
 from bestiary.core.program.compare import excess
@@ -25,8 +25,6 @@ from bestiary.core.program.shapes import Shape, Sizes
 from bestiary.core.progress import Progress
 from bestiary.spec import Kernel
 
-#: A call is measured at these numbers of rows; the last choice also serves all larger calls.
-ROWS = (1, 8, 64, MANY)
 _BUDGET = 0.03  # seconds of timing for one kernel at one size, three runs at least
 _LEAST_RUNS, _MOST_RUNS = 3, 30
 

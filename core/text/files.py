@@ -1,34 +1,19 @@
-"""The small JSON files beside a model: read with a size limit, and refused in one sentence when damaged."""
+"""The small JSON files beside a model, through the reader that all foreign JSON goes through."""
 
 from __future__ import annotations
 
-import json
+import os
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from bestiary.core.errors import DataError
-
-# Configs are a few kilobytes; what is larger is another file under this name.
-MAX_CONFIG_BYTES: Final = 16 * 2**20
+from bestiary.core.checkpoint.files import CONFIG_LIMIT
+from bestiary.core.checkpoint.files import read_json as read
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file; empty where there is no file.
 
     Raises:
-        DataError: not a JSON object, not UTF-8, or too large.
+        DataError: not a JSON object, not UTF-8, too large, or not a regular file.
     """
-    if not path.is_file():
-        return {}
-    size = path.stat().st_size
-    if size > MAX_CONFIG_BYTES:
-        raise DataError(
-            "E-TEXT-SIZE", path.name, "too large", found=f"{size} bytes", expected=f"at most {MAX_CONFIG_BYTES}"
-        )
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise DataError("E-TEXT-JSON", path.name, "not valid JSON", found=str(error)[:200]) from error
-    if not isinstance(value, dict):
-        raise DataError("E-TEXT-JSON", path.name, "not a JSON object", found=type(value).__name__, expected="an object")
-    return value
+    return read(path.parent, path.name, limit=CONFIG_LIMIT) if os.path.lexists(path) else {}

@@ -10,7 +10,7 @@ import torch
 from tiny import SMALL, load, make_engine, request, whole
 from torch import nn
 
-from bestiary import ConfigError, DataError, Fusion, Kernel, Op, PluginError, UsageError, hookimpl, ops
+from bestiary import LLM, ConfigError, DataError, Fusion, Kernel, Op, PluginError, UsageError, hookimpl, ops
 from bestiary.core.engine.build import build
 from bestiary.core.engine.options import BuildOptions
 from bestiary.core.plugins import PluginHost
@@ -218,3 +218,56 @@ def test_a_fusion_without_a_kernel_is_not_applied(
     report = build(tiny[0] / "ckpt", tmp_path / "engine", host=host, options=BuildOptions(device="cpu"))
     assert report.plan.fusions["last_norm"] == 0
     assert report.plan.fusions["residual_norm"] == 6
+
+
+def only_one_row(x: torch.Tensor, weight: torch.Tensor, eps: float, *, out: torch.Tensor) -> None:
+    assert x.shape[0] == 1
+    out.copy_(ops.rms_norm.reference(x, weight, eps))
+
+
+class _OneRow:
+    @hookimpl
+    def bestiary_register_kernels(self, register: Any) -> None:
+        def supports(call: Any) -> str | None:
+            return None if call.arguments["x"].shape[0] == 1 else "it runs one row"
+
+        register(Kernel(op="rms_norm", name="one", run="broken_kernels:only_one_row", supports=supports))
+
+
+def test_a_kernel_runs_only_at_the_sizes_it_supports(tiny: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "broken_kernels", sys.modules[__name__])
+    host = PluginHost.load(plugins=[_OneRow()])
+    load(tiny[0], host, kernels={"*": "one"}).runner.forward(whole(request([5, 6, 7], [1])))
+    with pytest.raises(ConfigError, match=r"rms_norm=one.*it runs one row"):
+        load(tiny[0], host, kernels={"rms_norm": "one"})
+
+
+def test_an_unknown_op_names_those_near(tiny: tuple[Path, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"no such op; found rmsnorm, expected rms_norm"):
+        load(tiny[0], PluginHost.load(), kernels={"rmsnorm": "torch"})
+
+
+def test_tensor_names_of_another_format_are_refused(tiny: tuple[Path, Any], tmp_path: Path) -> None:
+    import shutil
+
+    directory = tmp_path / "ckpt"
+    shutil.copytree(tiny[0] / "ckpt", directory)
+    manifest = directory / "bestiary.json"
+    manifest.write_text(manifest.read_text().replace('"model_format": 1', '"model_format": 7'))
+    with pytest.raises(DataError, match=r"model_format.*found 7, expected 1.*convert the model again"):
+        build(directory, tmp_path / "engine", host=PluginHost.load(), options=BuildOptions(device="cpu"))
+
+
+def test_random_weights_in_the_shape_of_an_engine_or_checkpoint(tiny: tuple[Path, Any]) -> None:
+    for name in ("hf", "ckpt", "engine"):
+        with LLM(tiny[0] / name, weights="random", tokenizer=None, device="cpu", kv_cache_memory=2**24) as llm:
+            assert llm.engine.vocab_size == SMALL["vocab_size"]
+
+
+def test_options_that_contradict_a_built_engine_are_refused(tiny: tuple[Path, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"dtype: engine engine was built with another value.*'bfloat16'.*'float32'"):
+        LLM(tiny[0] / "engine", tokenizer=None, dtype="bfloat16")
+    with pytest.raises(ConfigError, match="one process runs one rank"):
+        LLM(tiny[0] / "ckpt", tokenizer=None, tensor_parallel=2)

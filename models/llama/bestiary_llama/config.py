@@ -36,7 +36,7 @@ class LlamaConfig(ModelConfig):
 
     @property
     def head(self) -> int:
-        """PositiveInt of one attention head."""
+        """Features of one attention head."""
         return self.head_dim or self.hidden_size // self.num_attention_heads
 
     @model_validator(mode="before")

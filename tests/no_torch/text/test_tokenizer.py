@@ -75,7 +75,7 @@ def test_a_damaged_tokenizer_is_refused(tmp_path, content):
 @pytest.mark.parametrize("content", ["", "{", "[]", "3", "[" * 100000], ids=["empty", "open", "list", "number", "deep"])
 def test_a_damaged_config_is_refused(directory, content):
     (directory / "tokenizer_config.json").write_text(content)
-    with pytest.raises(DataError, match=r"tokenizer_config\.json: not"):
+    with pytest.raises(DataError, match=r"tokenizer_config\.json: is "):
         Tokenizer.load(directory)
 
 
