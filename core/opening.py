@@ -37,11 +37,10 @@ def open_engine(
     """
     from bestiary.core.engine.engine import is_engine
     from bestiary.core.engine.load import load_engine, random_engine
-    from bestiary.core.engine.network import check_quantization
+    from bestiary.core.engine.network import check_options
     from bestiary.core.prepare import prepare
 
     options = BuildOptions(**said)
-    check_quantization(options.quantization, host)  # before anything is converted
     if options.tensor_parallel > 1:
         raise ConfigError(
             "E-ENGINE-RANKS",
@@ -52,6 +51,7 @@ def open_engine(
             hint="build such an engine with bestiary build, and load each rank's share with load_engine(ranks=…)",
         )
     if weights == "random":
+        check_options(options, host)
         return random_engine(
             Path(model),
             host=host,

@@ -45,6 +45,10 @@ def prepare(
     if source.kind == "engine":
         assert source.path is not None
         return source.path
+    if options.kernels or options.quantization:
+        from bestiary.core.engine.network import check_options
+
+        check_options(options, host)  # before anything is converted
     path = source.path or fetch(str(model), reports)
     checkpoint = path
     if source.kind != "checkpoint":

@@ -65,8 +65,7 @@ def make_network(
         ConfigError: the options ask for what the model, the device or the plugins don't have.
         PluginError: the model can't be traced, or a fusion's reference is no pattern.
     """
-    check_overrides(options.kernels, host)
-    check_quantization(options.quantization, host)
+    check_options(options, host)
     device = devices.choose(options.device)
     dtype = getattr(torch, checkpoint_dtype if options.dtype == "auto" else options.dtype)
     kv_dtype = dtype if options.kv_dtype == "auto" else getattr(torch, options.kv_dtype)
@@ -114,13 +113,14 @@ def _max_seq_len(options: BuildOptions, config: ModelConfig) -> int:
     return options.max_seq_len
 
 
-def check_quantization(name: str | None, host: PluginHost) -> None:
-    """Refuse a quantization method that nobody registered.
+def check_options(options: BuildOptions, host: PluginHost) -> None:
+    """Refuse kernels and quantization methods that nobody registered; knows no model yet.
 
     Raises:
-        ConfigError: with the methods there are.
+        ConfigError: with the ops, kernels or methods there are.
     """
-    known = sorted(method.name for method in host.quantizations())
+    check_overrides(options.kernels, host)
+    name, known = options.quantization, sorted(method.name for method in host.quantizations())
     if name is not None and name not in known:
         raise ConfigError(
             "E-BUILD-QUANTIZATION",
