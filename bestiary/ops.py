@@ -9,7 +9,7 @@ from bestiary.core.ops.attention import kv_write, paged_attention, rope_kv_write
 from bestiary.core.ops.collective import Ranks, all_gather, all_reduce
 from bestiary.core.ops.declare import EXACT, ROUNDING, OpDeclaration, Tolerance, integers, normal, op
 from bestiary.core.ops.elementwise import add, mul, select_rows
-from bestiary.core.ops.linear import embedding, embedding_shard, linear
+from bestiary.core.ops.linear import embedding, embedding_shard, linear, logits
 from bestiary.core.ops.norm import add_rms_norm, rms_norm
 from bestiary.core.ops.rotary import rope, rotary_table
 
@@ -29,6 +29,7 @@ __all__ = [
     "integers",
     "kv_write",
     "linear",
+    "logits",
     "mul",
     "normal",
     "op",

@@ -40,6 +40,8 @@ def open_engine(
     from bestiary.core.engine.network import check_options
     from bestiary.core.prepare import prepare
 
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise UsageError("E-USE-SEED", "seed", "is not an integer", found=repr(seed)[:80], expected="an integer")
     options = BuildOptions(**said)
     if options.tensor_parallel > 1:
         raise ConfigError(

@@ -12,12 +12,22 @@ _OPS = {
     "attention": ("kv_write", "paged_attention", "rope_kv_write"),
     "collective": ("all_gather", "all_reduce"),
     "elementwise": ("add", "mul", "select_rows"),
-    "linear": ("embedding", "embedding_shard", "linear"),
+    "linear": ("embedding", "embedding_shard", "linear", "logits"),
     "norm": ("add_rms_norm", "rms_norm"),
     "rotary": ("rope", "rotary_table"),
 }
 _KERNELS = {
-    "dense": ("add", "mul", "select_rows", "embedding", "linear", "rms_norm", "add_rms_norm", "gated_activation"),
+    "dense": (
+        "add",
+        "mul",
+        "select_rows",
+        "embedding",
+        "linear",
+        "logits",
+        "rms_norm",
+        "add_rms_norm",
+        "gated_activation",
+    ),
     "attention": ("rope", "kv_write", "rope_kv_write", "paged_attention"),
 }
 

@@ -22,7 +22,7 @@ class Embedding(nn.Module):
 
 
 class Head(nn.Module):
-    """Features ``[R, size]`` → logits ``[R, vocabulary]``; ``tied`` shares the embedding's weight."""
+    """Features ``[R, size]`` → logits ``[R, vocabulary]`` fp32; ``tied`` shares the embedding's weight."""
 
     def __init__(self, size: int, vocabulary: int, *, tied: Embedding | None = None) -> None:
         super().__init__()
@@ -30,4 +30,4 @@ class Head(nn.Module):
         self.shard = Vocabulary()
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.linear(x, self.weight, None)
+        return ops.logits(x, self.weight)

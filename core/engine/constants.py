@@ -53,7 +53,7 @@ def at_random(seed: int, shapes: dict[str, tuple[int, ...]], dtype: torch.dtype,
             ones = not part.parameter.endswith(".bias")
             whole = torch.full(shape, float(ones), dtype=dtype, device=device)
         else:
-            generator = torch.Generator(device).manual_seed(seed * 2**32 + zlib.crc32(part.parameter.encode()))
+            generator = torch.Generator(device).manual_seed(zlib.crc32(f"{seed} {part.parameter}".encode()))
             whole = torch.empty(shape, dtype=dtype, device=device).normal_(0, shape[-1] ** -0.5, generator=generator)
         piece = whole if part.axis is None else whole.narrow(part.axis, part.start, part.stop - part.start)
         return piece.contiguous()

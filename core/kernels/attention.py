@@ -48,7 +48,12 @@ def paged_attention(
     *,
     out: Tensor,
 ) -> None:
-    """Gather each sequence's pages and call torch's attention: decodes as one padded batch, prompts one by one."""
+    """Gather each sequence's pages and call torch's attention: decodes as one padded batch, prompts one by one.
+
+    On a processor in fp32, where 16-bit attention is neither faster nor as near to the reference.
+    """
+    if q.device.type == "cpu":
+        q = q.float()
     starts, lengths = query_starts.tolist(), kv_lengths.tolist()
     sequences = range(len(lengths))
     decodes = [n for n in sequences if starts[n + 1] - starts[n] == 1]
@@ -57,10 +62,10 @@ def paged_attention(
     elif decodes:
         rows = torch.tensor([starts[n] for n in decodes], device=q.device)
         chosen = torch.tensor(decodes, device=q.device)
-        part = out.new_empty(len(decodes), *out.shape[1:])
+        part = q.new_empty(len(decodes), *out.shape[1:])
         known = [lengths[n] for n in decodes]
         _decode(q[rows], k_cache, v_cache, block_tables[chosen], known, scale, window, part)
-        out[rows] = part
+        out[rows] = part.to(out.dtype)
     for n in sequences:
         if starts[n + 1] - starts[n] > 1:
             rows_of_n = slice(starts[n], starts[n + 1])

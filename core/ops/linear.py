@@ -38,6 +38,28 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.linear(x, weight, bias)
 
 
+def _logit_inputs(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
+    for x, weight, _ in _linear_inputs(generator, dtype):
+        yield x, weight
+
+
+def _logit_shape(x: Tensor, weight: Tensor) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0], dtype=torch.float32)
+
+
+@op(
+    inputs=_logit_inputs,
+    tolerances=dict.fromkeys(("float32", "bfloat16", "float16"), _PRODUCT["float32"]),
+    fake=_logit_shape,
+)
+def logits(x: Tensor, weight: Tensor) -> Tensor:
+    """``x · weightᵀ`` in fp32 whatever the dtype: x ``[R, K]``, weight ``[V, K]`` → ``[R, V]`` fp32.
+
+    Rounded to 16 bits, the likeliest tokens would often tie: between 16 and 32 bfloat16 has steps of an eighth.
+    """
+    return F.linear(x.float(), weight.float())
+
+
 def _embedding_inputs(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
     for tokens, vocabulary, features in ((1, 7, 8), (9, 31, 33)):
         yield integers(generator, vocabulary, tokens), normal(generator, vocabulary, features, dtype=dtype)

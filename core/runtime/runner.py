@@ -16,7 +16,7 @@ class Runner:
         self.program, self.inputs = program, inputs
 
     def forward(self, batch: Batch) -> Tensor:
-        """Logits ``[R, vocabulary]`` of the segments' rows, in order; overwritten by the next call."""
+        """Logits ``[R, vocabulary]`` fp32 of the segments' rows, in order; overwritten by the next call."""
         return self.forward_all(batch)["logits"]
 
     def forward_all(self, batch: Batch) -> dict[str, Tensor]:

@@ -85,7 +85,7 @@ class Detokenizer:
         """Take in tokens; ``text`` grows by what is certain. The stop string that ended it, if one did and ``search``."""
         new = list(tokens)
         self._ids += new
-        piece = self._stream.step(self._tokenizer.backend, new)
+        piece = self._step(new)
         return self._add(piece, search) if piece else None
 
     def finish(self) -> str | None:
@@ -95,6 +95,16 @@ class Detokenizer:
         if stop is None:
             self.text += self._search.flush()
         return stop
+
+    def _step(self, new: list[int]) -> str | None:
+        try:
+            return self._stream.step(self._tokenizer.backend, new)
+        except Exception:  # the library has no type of its own for this
+            # Bytes that make no character can change how earlier ones are shown, and the stream gives up on that: what
+            # is out stays, what the whole text has beyond it follows, and a new stream goes on from here.
+            whole = self._tokenizer.decode(self._ids, skip_special_tokens=self._skip)
+            self._stream = DecodeStream(ids=list(self._ids), skip_special_tokens=self._skip)
+            return whole[self._decoded :]
 
     def _add(self, piece: str, search: bool = True) -> str | None:
         self._decoded += len(piece)

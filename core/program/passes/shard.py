@@ -109,7 +109,7 @@ def _vocabulary(instruction: Instruction, ranks: Ranks) -> object:
         instruction.target = linear.embedding_shard
         instruction.args = (x, _slice(weight, 0, start, stop), start)
         return collective.all_reduce
-    instruction.args = (x, _slice(weight, 0, start, stop), None)
+    instruction.args = (x, _slice(weight, 0, start, stop), *instruction.args[2:])
     return collective.all_gather
 
 
