@@ -48,13 +48,25 @@ def test_a_plugin_imports_public_modules_and_no_other_plugin(package):
         assert top != "bestiary" or imported in PUBLIC, f"{path} imports {imported}, which is not public"
 
 
+@pytest.mark.parametrize("package", PLUGINS, ids=lambda path: path.name)
+def test_a_plugin_imports_only_what_all_lists(package):
+    for path in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module in PUBLIC and node.level == 0:
+                for alias in node.names:
+                    whole = f"{node.module}.{alias.name}"
+                    listed = whole in PUBLIC or alias.name in public_names(node.module)
+                    assert listed, f"{path}:{node.lineno} imports {whole}, which is not in __all__"
+            called = isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module")
+            assert not called, f"{path}:{node.lineno} imports by name, past this test"
+
+
 def test_only_the_device_module_talks_to_cuda():
     allowed = {ROOT / "core" / "device.py", *(ROOT / "core" / "device").rglob("*.py")}
     for path in sources("core", "layers", "converters"):
         if path not in allowed:
             for node in ast.walk(ast.parse(path.read_text())):
-                named = isinstance(node, ast.Attribute) and node.attr == "cuda"
-                assert not named, f"{path.relative_to(ROOT)}:{node.lineno} names CUDA"
+                assert not names_cuda(node), f"{path.relative_to(ROOT)}:{node.lineno} names CUDA"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -93,6 +105,28 @@ def imports_of(path):
             yield from ((path, name if name in PUBLIC else node.module) for name in whole)
 
 
+def public_names(module):
+    """The module's ``__all__``, read without importing it."""
+    place = ROOT.joinpath(*module.split("."))
+    tree = ast.parse((place / "__init__.py" if place.is_dir() else place.with_suffix(".py")).read_text())
+    values = [n.value for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "__all__"]
+    assert values, f"{module} has no __all__"
+    return ast.literal_eval(values[0])
+
+
+def names_cuda(node):
+    """Attributes, imports and device strings; prose in docstrings may say the word."""
+    match node:
+        case ast.Attribute(attr=name):
+            return name == "cuda"
+        case ast.Import(names=names) | ast.ImportFrom(names=names):
+            module = getattr(node, "module", None) or ""
+            return "cuda" in module.split(".") or any("cuda" in alias.name.split(".") for alias in names)
+        case ast.Constant(value=str(text)):
+            return text.partition(":")[0] == "cuda"
+    return False
+
+
 def name_words(node):
     """What code calls things: identifiers and imports; docstrings and comments may give examples."""
     match node:
@@ -104,6 +138,6 @@ def name_words(node):
             return [part for alias in names for part in alias.name.replace("_", ".").split(".")]
         case ast.ImportFrom(module=str(module)):
             return module.replace("_", ".").split(".")
-        case ast.Compare(comparators=comparators):
-            return [str(one.value).lower() for one in comparators if isinstance(one, ast.Constant)]
+        case ast.Constant(value=str(text)):
+            return [text.lower()]  # as a whole: a sentence that gives an example is no name
     return []
