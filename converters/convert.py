@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
     from bestiary.core.plugins import PluginHost
     from bestiary.spec import Model
+
+log = logging.getLogger("bestiary.convert")
 
 
 @dataclass(frozen=True)
@@ -168,6 +171,10 @@ def _prepare(path: Path, host: PluginHost) -> _Job:
     model = source.model(host)
     raw = source.config(model)
     config = parse_config(model, raw)
+    if config.ignored_keys:
+        log.warning(
+            "config.json: keys that %s does not know are ignored: %s", model.name, ", ".join(config.ignored_keys)
+        )
     check_token_ids(raw, config.vocab_size, "config.json")
     check_layers(config, len(source.tensors), source.name)
     expected = parameters(model, config)
