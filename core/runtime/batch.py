@@ -1,43 +1,67 @@
-"""What the scheduler decided for one step: some tokens of some requests, packed."""
+"""What the scheduler decided for one step, and how the host finds its way back from the step's results."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bestiary.core.runtime.messages import Ints, Scored, StepMessage
 from bestiary.core.runtime.request import Request
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """``request.tokens[start:start + count]`` run this step at positions ``start…``.
+    """A chunk of a request's known tokens: ``start … start + count`` run at those positions.
 
-    ``rows`` are the offsets within the segment whose logits are wanted: the last one where a token is to be sampled,
-    all where prompt logprobs are wanted, none for an unfinished chunk.
+    Args:
+        samples: the last of them is the request's last token, so the next one is chosen.
     """
 
     request: Request
     start: int
     count: int
-    rows: range
+    samples: bool
 
-    @property
-    def samples(self) -> bool:
-        """The last row's logits choose the request's next token."""
-        return self.start + self.count == len(self.request.tokens)
+
+@dataclass(frozen=True, slots=True)
+class PromptScores:
+    """Log-probabilities of the prompt tokens from the place ``first`` on, which a step gives."""
+
+    request: Request
+    first: int
+    rows: Scored
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One step: segments in the order in which their tokens and logits rows are packed."""
+    """One step.
 
+    Args:
+        message: what the ranks are told.
+        segments: the chunks, in packed order, after the decodes.
+        slots: [n] the slots whose next token is chosen: the decodes', then those of the segments that sample.
+        rows: [n] their rows of the step's logits; None: row i is i.
+        epochs: [n] the slots' epochs; a slot that has another when the results are read belongs to someone else.
+        scores: prompt log-probabilities.
+    """
+
+    message: StepMessage
     segments: tuple[Segment, ...]
+    slots: Ints
+    rows: Ints | None
+    epochs: Ints
+    scores: tuple[PromptScores, ...] = ()
+
+    @property
+    def number(self) -> int:
+        """Of the step, counted from 1."""
+        return self.message.number
+
+    @property
+    def prompt_tokens(self) -> int:
+        """How many tokens of chunks run."""
+        return len(self.message.tokens)
 
     @property
     def num_tokens(self) -> int:
         """T, the tokens that run."""
-        return sum([segment.count for segment in self.segments])
-
-    @property
-    def num_rows(self) -> int:
-        """Rows of logits."""
-        return sum([len(segment.rows) for segment in self.segments])
+        return self.message.num_tokens

@@ -1,27 +1,25 @@
-"""Block tables over all cache groups: what a request may reuse, what it can ever need, what it holds. Imports no torch.
+"""Block tables over all cache groups: what a request holds, may take, and gives back. Imports no torch.
 
-A request is admitted against everything it can ever need, so an admitted one always gets its next block:
+With ``promise`` a request is admitted against everything it can ever need, so an admitted one always gets its next block:
 a group without a window keeps ``used + promised <= total`` (a shared block is charged once), and a group with a window
 keeps the sum of its requests' caps below its total (a request may leave a shared block behind, so sharing earns nothing).
+Without it, a block may be missing, and the scheduler has someone give his up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from math import lcm
-from typing import NamedTuple
 
 from bestiary.core.errors import EngineError
-from bestiary.core.runtime.blocks import BlockPool, Node
+from bestiary.core.runtime import reuse
+from bestiary.core.runtime.blocks import BlockPool
 from bestiary.core.runtime.cache_groups import CacheGroup
+from bestiary.core.runtime.changes import ChangeLog
+from bestiary.core.runtime.messages import TableChanges
 from bestiary.core.runtime.request import Request
-
-
-class Hit(NamedTuple):
-    """The longest prefix that every group still has: its length in tokens and each group's nodes."""
-
-    length: int
-    chains: list[list[Node]]
+from bestiary.core.runtime.reuse import Hit
 
 
 class BlockTables:
@@ -30,7 +28,9 @@ class BlockTables:
     Args:
         max_num_tokens: most tokens of one request in a step; a window's blocks are freed between steps only.
         prefix_caching: keep and look up prefixes.
+        promise: admit only what can finish.
         key: secret of the hash chains; random unless given.
+        clock: seconds, for cached blocks with a time to live.
     """
 
     def __init__(
@@ -39,15 +39,18 @@ class BlockTables:
         *,
         max_num_tokens: int,
         prefix_caching: bool = True,
+        promise: bool = True,
         key: bytes | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.groups = tuple(groups)
-        self.pools = tuple(BlockPool(group.num_blocks, group.block_size, key=key) for group in self.groups)
-        self.prefix_caching = prefix_caching
+        self.pools = tuple(BlockPool(group.num_blocks, group.block_size, key=key, clock=clock) for group in self.groups)
+        self.prefix_caching, self.promise = prefix_caching, promise
         self.version = 0  # changes whenever a request that didn't fit might fit
         self._max_num_tokens = max_num_tokens
         self._stride = lcm(*(group.block_size for group in self.groups))
         self._promised = [0] * len(self.groups)
+        self._changes = tuple(ChangeLog() for _ in self.groups)
 
     def caps(self, request: Request) -> tuple[int, ...]:
         """Per group the most blocks the request can hold at once. Its last token is sampled but never runs."""
@@ -63,117 +66,149 @@ class BlockTables:
         chunk = min(self._max_num_tokens, stored)
         return min(whole, -(-(size - 1 + chunk) // size) - (-(group.window - 1) // size))
 
-    def match(self, request: Request) -> Hit:
-        """The longest reusable prefix of the prompt; at least one prompt token is left to compute."""
-        most = (request.prompt_length - 1) // self._stride * self._stride
-        if not (self.prefix_caching and request.reusable and most):
-            return Hit(0, [[] for _ in self.groups])
-        chains, runs = [], []
-        for group, pool in zip(self.groups, self.pools, strict=True):
-            chain, run = self._walk(group, pool, request.tokens, most)
-            chains.append(chain)
-            runs.append(run)
-        for length in range(most, 0, -self._stride):
-            if all(self._covers(g, r, length) for g, r in zip(self.groups, runs, strict=True)):
-                return Hit(length, [c[: length // g.block_size] for c, g in zip(chains, self.groups, strict=True)])
-        return Hit(0, [[] for _ in self.groups])
+    def match(self, request: Request, step: int) -> Hit:
+        """What the request can take over from earlier ones."""
+        if not self.groups:
+            return Hit(0, [], [])
+        if not (self.prefix_caching and request.reusable):
+            return reuse.nothing(self.groups, "disabled" if len(request.tokens) > 1 else None)
+        return reuse.match(request, self.groups, self.pools, self._stride, step)
 
-    @staticmethod
-    def _walk(group: CacheGroup, pool: BlockPool, tokens: list[int], most: int) -> tuple[list[Node], list[int]]:
-        """The prompt's nodes, and for each how many blocks in a row, itself the last, are in the cache."""
-        chain: list[Node] = []
-        run: list[int] = []
-        size, parent, length = group.block_size, None, 0
-        for start in range(0, most, size):
-            parent = pool.find(parent, tokens[start : start + size])
-            length = length + 1 if parent.block >= 0 else 0
-            if length == 0 and group.window is None:
-                break
-            chain.append(parent)
-            run.append(length)
-        return chain, run
-
-    @staticmethod
-    def _covers(group: CacheGroup, run: list[int], length: int) -> bool:
-        blocks = length // group.block_size
-        return blocks <= len(run) and run[blocks - 1] >= blocks - group.first_needed(length)
-
-    def fits(self, request: Request, hit: Hit) -> bool:
-        """Whether everything the request can ever need is free beyond what the admitted ones still have promised."""
+    def fits(self, request: Request, hit: Hit, spare: int = 0) -> bool:
+        """Whether what the request needs is free: all it can ever need where that is promised, else its tokens so far
+        and ``spare`` blocks for those that run."""
         for g, (group, pool) in enumerate(zip(self.groups, self.pools, strict=True)):
-            if group.window is not None:
+            held_by_others = sum(block >= 0 and pool.refs[block] > 0 for block in hit.blocks[g])
+            if not self.promise:
+                need = min(-(-len(request.tokens) // group.block_size), request.cap[g])
+                if need - held_by_others + spare > pool.available:
+                    return False
+            elif group.window is not None:
                 if self._promised[g] + request.cap[g] > group.num_blocks:
                     return False
-            else:
-                held_by_others = sum(pool.refs[node.block] > 0 for node in hit.chains[g])
-                if request.cap[g] - held_by_others > pool.available - self._promised[g]:
-                    return False
+            elif request.cap[g] - held_by_others > pool.available - self._promised[g]:
+                return False
         return True
 
     def admit(self, request: Request, hit: Hit) -> None:
-        """Give the request its reused prefix and promise it the rest. ``fits`` must hold."""
-        request.num_computed = request.num_cached = hit.length
-        request.chain = hit.chains
+        """Give the request, whose slot is open, what it takes over, and promise it the rest. ``fits`` must hold."""
+        request.chain = [list(chain) for chain in hit.chains]
         request.blocks = []
         for g, (group, pool) in enumerate(zip(self.groups, self.pools, strict=True)):
-            first = group.first_needed(hit.length)
-            table = [-1] * first + [node.block for node in hit.chains[g][first:]]
-            for block in table[first:]:
-                pool.share(block)
+            table = list(hit.blocks[g])
+            for place, block in enumerate(table):
+                if block >= 0:
+                    pool.share(block)
+                    self._changes[g].place(request.slot, place, block)
             request.blocks.append(table)
-            self._promised[g] += request.cap[g] - (len(table) if group.window is None else 0)
-        request.room = hit.length
-        self._set_boundary(request)
+            if self.promise:
+                self._promised[g] += request.cap[g] - (len(table) if group.window is None else 0)
+        for g, source in enumerate(hit.sources):
+            target = self._append(request, g)
+            if target != source:
+                self._changes[g].copy(source, target)
 
-    def extend(self, request: Request, end: int) -> None:
-        """Blocks for the tokens before ``end``."""
-        for g, (group, pool) in enumerate(zip(self.groups, self.pools, strict=True)):
-            table = request.blocks[g]
-            while len(table) * group.block_size < end:
-                table.append(pool.take())
-                if group.window is None:
-                    self._promised[g] -= 1
-        request.room = min(len(t) * g.block_size for t, g in zip(request.blocks, self.groups, strict=True))
+    def grow(self, request: Request, end: int) -> int:
+        """Blocks for the tokens before ``end``, as far as there are any; the tokens that the request's blocks can take."""
+        while (room := self.room(request)) < end:
+            short = [g for g, group in enumerate(self.groups) if len(request.blocks[g]) * group.block_size == room]
+            if not self.promise and any(not self.pools[g].available for g in short):
+                break
+            for g in short:
+                self._append(request, g)
+        return room
 
-    def computed(self, request: Request, end: int) -> None:
-        """The tokens before ``end`` are stored: full blocks may be reused, and blocks before the window are let go."""
-        request.num_computed = end
-        if end < request.next_boundary:
-            return
-        self.version += 1
-        for g, (group, pool) in enumerate(zip(self.groups, self.pools, strict=True)):
-            table = request.blocks[g]
-            if self.prefix_caching and request.reusable:
-                self._register(request, g, end)
-            for index in range(group.first_needed(end) - 1, -1, -1):
+    def room(self, request: Request) -> int:
+        """Tokens that the request's blocks can take."""
+        return min(
+            (len(t) * g.block_size for t, g in zip(request.blocks, self.groups, strict=True)),
+            default=request.max_length,
+        )
+
+    def _append(self, request: Request, g: int) -> int:
+        table = request.blocks[g]
+        block = self.pools[g].take()
+        self._changes[g].place(request.slot, len(table), block)
+        table.append(block)
+        if self.promise and self.groups[g].window is None:
+            self._promised[g] -= 1
+        return block
+
+    def leave_behind(self, request: Request, start: int) -> None:
+        """Let go of what no query at ``start`` or later reads."""
+        for group, pool, table in zip(self.groups, self.pools, request.blocks, strict=True):
+            for index in range(min(group.first_needed(start), len(table)) - 1, -1, -1):
                 if table[index] < 0:
                     break
                 pool.release(table[index])
                 table[index] = -1
-        self._set_boundary(request)
+                self.version += 1
 
-    def _register(self, request: Request, g: int, end: int) -> None:
-        chain, size, pool = request.chain[g], self.groups[g].block_size, self.pools[g]
+    def stored(self, request: Request, end: int, step: int) -> int:
+        """The steps up to ``step`` store the tokens before ``end``: full blocks may be reused. The tokens that fill the
+        next block of some group."""
+        if self.prefix_caching and request.reusable:
+            for g in range(len(self.groups)):
+                self._register(request, g, end, step)
+        return min(((end // g.block_size + 1) * g.block_size for g in self.groups), default=1 << 30)
+
+    def _register(self, request: Request, g: int, end: int, step: int) -> None:
+        chain, size, pool, params = request.chain[g], self.groups[g].block_size, self.pools[g], request.params
+        tokens = request.tokens
         while (len(chain) + 1) * size <= end:
             start = len(chain) * size
-            node = pool.find(chain[-1] if chain else None, request.tokens[start : start + size])
-            if node.block < 0:
-                pool.register(node, request.blocks[g][len(chain)])
+            parent = chain[-1] if chain else pool.tree.root(request.scope)
+            node = pool.tree.find(parent, tokens[start : start + size].tolist())
+            block = request.blocks[g][len(chain)]
+            if node.block < 0 and block >= 0:
+                pool.register(
+                    node, block, request.scope, step=step, priority=params.cache_priority, ttl=params.cache_ttl
+                )
             chain.append(node)
 
-    def _set_boundary(self, request: Request) -> None:
-        request.next_boundary = min((request.num_computed // g.block_size + 1) * g.block_size for g in self.groups)
-
-    def release(self, request: Request) -> None:
-        """Take back all blocks, the last first, so that the ends of prefixes are evicted before their beginnings."""
+    def release(self, request: Request, end: int, step: int) -> None:
+        """Take back all blocks of a request whose first ``end`` tokens are stored, the last block first, so that the ends
+        of prefixes are evicted before their beginnings."""
+        if self.prefix_caching and request.reusable and end:
+            self.stored(request, end, step)
+            self._keep_tail(request, end, step)
         for g, (group, pool) in enumerate(zip(self.groups, self.pools, strict=True)):
             table = request.blocks[g]
             for block in reversed(table):
                 if block >= 0:
                     pool.release(block)
-            self._promised[g] -= request.cap[g] - (len(table) if group.window is None else 0)
+            if self.promise:
+                self._promised[g] -= request.cap[g] - (len(table) if group.window is None else 0)
         request.blocks, request.chain = [], []
         self.version += 1
+
+    def _keep_tail(self, request: Request, end: int, step: int) -> None:
+        """Offer the tokens in the last, partly filled block for copying."""
+        params = request.params
+        for chain, table, group, pool in zip(request.chain, request.blocks, self.groups, self.pools, strict=True):
+            start = end // group.block_size * group.block_size
+            place = start // group.block_size
+            if start == end or place >= len(table) or table[place] < 0 or pool.refs[table[place]] > 1:
+                continue
+            node = pool.tree.find(
+                chain[-1] if chain else pool.tree.root(request.scope), request.tokens[start:end].tolist()
+            )
+            if node.block < 0:
+                pool.register(
+                    node, table[place], request.scope, step=step, priority=params.cache_priority, ttl=params.cache_ttl
+                )
+
+    def discard(self, request: Request) -> None:
+        """Take back the blocks of a request whose contents can't be trusted: none is offered, and what only it holds is
+        filled with zeros before anyone else gets it."""
+        for g, pool in enumerate(self.pools):
+            for block in request.blocks[g]:
+                if block >= 0:
+                    pool.forget(block)
+                    if pool.refs[block] == 1:
+                        self._changes[g].scrub(block)
+        request.reusable = False
+        self.release(request, 0, 0)
 
     def reset(self, running: Iterable[Request]) -> None:
         """Forget every prefix; what the running requests have computed is not offered either."""
@@ -183,20 +218,31 @@ class BlockTables:
             pool.reset()
         self.version += 1
 
-    def check(self, running: Sequence[Request]) -> None:
-        """Raise EngineError unless blocks, reference counts, promises and write rights add up."""
+    def drain(self) -> tuple[TableChanges, ...]:
+        """The changes since the last call, for the ranks."""
+        return tuple(log.drain() for log in self._changes)
+
+    def check(self, running: Sequence[Request], stored: Sequence[int]) -> None:
+        """Raise EngineError unless blocks, reference counts, promises and write rights add up.
+
+        Args:
+            stored: per running request the tokens that are in its blocks.
+        """
         for g, (group, pool) in enumerate(zip(self.groups, self.pools, strict=True)):
             pool.check([request.blocks[g] for request in running])
-            held = sum(len(request.blocks[g]) for request in running) if group.window is None else 0
-            if self._promised[g] != sum(request.cap[g] for request in running) - held:
-                raise EngineError(
-                    "E-RUN-ACCOUNT", f"cache group {g}", "promises differ from what the requests may need"
-                )
-            if self._promised[g] > (pool.available if group.window is None else group.num_blocks):
-                raise EngineError("E-RUN-ACCOUNT", f"cache group {g}", "more blocks are promised than are left")
-            for request in running:
+            if self.promise:
+                self._check_promises(g, running)
+            for request, end in zip(running, stored, strict=True):
                 if sum(block >= 0 for block in request.blocks[g]) > request.cap[g]:
-                    raise EngineError("E-RUN-ACCOUNT", request.id, "holds more blocks than it was admitted for")
-                for block in request.blocks[g][request.num_computed // group.block_size :]:
+                    raise EngineError("E-RUN-ACCOUNT", request.id, "holds more blocks than it can ever need")
+                for block in request.blocks[g][end // group.block_size :]:
                     if pool.refs[block] != 1 or pool.is_registered(block):
                         raise EngineError("E-RUN-ACCOUNT", request.id, f"may write to block {block}, which others read")
+
+    def _check_promises(self, g: int, running: Sequence[Request]) -> None:
+        group, pool = self.groups[g], self.pools[g]
+        held = sum(len(request.blocks[g]) for request in running) if group.window is None else 0
+        if self._promised[g] != sum(request.cap[g] for request in running) - held:
+            raise EngineError("E-RUN-ACCOUNT", f"cache group {g}", "promises differ from what the requests may need")
+        if self._promised[g] > (pool.available if group.window is None else group.num_blocks):
+            raise EngineError("E-RUN-ACCOUNT", f"cache group {g}", "more blocks are promised than are left")

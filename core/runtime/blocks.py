@@ -1,59 +1,66 @@
 """The blocks of one cache group: who holds which, and which hold a known prefix. Imports no torch.
 
-A block is *free* (holds nothing), *idle* (nobody holds it, but its content is a known prefix) or *used* (one or more
-block tables hold it). Prefixes are found by a keyed hash chain over the tokens of full blocks, and a find counts only
-when the tokens of the whole chain are equal, so a hash collision is never served.
+A block is *free* (holds nothing), *cached* (nobody holds it, but its content is a known prefix) or *used* (one or more
+block tables hold it). When no block is free, the cached block of the lowest priority that was let go first is taken.
 """
 
 from __future__ import annotations
 
-import secrets
-from array import array
-from collections import Counter, OrderedDict
-from collections.abc import Iterable, Sequence
-from hashlib import blake2b
+import heapq
+import time
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 from bestiary.core.errors import EngineError
+from bestiary.core.runtime.prefixes import Node, PrefixTree, Scope
+
+_EVENTS = 65536  # kept until someone reads them; the oldest go first
 
 
-class Node:
-    """A full block's place in the tree of prefixes; ``block`` is -1 while no block holds it."""
+@dataclass(frozen=True, slots=True)
+class CacheEvent:
+    """A block's prefix became known (``stored``) or was forgotten (``removed``); ``cleared`` says that all were.
 
-    __slots__ = ("block", "key", "parent", "tokens")
+    Args:
+        key: the prefix's hash, hex; equal within one engine for equal prefixes of one scope.
+        parent: the hash of the prefix before it.
+        tokens: how many tokens the block adds.
+    """
 
-    def __init__(self, key: bytes, tokens: tuple[int, ...], parent: Node | None) -> None:
-        self.key, self.tokens, self.parent = key, tokens, parent
-        self.block = -1
-
-    def follows(self, parent: Node | None, tokens: tuple[int, ...]) -> bool:
-        """Whether this is the block of ``tokens`` after exactly the prefix that ``parent`` ends."""
-        if self.tokens != tokens:
-            return False
-        mine, other = self.parent, parent
-        while mine is not other:
-            if mine is None or other is None or mine.tokens != other.tokens:
-                return False
-            mine, other = mine.parent, other.parent
-        # An equal prefix that was evicted and computed anew is another object; adopting it makes the next check short.
-        self.parent = parent
-        return True
+    kind: Literal["stored", "removed", "cleared"]
+    key: str = ""
+    parent: str = ""
+    tokens: int = 0
 
 
 class BlockPool:
-    """Reference counts and the prefix index of one group's blocks.
+    """Reference counts, eviction and the prefixes of one group's blocks.
 
     Args:
-        key: secret of the hash chain, up to 64 bytes; random unless given, so that nobody outside can aim a collision.
+        key: secret of the hash chain; random unless given.
+        clock: seconds, for blocks with a time to live.
     """
 
-    def __init__(self, num_blocks: int, block_size: int, *, key: bytes | None = None) -> None:
+    def __init__(
+        self,
+        num_blocks: int,
+        block_size: int,
+        *,
+        key: bytes | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.num_blocks, self.block_size = num_blocks, block_size
         self.refs = [0] * num_blocks
-        self._secret = secrets.token_bytes(32) if key is None else key
+        self.tree = PrefixTree(key=key, remembered=4 * num_blocks)
+        self.events: deque[CacheEvent] | None = None  # a deque once someone wants them
+        self._clock = clock
         self._free = list(range(num_blocks - 1, -1, -1))
-        self._idle: OrderedDict[int, None] = OrderedDict()  # the least recently used first
+        self._cached: dict[int, OrderedDict[int, None]] = {}  # by priority, the least recently used first
+        self._num_cached = 0
         self._nodes: list[Node | None] = [None] * num_blocks
-        self._index: dict[bytes, Node] = {}
+        self._expiring: list[tuple[float, int, bytes]] = []
 
     @property
     def num_free(self) -> int:
@@ -61,69 +68,120 @@ class BlockPool:
         return len(self._free)
 
     @property
-    def num_idle(self) -> int:
+    def num_cached(self) -> int:
         """Blocks that nobody holds but whose prefix can still be reused."""
-        return len(self._idle)
+        return self._num_cached
 
     @property
     def num_used(self) -> int:
         """Blocks in some block table."""
-        return self.num_blocks - len(self._free) - len(self._idle)
+        return self.num_blocks - len(self._free) - self._num_cached
 
     @property
     def available(self) -> int:
         """Blocks that :meth:`take` can give."""
-        return len(self._free) + len(self._idle)
+        return len(self._free) + self._num_cached
 
     def take(self) -> int:
-        """A block for writing, held once; the least recently used idle one when none is free."""
+        """A block for new content, held once.
+
+        Raises:
+            EngineError: there is none; callers make sure that there is.
+        """
+        self.expire()
         if self._free:
             block = self._free.pop()
-        elif self._idle:
-            block = self._idle.popitem(last=False)[0]
-            self._forget(block)
+        elif self._num_cached:
+            lowest = min(priority for priority, blocks in self._cached.items() if blocks)
+            block, _ = self._cached[lowest].popitem(last=False)
+            self._num_cached -= 1
+            self.forget(block)
         else:
             raise EngineError("E-RUN-BLOCKS", "block pool", "no block is left though one was promised")
         self.refs[block] = 1
         return block
 
     def share(self, block: int) -> None:
-        """Hold a block that has a known prefix once more."""
+        """Hold a block that has content once more."""
         if self.refs[block] == 0:
-            del self._idle[block]
+            node = self._nodes[block]
+            assert node is not None
+            del self._cached[node.priority][block]
+            self._num_cached -= 1
         self.refs[block] += 1
 
     def release(self, block: int) -> None:
-        """Hold a block once less; the last one leaves it idle if its prefix is known, else free."""
+        """Hold a block once less; the last one leaves it cached if its prefix is known, else free."""
         self.refs[block] -= 1
         if self.refs[block] == 0:
-            if self._nodes[block] is None:
+            node = self._nodes[block]
+            if node is None:
                 self._free.append(block)
             else:
-                self._idle[block] = None
+                self._cached.setdefault(node.priority, OrderedDict())[block] = None
+                self._num_cached += 1
 
-    def find(self, parent: Node | None, tokens: Sequence[int]) -> Node:
-        """The node of a full block of ``tokens`` after ``parent``: the indexed one, else a new one without a block."""
-        content = tuple(tokens)
-        key = self._key(parent, content)
-        known = self._index.get(key)
-        return known if known is not None and known.follows(parent, content) else Node(key, content, parent)
+    def register(self, node: Node, block: int, scope: Scope, *, step: int, priority: int, ttl: float | None) -> None:
+        """``block`` holds ``node``'s keys and values from ``step`` on. The first block of a prefix stays the indexed one."""
+        if self._nodes[block] is not None:
+            return
+        node.block, node.born, node.priority = block, step, priority
+        if not self.tree.add(node, scope):
+            node.block = -1
+            return
+        self._nodes[block] = node
+        if ttl is not None:
+            node.expires = self._clock() + ttl
+            heapq.heappush(self._expiring, (node.expires, block, node.key))
+        if self.events is not None:
+            assert node.parent is not None
+            self._tell(CacheEvent("stored", node.key.hex(), node.parent.key.hex(), len(node.tokens)))
 
-    def register(self, node: Node, block: int) -> None:
-        """``block`` now holds ``node``'s keys and values. The first block of a prefix stays the indexed one."""
-        if node.key not in self._index and self._nodes[block] is None:
-            node.block = block
-            self._nodes[block] = node
-            self._index[node.key] = node
+    def is_live(self, node: Node) -> bool:
+        """Whether a block holds the node and may be reused."""
+        return node.block >= 0 and (node.expires is None or node.expires > self._clock())
+
+    def forget(self, block: int) -> None:
+        """The block's prefix is no longer offered; who holds the block keeps it."""
+        node = self._nodes[block]
+        if node is None:
+            return
+        if self.refs[block] == 0 and block in self._cached.get(node.priority, ()):
+            del self._cached[node.priority][block]
+            self._num_cached -= 1
+            self._free.append(block)
+        self.tree.remove(node)
+        self._nodes[block] = None
+        node.block = -1
+        if self.events is not None:
+            self._tell(CacheEvent("removed", node.key.hex(), "", len(node.tokens)))
+
+    def expire(self) -> None:
+        """Forget the prefixes whose time is over."""
+        while self._expiring and self._expiring[0][0] <= self._clock():
+            _, block, key = heapq.heappop(self._expiring)
+            node = self._nodes[block]
+            if node is not None and node.key == key and not self.is_live(node):
+                self.forget(block)
 
     def reset(self) -> None:
-        """Forget every prefix; idle blocks become free."""
-        for node in self._index.values():
+        """Forget every prefix; cached blocks become free."""
+        for node in self.tree.index.values():
             self._nodes[node.block] = None
             node.block = -1
-        self._index.clear()
-        self._free.extend(self._idle)
-        self._idle.clear()
+        self.tree.clear()
+        for blocks in self._cached.values():
+            self._free.extend(blocks)
+            blocks.clear()
+        self._num_cached = 0
+        self._expiring.clear()
+        if self.events is not None:
+            self._tell(CacheEvent("cleared"))
+
+    def watch(self) -> None:
+        """Keep events from now on."""
+        if self.events is None:
+            self.events = deque(maxlen=_EVENTS)
 
     def is_registered(self, block: int) -> bool:
         """Whether the block's content may be shared, so that nobody may write to it."""
@@ -132,30 +190,28 @@ class BlockPool:
     def check(self, tables: Iterable[Sequence[int]]) -> None:
         """Raise EngineError unless every block is accounted for, given all block tables of the group."""
         held = Counter(block for table in tables for block in table if block >= 0)
-        unheld = sorted(self._free + list(self._idle))
+        cached = [block for blocks in self._cached.values() for block in blocks]
+        unheld = sorted(self._free + cached)
+        index = self.tree.index
         problems = [
             (
                 any(self.refs[block] != held[block] for block in range(self.num_blocks)),
                 "reference counts differ from tables",
             ),
-            (unheld != [b for b in range(self.num_blocks) if self.refs[b] == 0], "free + idle + used is not the total"),
+            (
+                unheld != [b for b in range(self.num_blocks) if self.refs[b] == 0],
+                "free + cached + used is not the total",
+            ),
+            (self._num_cached != len(cached), "the count of cached blocks is wrong"),
             (any(self._nodes[block] is not None for block in self._free), "a free block has a prefix"),
-            (any(self._nodes[block] is None for block in self._idle), "an idle block has no prefix"),
-            (any(self._nodes[node.block] is not node for node in self._index.values()), "the index is stale"),
-            (len(self._index) != sum(node is not None for node in self._nodes), "a prefix is not in the index"),
+            (any(self._nodes[block] is None for block in cached), "a cached block has no prefix"),
+            (any(self._nodes[node.block] is not node for node in index.values()), "the index is stale"),
+            (len(index) != sum(node is not None for node in self._nodes), "a prefix is not in the index"),
         ]
         for wrong, problem in problems:
             if wrong:
                 raise EngineError("E-RUN-ACCOUNT", "block pool", problem)
 
-    def _forget(self, block: int) -> None:
-        node = self._nodes[block]
-        if node is not None:
-            del self._index[node.key]
-            self._nodes[block] = None
-            node.block = -1
-
-    def _key(self, parent: Node | None, tokens: tuple[int, ...]) -> bytes:
-        chain = blake2b(b"" if parent is None else parent.key, key=self._secret, digest_size=16)
-        chain.update(array("q", tokens).tobytes())
-        return chain.digest()
+    def _tell(self, event: CacheEvent) -> None:
+        assert self.events is not None
+        self.events.append(event)

@@ -6,11 +6,16 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from bestiary.core.outputs import FinishReason
+from bestiary.core.runtime.messages import Ints
+from bestiary.core.runtime.prefixes import Scope
 from bestiary.core.sampling_params import ResolvedParams
 
 if TYPE_CHECKING:
-    from bestiary.core.runtime.blocks import Node
+    from bestiary.core.runtime.prefixes import Node
+    from bestiary.core.runtime.slots import Slots
 
 
 class State(Enum):
@@ -25,77 +30,116 @@ class Request:
     """One prompt and what has been generated for it.
 
     Attributes:
-        tokens: prompt and output; only the scheduler appends.
-        prompt_length: how many of them are the prompt.
+        prompt_length: how many of its tokens are the prompt.
         max_length: most tokens, prompt included, that it may reach.
-        num_computed: leading tokens whose keys and values are in the cache.
-        num_cached: leading tokens that were found in the cache at admission.
+        scope: requests of other scopes share no block with it.
+        sibling: a request with the same prompt whose blocks it shares while that one runs (``n`` answers to a prompt).
+        streams: someone waits for each token, so long prompts of others are paced.
+        rank: its place in the queue; lower runs sooner.
+        slot: its place in the engine's arrays while it runs, else -1.
         blocks: per cache group the block ids in order of position; -1 where a window has left the block behind.
         chain: per cache group the prefix nodes of its full blocks.
         cap: per cache group the most blocks it can hold at once.
-        next_boundary: num_computed at which the next block of some group is full.
         plain: its token is the argmax of its logits and nothing else is asked of them.
-        room: tokens that the blocks it holds can take.
         reusable: its blocks may be taken from and given to the prefix cache.
+        num_cached: prompt tokens that were found in the cache when it was first admitted; None before.
+        cache_miss: why not more of them, None if no more were possible.
+        num_scored: prompt tokens whose log-probabilities are known.
+        prompt_step: number of the step that stores the last prompt token; 0 before.
+        preemptions: how often it had to give up its blocks.
     """
 
     __slots__ = (
+        "_kept",
+        "_slots",
         "blocks",
+        "cache_miss",
         "cap",
         "chain",
         "finish_reason",
         "id",
         "max_length",
-        "next_boundary",
         "num_cached",
-        "num_computed",
+        "num_scored",
         "params",
         "plain",
+        "preemptions",
         "prompt_length",
+        "prompt_step",
+        "rank",
         "reusable",
-        "room",
+        "scope",
+        "sibling",
+        "slot",
         "state",
         "stop_reason",
-        "tokens",
+        "streams",
     )
 
-    def __init__(self, request_id: str, prompt: Sequence[int], params: ResolvedParams, *, max_seq_len: int) -> None:
+    def __init__(
+        self,
+        request_id: str,
+        prompt: Sequence[int],
+        params: ResolvedParams,
+        *,
+        max_seq_len: int,
+        sibling: Request | None = None,
+        streams: bool = False,
+    ) -> None:
         self.id = request_id
-        self.tokens = list(prompt)
-        self.prompt_length = len(self.tokens)
+        self._kept: Ints = np.asarray(prompt, np.int32)
+        self._slots: Slots | None = None
+        self.prompt_length = len(self._kept)
         self.params = params
-        ends_late = bool(params.min_tokens and params.end_token_ids)
-        scored = params.logprobs is not None or params.prompt_logprobs is not None
-        self.plain = params.greedy and not (params.penalized or params.logit_bias or ends_late or scored)
+        self.plain = params.plain
         room = max_seq_len if params.max_tokens is None else self.prompt_length + params.max_tokens
         self.max_length = min(room, max_seq_len)
-        self.num_computed = 0
-        self.num_cached = 0
+        self.scope = Scope(params.cache_salt)
+        self.sibling, self.streams = sibling, streams
+        self.rank = 0.0
+        self.slot = -1
         self.blocks: list[list[int]] = []
         self.chain: list[list[Node]] = []
         self.cap: tuple[int, ...] = ()
-        self.next_boundary = 0
-        self.room = 0
         # Logits of a cached prompt token are never computed, so prompt logprobs need the whole prompt to run.
-        self.reusable = params.prompt_logprobs is None
+        self.reusable = params.reuse_prefix and params.prompt_logprobs is None
+        self.num_cached: int | None = None
+        self.cache_miss: str | None = None
+        self.num_scored = 1  # nothing precedes the first token
+        self.prompt_step = self.preemptions = 0
         self.state = State.WAITING
         self.finish_reason: FinishReason | None = None
         self.stop_reason: int | str | None = None
 
     def __repr__(self) -> str:
-        return f"Request({self.id!r}, {self.state.value}, {self.num_computed}/{len(self.tokens)} tokens computed)"
+        return f"Request({self.id!r}, {self.state.value}, {len(self.tokens)} tokens)"
+
+    @property
+    def tokens(self) -> Ints:
+        """Prompt and output so far; a view that the next step may outdate."""
+        return self._kept if self._slots is None else self._slots.known_tokens(self.slot)
 
     @property
     def prompt(self) -> list[int]:
         """The prompt's tokens."""
-        return self.tokens[: self.prompt_length]
+        found: list[int] = self.tokens[: self.prompt_length].tolist()
+        return found
 
     @property
     def output(self) -> list[int]:
         """The generated tokens."""
-        return self.tokens[self.prompt_length :]
+        found: list[int] = self.tokens[self.prompt_length :].tolist()
+        return found
 
     @property
     def num_output(self) -> int:
         """How many tokens have been generated."""
         return len(self.tokens) - self.prompt_length
+
+    def enter(self, slots: Slots, slot: int) -> None:
+        """Run in a slot: tokens live in the engine's arrays from now on."""
+        self._slots, self.slot = slots, slot
+
+    def leave(self) -> None:
+        """Give up the slot and keep the tokens."""
+        self._kept, self._slots, self.slot = self.tokens.copy(), None, -1

@@ -1,23 +1,30 @@
-"""Which tokens run in the next step, and what their results mean. Integers only: no torch, no tokenizer.
+"""Which tokens run in the next step, and what its results mean. Integers only: no torch, no tokenizer.
 
-First come, first served. A step runs every decoding request's next token first, then chunks of prompts, then admits
-waiting requests, within ``max_num_tokens`` tokens and ``max_batch_size`` requests. Nothing is preempted, because a
-request is admitted only when all it can ever need is free.
+A step runs every decoding request's next token first, then chunks of prompts, then admits waiting requests in the order of
+their ranks, within ``max_num_tokens`` tokens and ``max_batch_size`` requests. Steps may be decided before the results of
+the one before are read: a request that decodes is known to have one more token, whatever it will be.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
-from bestiary.core.errors import RequestError
+import numpy as np
+
 from bestiary.core.outputs import FinishReason
+from bestiary.core.runtime import policies, reuse
+from bestiary.core.runtime.admission import check_fit
 from bestiary.core.runtime.batch import Batch, Segment
 from bestiary.core.runtime.block_tables import BlockTables
 from bestiary.core.runtime.cache_groups import CacheGroup
+from bestiary.core.runtime.messages import Ints, Opened
+from bestiary.core.runtime.pace import Pace
+from bestiary.core.runtime.packing import Packing
+from bestiary.core.runtime.queue import WaitingQueue
 from bestiary.core.runtime.request import Request, State
-
-_FIRST, _NONE = range(1), range(0)
+from bestiary.core.runtime.reuse import Hit
+from bestiary.core.runtime.slots import Slots
 
 
 class Scheduler:
@@ -27,8 +34,15 @@ class Scheduler:
         groups: the engine's cache groups.
         max_batch_size: most requests that run at a time.
         max_num_tokens: most tokens in a step.
+        max_seq_len: most tokens of a request.
+        max_rows: most rows of logits in a step; None: ``max_num_tokens``.
         prefix_caching: reuse the blocks of equal prefixes.
+        capacity, order: names of policies.
         key: secret of the prefix hash chains; random unless given.
+        clock: seconds, for cached blocks with a time to live.
+
+    Raises:
+        ConfigError: there is no such policy.
     """
 
     def __init__(
@@ -37,14 +51,39 @@ class Scheduler:
         *,
         max_batch_size: int,
         max_num_tokens: int,
+        max_seq_len: int,
+        max_rows: int | None = None,
         prefix_caching: bool = True,
+        capacity: str = "no-evict",
+        order: str = "first-come",
         key: bytes | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.max_batch_size, self.max_num_tokens = max_batch_size, max_num_tokens
-        self.tables = BlockTables(groups, max_num_tokens=max_num_tokens, prefix_caching=prefix_caching, key=key)
-        self.waiting: deque[Request] = deque()
-        self.running: list[Request] = []
+        # Every running request can have a token in every step, so none waits for a turn.
+        self.max_batch_size, self.max_num_tokens = min(max_batch_size, max_num_tokens), max_num_tokens
+        self._order, promise = policies.order(order), policies.capacity(capacity).promise
+        self.tables = BlockTables(
+            groups,
+            max_num_tokens=max_num_tokens,
+            prefix_caching=prefix_caching,
+            promise=promise,
+            key=key,
+            clock=clock,
+        )
+        self.slots = Slots(self.max_batch_size, max_seq_len)
+        self.waiting = WaitingQueue()
+        self.running: list[Request] = []  # by rank
+        self.pace = Pace()
+        self.number = 0  # of the last step
+        self.num_preemptions = 0
+        self._max_rows = max_num_tokens if max_rows is None else max_rows
+        self._prompts: list[Request] = []  # running, with known tokens still to run; by rank
+        self._decoding: Ints = np.zeros(0, np.int32)  # slots of the other running ones
+        self._stale = False  # _decoding is
+        self._opened: dict[int, Opened] = {}  # by slot, since the last step
+        self._arrivals = 0
         self._stuck_at = -1  # the tables' version at which the first waiting request did not fit
+        self._streams = 0  # running requests that someone reads along with
 
     @property
     def idle(self) -> bool:
@@ -58,7 +97,10 @@ class Scheduler:
             RequestError: it could not run even alone.
         """
         self.admissible(request)
-        self.waiting.append(request)
+        self._arrivals += 1
+        request.rank = self._order(request.params.priority, self._arrivals)
+        self.waiting.add(request)
+        self._stuck_at = -1
 
     def admissible(self, request: Request) -> None:
         """Work out what the request needs.
@@ -67,113 +109,229 @@ class Scheduler:
             RequestError: more than there is; the message shows the arithmetic.
         """
         request.cap = self.tables.caps(request)
-        for g, group in enumerate(self.tables.groups):
-            if request.cap[g] > group.num_blocks:
-                output = request.max_length - request.prompt_length
-                span = (
-                    ""
-                    if group.window is None
-                    else f", of which a window of {group.window} and a chunk are held at once"
-                )
-                raise RequestError(
-                    "E-REQ-CACHE",
-                    f"request {request.id}",
-                    "can never fit the KV cache",
-                    found=f"{request.prompt_length} prompt + {output} output - 1 tokens{span} = {request.cap[g]} blocks of "
-                    f"{group.block_size} tokens",
-                    expected=f"at most {group.num_blocks} blocks",
-                    hint="lower max_tokens, shorten the prompt, or give the KV cache more memory",
-                )
+        check_fit(request, self.tables.groups)
 
-    def decide(self) -> Batch:
-        """The next step. Takes the blocks its tokens are written to; changes nothing else of a running request."""
-        budget = self.max_num_tokens
-        segments: list[Segment] = []
-        chunks: list[Request] = []
-        for request in self.running:
-            start = request.num_computed
-            if len(request.tokens) - start != 1:
-                chunks.append(request)
-            elif budget:
-                budget -= 1
-                if start >= request.room:
-                    self.tables.extend(request, start + 1)
-                segments.append(Segment(request, start, 1, _FIRST))
-        for request in chunks:
-            budget -= self._chunk(request, budget, segments)
-        while budget and self._admit():
-            budget -= self._chunk(self.running[-1], budget, segments)
-        return Batch(tuple(segments))
+    def decide(self) -> Batch | None:
+        """The next step; None if nothing can run before the results of earlier steps are read, or nothing is there.
 
-    def _chunk(self, request: Request, budget: int, segments: list[Segment]) -> int:
-        """Add as much of a prompt as the budget allows; how much that was."""
-        start = request.num_computed
-        count = min(len(request.tokens) - start, budget)
-        if count:
-            self.tables.extend(request, start + count)
-            wanted = request.params.prompt_logprobs is not None
-            last = range(count - 1, count) if start + count == len(request.tokens) else _NONE
-            segments.append(Segment(request, start, count, range(count) if wanted else last))
+        Its tokens count as stored from now on, and its blocks are taken.
+        """
+        self.number += 1
+        pack = Packing(self.slots, self.max_num_tokens, self._max_rows)
+        decodes = self._decodes()
+        pack.decode(decodes)
+        prompt_tokens = self.pace.chunk() if self._streams and len(decodes) else self.max_num_tokens
+        for request in list(self._prompts):
+            prompt_tokens -= self._chunk(pack, request, prompt_tokens)
+        while prompt_tokens > 0 and pack.budget > 0 and (request := self._admit(pack)) is not None:
+            prompt_tokens -= self._chunk(pack, request, prompt_tokens)
+        if pack.empty and self.running and self._all_read():
+            self._make_progress(pack)
+        if pack.empty:
+            return None
+        opened, self._opened = tuple(self._opened.values()), {}
+        return pack.batch(self.number, opened, self.tables.drain())
+
+    def _decodes(self) -> Ints:
+        """The slots that run their last token, with room for it."""
+        slots = self.slots
+        if self._stale:
+            prompts = set(map(id, self._prompts))
+            chosen = [request.slot for request in self.running if id(request) not in prompts]
+            self._decoding, self._stale = np.array(chosen, np.int32), False
+        live = self._decoding
+        if not len(live):
+            return live
+        ready = slots.planned[live] < slots.limit[live]
+        if not ready.all():
+            live = live[ready]
+        short = live[slots.planned[live] > slots.room[live]]
+        if len(short):
+            live = self._extend(live, short)
+        slots.stored[live] = slots.planned[live]
+        slots.planned[live] += 1
+        return live
+
+    def _extend(self, live: Ints, short: Ints) -> Ints:
+        """A block for the next token of each of ``short``, by rank; who must give up his for it does not run."""
+        slots = self.slots
+        needy = [request for slot in short.tolist() if (request := slots.requests[slot]) is not None]
+        for request in sorted(needy, key=_rank):
+            if request.state is not State.RUNNING:
+                continue  # preempted for one before it
+            end = int(slots.planned[request.slot])
+            self.tables.leave_behind(request, end - 1)
+            while (room := self.tables.grow(request, end)) < end and self.running[-1] is not request:
+                self._preempt(self.running[-1])
+            if room < end:
+                self._preempt(request)
+            else:
+                slots.room[request.slot] = room
+        if self._stale:  # some were preempted
+            live = np.array([slot for slot in live.tolist() if slots.requests[slot] is not None], np.int32)
+        return live
+
+    def _chunk(self, pack: Packing, request: Request, most: int) -> int:
+        """Run as many of a request's known tokens as the budgets and its blocks allow; how many that are."""
+        slots, slot = self.slots, request.slot
+        start, known = int(slots.stored[slot]), int(slots.known[slot])
+        count = pack.most(request, start, min(known - start, most))
+        if count <= 0:
+            return 0
+        self.tables.leave_behind(request, start)
+        room = self.tables.grow(request, start + count)
+        slots.room[slot] = room
+        count = min(count, room - start)
+        if count <= 0:
+            return 0
+        end = start + count
+        slots.stored[slot] = end
+        slots.boundary[slot] = self.tables.stored(request, end, self.number)
+        pack.chunk(Segment(request, start, count, samples=end == known))
+        if request.prompt_step == 0 and end >= request.prompt_length:
+            request.prompt_step = self.number
+        if end == known:
+            slots.planned[slot] = known + 1
+            self._prompts.remove(request)
+            self._stale = True
         return count
 
-    def _admit(self) -> bool:
-        """Let the first waiting request run if it fits."""
-        if not self.waiting or len(self.running) >= self.max_batch_size or self._stuck_at == self.tables.version:
-            return False
-        request = self.waiting[0]
-        hit = self.tables.match(request)
-        if not self.tables.fits(request, hit):
-            self._stuck_at = self.tables.version
-            return False
-        self.waiting.popleft()
-        self.tables.admit(request, hit)
-        request.state = State.RUNNING
-        self.running.append(request)
-        return True
+    def _admit(self, pack: Packing) -> Request | None:
+        """Let the first waiting request that can run do so, if it fits."""
+        if not self.slots.num_free or self._stuck_at == self.tables.version:
+            return None
+        for request in self.waiting:
+            sibling = request.sibling
+            if sibling is not None and sibling.state is State.RUNNING and not 0 < sibling.prompt_step < self.number:
+                continue  # its prompt is being computed by the one before it
+            hit = self._hit(request)
+            # Without promises, a block for each that runs keeps them from being preempted at once.
+            if not self.tables.fits(request, hit, spare=len(self.running)):
+                self._stuck_at = self.tables.version
+                return None
+            self._enter(request, hit)
+            return request
+        return None
 
-    def apply(self, batch: Batch, tokens: Sequence[int | None]) -> list[Request]:
+    def _hit(self, request: Request) -> Hit:
+        sibling = request.sibling
+        if sibling is not None and sibling.state is State.RUNNING and not len(request.tokens) > request.prompt_length:
+            forked = reuse.fork(request, self.tables.groups)
+            if forked is not None:
+                return forked
+        return self.tables.match(request, self.number)
+
+    def _enter(self, request: Request, hit: Hit) -> None:
+        self.waiting.remove(request)
+        slot = self.slots.open(request, hit.tokens)
+        tokens = request.tokens.copy()
+        self._opened[slot] = Opened(slot, hit.tokens, request.prompt_length, tokens, request.params)
+        self.tables.admit(request, hit)
+        self.slots.room[slot] = self.tables.room(request)
+        if request.num_cached is None:
+            request.num_cached, request.cache_miss = hit.tokens, hit.miss
+        request.state = State.RUNNING
+        self._streams += request.streams
+        _insert(self.running, request)
+        _insert(self._prompts, request)
+
+    def _preempt(self, request: Request) -> None:
+        """Take a running request's blocks; it waits, at its rank, to be computed anew."""
+        self._withdraw(request)
+        request.preemptions += 1
+        request.prompt_step = 0
+        self.num_preemptions += 1
+        request.state = State.WAITING
+        self.waiting.add(request)
+
+    def _withdraw(self, request: Request, trusted: bool = True) -> None:
+        """Out of the running ones, its blocks given back."""
+        if trusted:
+            end = int(min(self.slots.stored[request.slot], self.slots.known[request.slot]))
+            self.tables.release(request, end, self.number)
+        else:
+            self.tables.discard(request)
+        self.running.remove(request)
+        if request in self._prompts:
+            self._prompts.remove(request)
+        self._streams -= request.streams
+        self._stale = True
+        self.slots.close(request)
+
+    def _all_read(self) -> bool:
+        """No running request has a token that is still to be read."""
+        slots = [request.slot for request in self.running if request not in self._prompts]
+        return bool((self.slots.known[slots] == self.slots.planned[slots]).all())
+
+    def _make_progress(self, pack: Packing) -> None:
+        """Prompts hold all blocks and none can go on: the last ones give theirs up until the first can."""
+        first = self.running[0]
+        while self._chunk(pack, first, self.max_num_tokens) == 0 and len(self.running) > 1:
+            self._preempt(self.running[-1])
+
+    def land(self, batch: Batch, tokens: Ints) -> list[Request]:
         """Take in a step's results.
 
         Args:
-            tokens: per segment the sampled token, None where none was sampled.
+            tokens: [n] of ``batch.slots``; -1 for a row that gave none.
 
         Returns:
-            The requests that their token ended, by an end token, ``max_tokens`` or the context's length. Requests that
-            were ended since ``decide`` are left alone.
+            The requests that their token ended, by an end token, ``max_tokens`` or the context's length. Tokens of requests
+            that are over or were preempted since the step was decided are dropped.
         """
-        ended: list[Request] = []
-        for segment, token in zip(batch.segments, tokens, strict=True):
-            request = segment.request
-            if request.state is not State.RUNNING:
-                continue
-            end = segment.start + segment.count
-            if end < request.next_boundary:
-                request.num_computed = end
-            else:
-                self.tables.computed(request, end)
-            if token is None:
-                continue
-            request.tokens.append(token)
-            if token in request.params.end_token_ids and request.num_output > request.params.min_tokens:
-                self.finish(request, "stop", token if token in request.params.stop_token_ids else None)
-                ended.append(request)
+        slots = self.slots
+        alive = (slots.epoch[batch.slots] == batch.epochs) & (tokens >= 0)
+        chosen, fresh = (batch.slots, tokens) if alive.all() else (batch.slots[alive], tokens[alive])
+        known = slots.known[chosen]
+        slots.tokens[chosen, known] = fresh
+        slots.known[chosen] = known + 1
+        full = (known >= slots.boundary[chosen]).nonzero()[0]
+        for index in full.tolist():
+            request = slots.requests[chosen[index]]
+            assert request is not None
+            slots.boundary[request.slot] = self.tables.stored(request, int(known[index]), self.number)
+        return self._ended(chosen, fresh)
+
+    def _ended(self, slots: Ints, tokens: Ints) -> list[Request]:
+        over = self.slots.known[slots] >= self.slots.limit[slots]
+        over |= np.isin(tokens, self.slots.end_tokens)
+        ended = []
+        for index in over.nonzero()[0].tolist():
+            request, token = self.slots.requests[slots[index]], int(tokens[index])
+            assert request is not None
+            params = request.params
+            if token in params.end_token_ids and request.num_output > params.min_tokens:
+                self.finish(request, "stop", token if token in params.stop_token_ids else None)
             elif len(request.tokens) >= request.max_length:
                 self.finish(request, "length")
-                ended.append(request)
+            else:
+                continue
+            ended.append(request)
         return ended
 
-    def finish(self, request: Request, reason: FinishReason, stop_reason: int | str | None = None) -> bool:
-        """End a request in any state and take its blocks back; False if it had ended already."""
+    def finish(
+        self,
+        request: Request,
+        reason: FinishReason,
+        stop_reason: int | str | None = None,
+        *,
+        trusted: bool = True,
+    ) -> bool:
+        """End a request in any state and take its blocks back; False if it had ended already.
+
+        Args:
+            trusted: its keys and values are sound; else no later request gets them.
+        """
         if request.state is State.FINISHED:
             return False
         if request.state is State.RUNNING:
-            self.running.remove(request)
-            self.tables.release(request)
+            self._withdraw(request, trusted)
         else:
             self.waiting.remove(request)
             self._stuck_at = -1
         request.state = State.FINISHED
         request.finish_reason, request.stop_reason = reason, stop_reason
+        request.sibling = None
         return True
 
     def reset_prefix_cache(self) -> None:
@@ -182,4 +340,16 @@ class Scheduler:
 
     def check(self) -> None:
         """Raise EngineError unless all blocks are accounted for."""
-        self.tables.check(self.running)
+        self.tables.check(self.running, [int(self.slots.stored[r.slot]) for r in self.running])
+
+
+def _rank(request: Request) -> float:
+    return request.rank
+
+
+def _insert(requests: list[Request], request: Request) -> None:
+    """Keep the list ordered by rank; most come last."""
+    at = len(requests)
+    while at and requests[at - 1].rank > request.rank:
+        at -= 1
+    requests.insert(at, request)

@@ -1,0 +1,42 @@
+"""How much of a prompt may run beside decoding streams, so that nobody who reads along sees a gap. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Final
+
+#: A step with a prompt's chunk in it may take so many times what a step without takes. Below the 3 that readers are
+#: promised, because a step's time is predicted, not known.
+STRETCH: Final = 2.0
+_LEAST: Final = 16  # tokens of a chunk that are worth a step's fixed costs
+_MEMORY: Final = 0.2  # weight of the newest measurement
+
+
+class Pace:
+    """Learns from the steps' times what a decode step and a prompt token cost.
+
+    Until both are known, chunks beside streams are small: a stream that has just begun must not wait for a guess.
+    """
+
+    def __init__(self) -> None:
+        self._decode: float | None = None  # seconds of a step that only decodes
+        self._token: float | None = None  # seconds a prompt token adds
+
+    def chunk(self) -> int:
+        """Most prompt tokens that may run in a step beside streams."""
+        if self._decode is None or self._token is None:
+            return _LEAST
+        return max(_LEAST, int((STRETCH - 1) * self._decode / self._token))
+
+    def saw(self, decodes: int, prompt_tokens: int, seconds: float) -> None:
+        """A step took so long."""
+        if not prompt_tokens:
+            self._decode = _blend(self._decode, seconds)
+        elif prompt_tokens >= _LEAST:
+            alone = self._decode if decodes and self._decode is not None else 0.0
+            fresh = max(seconds - alone, 0.0) / prompt_tokens
+            # A dearer token than thought is believed at once (a longer context behind it), a cheaper one slowly.
+            self._token = fresh if self._token is not None and fresh > self._token else _blend(self._token, fresh)
+
+
+def _blend(old: float | None, new: float) -> float:
+    return new if old is None else old + _MEMORY * (new - old)

@@ -1,0 +1,157 @@
+"""The tree of known prefixes of one cache group: which blocks hold which tokens after which. Imports no torch.
+
+A prefix is found by a keyed hash chain over its scope (salt and adapter) and the tokens of its blocks, and a find counts
+only when the tokens of the whole chain are equal, so a hash collision is never served.
+"""
+
+from __future__ import annotations
+
+import secrets
+from array import array
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
+from hashlib import blake2b
+from typing import NamedTuple
+
+
+class Scope(NamedTuple):
+    """Requests of different scopes never share a block."""
+
+    salt: str | None = None
+    adapter: str | None = None
+
+
+class Node:
+    """A block's place in the tree of prefixes; ``block`` is -1 while no block holds it.
+
+    A node with fewer tokens than a block has is the end of a request that was over: nothing follows it, and it is reused
+    by copy only.
+
+    Attributes:
+        born: number of the step that writes the block.
+        priority: 0 … 100; blocks of a low one are evicted first.
+        expires: on the pool's clock; None for never.
+    """
+
+    __slots__ = ("block", "born", "children", "expires", "key", "parent", "priority", "tokens")
+
+    def __init__(self, key: bytes, tokens: tuple[int, ...], parent: Node | None) -> None:
+        self.key, self.tokens, self.parent = key, tokens, parent
+        self.block = -1
+        self.born = 0
+        self.priority = 0
+        self.expires: float | None = None
+        self.children: dict[bytes, Node] = {}  # those that a block holds
+
+    def follows(self, parent: Node | None, tokens: tuple[int, ...]) -> bool:
+        """Whether this is the block of ``tokens`` after exactly the prefix that ``parent`` ends."""
+        if self.tokens != tokens:
+            return False
+        mine, other = self.parent, parent
+        while mine is not other:
+            if mine is None or other is None or mine.tokens != other.tokens:
+                return False
+            mine, other = mine.parent, other.parent
+        if self.parent is not parent:
+            # An equal prefix that was evicted and computed anew is another object; adopting it makes the next check short.
+            if self.parent is not None:
+                self.parent.children.pop(self.key, None)
+            self.parent = parent
+            if parent is not None and self.block >= 0:
+                parent.children[self.key] = self
+        return True
+
+
+class PrefixTree:
+    """Finds, adds and removes nodes.
+
+    Args:
+        key: secret of the hash chain, up to 64 bytes; random unless given, so that nobody outside can aim a collision.
+        remembered: how many evicted prefixes are remembered, to tell "evicted" from "never seen".
+    """
+
+    def __init__(self, *, key: bytes | None = None, remembered: int = 0) -> None:
+        self._secret = secrets.token_bytes(32) if key is None else key
+        self.index: dict[bytes, Node] = {}
+        self._roots: dict[Scope, Node] = {}
+        self._firsts: dict[tuple[int, ...], Counter[Scope]] = {}  # first blocks → the scopes that have them
+        self._evicted: OrderedDict[bytes, None] = OrderedDict()
+        self._remembered = remembered
+
+    def root(self, scope: Scope) -> Node:
+        """The empty prefix of a scope, which no block holds."""
+        known = self._roots.get(scope)
+        if known is None:
+            text = "\x00".join(f"{len(part)}:{part}" if part is not None else "" for part in scope)
+            digest = blake2b(text.encode(), key=self._secret, digest_size=16).digest()
+            known = self._roots[scope] = Node(digest, (), None)
+            if len(self._roots) > 4096:  # salts come from outside: forget those that nothing hangs on
+                self._roots = {s: node for s, node in self._roots.items() if node.children or s == scope}
+        return known
+
+    def find(self, parent: Node, tokens: Sequence[int]) -> Node:
+        """The node of ``tokens`` after ``parent``: the indexed one, else a new one without a block."""
+        content = tuple(tokens)
+        key = self.key(parent, content)
+        known = self.index.get(key)
+        return known if known is not None and known.follows(parent, content) else Node(key, content, parent)
+
+    def add(self, node: Node, scope: Scope) -> bool:
+        """Index a node whose block is set; False if its place is taken, by itself or by a colliding prefix."""
+        if node.key in self.index:
+            return False
+        self.index[node.key] = node
+        assert node.parent is not None
+        node.parent.children[node.key] = node
+        if not node.parent.tokens:
+            self._firsts.setdefault(node.tokens, Counter())[scope] += 1
+        self._evicted.pop(node.key, None)
+        return True
+
+    def remove(self, node: Node) -> None:
+        """Forget a node; what follows it stays indexed, out of reach until the node comes back."""
+        del self.index[node.key]
+        parent = node.parent
+        if parent is not None:
+            parent.children.pop(node.key, None)
+            if not parent.tokens:
+                self._drop_first(node, parent)
+        if self._remembered:
+            self._evicted[node.key] = None
+            if len(self._evicted) > self._remembered:
+                self._evicted.popitem(last=False)
+
+    def clear(self) -> None:
+        """Forget all nodes, and that they were there."""
+        for node in self.index.values():
+            node.children.clear()
+        for node in self._roots.values():
+            node.children.clear()
+        self.index.clear()
+        self._firsts.clear()
+        self._evicted.clear()
+
+    def was_evicted(self, node: Node) -> bool:
+        """Whether a prefix was here and had to go."""
+        return node.key in self._evicted
+
+    def other_scope(self, tokens: Sequence[int], scope: Scope) -> Scope | None:
+        """Another scope that has a first block of these tokens, if there is one."""
+        return next((other for other in self._firsts.get(tuple(tokens), ()) if other != scope), None)
+
+    def key(self, parent: Node, tokens: tuple[int, ...]) -> bytes:
+        chain = blake2b(parent.key, key=self._secret, digest_size=16)
+        chain.update(array("q", tokens).tobytes())
+        return chain.digest()
+
+    def _drop_first(self, node: Node, root: Node) -> None:
+        scopes = self._firsts.get(node.tokens)
+        if scopes is None:
+            return
+        for scope in list(scopes):
+            if self._roots.get(scope) is root:
+                scopes[scope] -= 1
+                if scopes[scope] <= 0:
+                    del scopes[scope]
+        if not scopes:
+            del self._firsts[node.tokens]

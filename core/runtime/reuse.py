@@ -1,0 +1,174 @@
+"""What a request can take over instead of computing it: the longest known prefix, or a running sibling's prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+from typing import NamedTuple
+
+from bestiary.core.runtime.blocks import BlockPool
+from bestiary.core.runtime.cache_groups import CacheGroup
+from bestiary.core.runtime.messages import Ints
+from bestiary.core.runtime.prefixes import Node
+from bestiary.core.runtime.request import Request, State
+
+_LOOKED_AT = 256  # most continuations of a prefix that are compared for a partial block, the newest first
+
+
+class Hit(NamedTuple):
+    """What is taken over.
+
+    Args:
+        length: tokens in shared blocks; a multiple of every group's block size.
+        blocks: per group the shared blocks in order, -1 where a window leaves them behind.
+        chains: per group the prefix nodes of those blocks.
+        tail: tokens beyond ``length`` that are copied from the beginning of another block.
+        sources: per group the block that the tail is copied from.
+        miss: why not everything but the last token is taken over; None if it is.
+    """
+
+    length: int
+    blocks: list[list[int]]
+    chains: list[list[Node]]
+    tail: int = 0
+    sources: tuple[int, ...] = ()
+    miss: str | None = None
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens need no computation."""
+        return self.length + self.tail
+
+
+def nothing(groups: Sequence[CacheGroup], miss: str | None) -> Hit:
+    """A hit of no token."""
+    return Hit(0, [[] for _ in groups], [[] for _ in groups], miss=miss)
+
+
+def match(
+    request: Request, groups: Sequence[CacheGroup], pools: Sequence[BlockPool], stride: int, step: int
+) -> Hit:
+    """The longest prefix of the request's tokens that every group still has; at least one token is left to compute.
+
+    Args:
+        stride: a length that is a multiple of every group's block size.
+        step: number of the step that is being decided. A block may be shared in the step that writes it (each layer
+            writes all keys before any is read), but copied only later.
+    """
+    tokens = request.tokens
+    most = len(tokens) - 1
+    walks = [_walk(group, pool, request, tokens, most) for group, pool in zip(groups, pools, strict=True)]
+    length = next(
+        (
+            length
+            for length in range(most // stride * stride, 0, -stride)
+            if all(_covers(g, run, length) for g, (_, run) in zip(groups, walks, strict=True))
+        ),
+        0,
+    )
+    chains = [chain[: length // g.block_size] for (chain, _), g in zip(walks, groups, strict=True)]
+    blocks = []
+    for group, chain in zip(groups, chains, strict=True):
+        first = group.first_needed(length)
+        blocks.append([-1] * min(first, len(chain)) + [node.block for node in chain[first:]])
+    tail, sources, cut = _tail(request, tokens, groups, pools, chains, length, step)
+    miss = None
+    if length + tail < most:
+        miss = _reason(request, tokens, groups[0], pools[0], chains[0], length) or ("partial block" if cut else "unseen")
+    return Hit(length, blocks, chains, tail, sources, miss)
+
+
+def fork(request: Request, groups: Sequence[CacheGroup]) -> Hit | None:
+    """All but the last prompt token of a running sibling whose prompt is stored; None if its window has moved on."""
+    parent = request.sibling
+    assert parent is not None and parent.state is State.RUNNING
+    most = request.prompt_length - 1
+    stride = max(group.block_size for group in groups)
+    if any(group.block_size != stride for group in groups):
+        return None
+    length = most // stride * stride
+    tail, first_tail = most - length, length // stride
+    blocks, sources = [], []
+    for group, table in zip(groups, parent.blocks, strict=True):
+        first = group.first_needed(most)
+        shared = [-1] * min(first, first_tail) + table[min(first, first_tail) : first_tail]
+        if any(block < 0 for block in shared[first:]) or (tail and table[first_tail] < 0):
+            return None
+        blocks.append(shared)
+        sources.append(table[first_tail] if tail else -1)
+    chains = [chain[:first_tail] for chain in parent.chain]
+    return Hit(length, blocks, chains, tail, tuple(sources) if tail else ())
+
+
+def _walk(
+    group: CacheGroup, pool: BlockPool, request: Request, tokens: Ints, most: int
+) -> tuple[list[Node], list[int]]:
+    """The nodes of the full blocks, and for each how many blocks in a row, itself the last, can be reused."""
+    chain: list[Node] = []
+    run: list[int] = []
+    size, parent, length = group.block_size, pool.tree.root(request.scope), 0
+    listed = tokens[: most // size * size].tolist()
+    for start in range(0, len(listed), size):
+        parent = pool.tree.find(parent, listed[start : start + size])
+        length = length + 1 if pool.is_live(parent) else 0
+        if length == 0 and group.window is None:
+            break
+        chain.append(parent)
+        run.append(length)
+    return chain, run
+
+
+def _covers(group: CacheGroup, run: list[int], length: int) -> bool:
+    blocks = length // group.block_size
+    return blocks <= len(run) and run[blocks - 1] >= blocks - group.first_needed(length)
+
+
+def _tail(
+    request: Request,
+    tokens: Ints,
+    groups: Sequence[CacheGroup],
+    pools: Sequence[BlockPool],
+    chains: list[list[Node]],
+    length: int,
+    step: int,
+) -> tuple[int, tuple[int, ...], bool]:
+    """How many tokens after ``length`` can be copied, from which blocks, and whether more are known but can't be."""
+    sizes = {group.block_size for group in groups}
+    if len(sizes) > 1:
+        return 0, (), False
+    wanted = tokens[length : min(length + sizes.pop(), len(tokens) - 1)].tolist()
+    tail, sources, known = len(wanted), [], 0
+    for pool, chain in zip(pools, chains, strict=True):
+        parent = chain[-1] if chain else pool.tree.root(request.scope)
+        best, block = 0, -1
+        for node in islice(reversed(parent.children.values()), _LOOKED_AT):
+            if not pool.is_live(node):
+                continue
+            common = _common(node.tokens, wanted)
+            known = max(known, common)
+            if common > best and node.born < step:
+                best, block = common, node.block
+        tail = min(tail, best)
+        sources.append(block)
+    return (tail, tuple(sources), known > tail) if tail else (0, (), known > 0)
+
+
+def _common(left: Sequence[int], right: Sequence[int]) -> int:
+    for index, (a, b) in enumerate(zip(left, right, strict=False)):
+        if a != b:
+            return index
+    return min(len(left), len(right))
+
+
+def _reason(
+    request: Request, tokens: Ints, group: CacheGroup, pool: BlockPool, chain: list[Node], length: int
+) -> str | None:
+    """Why the first block that is not taken over is not there; None where nothing is known about it."""
+    following = tokens[length : length + group.block_size].tolist()
+    parent = chain[-1] if chain else pool.tree.root(request.scope)
+    if len(following) == group.block_size and pool.tree.was_evicted(pool.tree.find(parent, following)):
+        return "evicted"
+    other = None if chain else pool.tree.other_scope(following, request.scope)
+    if other is not None:
+        return "salt" if other.salt != request.scope.salt else "adapter"
+    return None
