@@ -26,12 +26,15 @@ from bestiary.core.version import __version__
 from bestiary.spec import Command, Fusion, Kernel, Model, Op, Reader
 
 if TYPE_CHECKING:
+    from bestiary.core.beam_params import BeamSearchParams
+    from bestiary.core.guided import Guided
     from bestiary.core.llm import LLM
     from bestiary.core.outputs import CompletionOutput, Logprob, RequestOutput
     from bestiary.core.sampling_params import SamplingParams
 
 __all__ = [
     "LLM",
+    "BeamSearchParams",
     "BestiaryError",
     "Command",
     "CompletionOutput",
@@ -39,6 +42,7 @@ __all__ = [
     "DataError",
     "EngineError",
     "Fusion",
+    "Guided",
     "Kernel",
     "Logprob",
     "MissingInputError",
@@ -61,7 +65,9 @@ hookimpl = pluggy.HookimplMarker("bestiary")
 if not TYPE_CHECKING:
     _LAZY = {
         "LLM": "bestiary.core.llm",
+        "BeamSearchParams": "bestiary.core.beam_params",
         "CompletionOutput": "bestiary.core.outputs",
+        "Guided": "bestiary.core.guided",
         "Logprob": "bestiary.core.outputs",
         "RequestOutput": "bestiary.core.outputs",
         "SamplingParams": "bestiary.core.sampling_params",

@@ -67,12 +67,12 @@ def bestiary_register_readers(register: Callable[[Reader], None]) -> None:
 
 @hookspec
 def bestiary_register_logits_processors(register: Callable[[LogitsProcessor], None]) -> None:
-    """Named functions over a request's logits."""
+    """Named functions over a request's logits, called in the order in which the request names them."""
 
 
 @hookspec
 def bestiary_register_grammars(register: Callable[[Grammar], None]) -> None:
-    """Guided-decoding backends."""
+    """Guided-decoding backends: compile a grammar, tell the tokens allowed next."""
 
 
 @hookspec

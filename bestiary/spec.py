@@ -5,12 +5,15 @@ A new field always has a default, so adding one is a minor change.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    import numpy
+
     from bestiary.core.config import ModelConfig, Rope
+    from bestiary.core.guided import Guided
 
 __all__ = [
     "Call",
@@ -18,6 +21,9 @@ __all__ = [
     "Executor",
     "Fusion",
     "Grammar",
+    "GrammarMatcher",
+    "GrammarProvider",
+    "GrammarVocabulary",
     "Kernel",
     "LogitsProcessor",
     "Model",
@@ -149,7 +155,16 @@ class Reader:
 
 @dataclass(frozen=True, kw_only=True)
 class LogitsProcessor:
-    """A named function over a request's logits: ``run(token_ids, logits [V]) -> logits [V]``."""
+    """A named function over a request's logits, for ``SamplingParams.logits_processors``.
+
+    Args:
+        name: how requests name it.
+        run: ``run(prompt_token_ids, token_ids, logits) -> logits``: the prompt's token ids, the answer's so far, and the
+            next token's logits, [V] float32 on the engine's device, bias and penalties applied. It may change ``logits``
+            and must return logits of that shape; -inf removes a token. The ids are not its to change. It is called once a
+            token, anew for tokens computed again, and by several requests in turn, so it keeps no state. What it raises
+            ends the request.
+    """
 
     name: str
     run: str
@@ -157,10 +172,68 @@ class LogitsProcessor:
 
 @dataclass(frozen=True, kw_only=True)
 class Grammar:
-    """A guided-decoding backend: ``provider`` compiles a grammar and fills token bitmasks."""
+    """A guided-decoding backend, for ``SamplingParams.guided``.
+
+    Args:
+        name: how requests name it.
+        provider: what gives a :class:`GrammarProvider` when called without arguments, such as its class. It is called
+            once an engine.
+        forms: the forms of ``Guided`` that it compiles for requests that name no provider: ``"json_schema"``,
+            ``"regex"``, ``"grammar"``, ``"choice"``.
+    """
 
     name: str
     provider: str
+    forms: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrammarVocabulary:
+    """What a grammar's backend may know of the tokens.
+
+    Args:
+        size: V, width of the logits.
+        tokens: by id, the bytes that a token adds to the text; None for special tokens and ids without a token. It may be
+            shorter than ``size``.
+        end_token_ids: tokens that end the answer; allowed where the grammar may end.
+    """
+
+    size: int
+    tokens: Sequence[bytes | None]
+    end_token_ids: frozenset[int]
+
+
+class GrammarMatcher(Protocol):
+    """Where one answer stands in its grammar. Only one thread calls it at a time."""
+
+    @property
+    def is_terminated(self) -> bool:
+        """Nothing may follow: an end token was accepted, or the grammar's sentence can't go on."""
+
+    def accept(self, token: int) -> bool:
+        """Advance by a token of the answer; False, and nothing changed, if the grammar does not allow it here."""
+
+    def fill(self, row: numpy.ndarray[tuple[int], numpy.dtype[numpy.int32]]) -> None:
+        """Write the tokens allowed next: bit ``token % 32`` of ``row[token // 32]`` is 1 for an allowed one.
+
+        Args:
+            row: [ceil(V / 32)] int32, as llguidance and xgrammar have it; every word is to be written. Bits from V on
+                mean nothing.
+        """
+
+    def fork(self) -> GrammarMatcher:
+        """A matcher that stands where this one does and goes its own way."""
+
+
+class GrammarProvider(Protocol):
+    """Compiles grammars. It may be called by several threads, and keeps its own cache, of bounded size, if any."""
+
+    def compile(self, guided: Guided, vocabulary: GrammarVocabulary) -> GrammarMatcher:
+        """A matcher at the grammar's start.
+
+        Raises:
+            ValueError: the grammar is not valid or too large; its text becomes the request's refusal.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,12 @@ MAX_STOP_BYTES: Final = 256
 MAX_STOP_TOKEN_IDS: Final = 1024
 MAX_LOGIT_BIAS: Final = 1024
 MAX_BIAS: Final = 100.0
+MAX_ANSWERS: Final = 16
+MAX_BAD_WORDS: Final = 256
+MAX_PROCESSORS: Final = 16
+MAX_CHOICES: Final = 1024
+MAX_SALT_BYTES: Final = 256
+MAX_ALLOWED_TOKEN_IDS: Final = 1 << 20
 
 
 class NumberRange:
@@ -37,6 +43,7 @@ FLOATS: Final = {
     "repetition_penalty": NumberRange(0, 10, above=True),
     "presence_penalty": NumberRange(-2, 2),
     "frequency_penalty": NumberRange(-2, 2),
+    "cache_ttl": NumberRange(0, 1e9, above=True),
 }
 INTS: Final = {
     "top_k": (-1, MAX_INT),
@@ -45,8 +52,17 @@ INTS: Final = {
     "min_tokens": (0, MAX_INT),
     "logprobs": (0, MAX_LOGPROBS),
     "prompt_logprobs": (0, MAX_LOGPROBS),
+    "n": (1, MAX_ANSWERS),
+    "best_of": (1, MAX_ANSWERS),
+    "no_repeat_ngram_size": (0, MAX_INT),
+    "truncate_prompt_tokens": (1, MAX_INT),
+    "cache_priority": (0, 100),
+    "priority": (-MAX_INT - 1, MAX_INT),
 }
-BOOLS: Final = ("ignore_eos", "skip_special_tokens", "detokenize")
+BOOLS: Final = ("ignore_eos", "skip_special_tokens", "detokenize", "include_stop_str_in_output", "reuse_prefix")
+# Of beam search alone.
+BEAM_WIDTH: Final = (1, 64)
+LENGTH_PENALTY: Final = NumberRange(-100, 100)
 
 
 def refuse(field: str, problem: str, found: object, expected: str, hint: str | None = None) -> RequestError:
@@ -60,9 +76,8 @@ def refuse(field: str, problem: str, found: object, expected: str, hint: str | N
     return RequestError(code, field, problem, found=text, expected=expected, hint=hint)
 
 
-def number(field: str, value: object) -> float:
-    """``value`` as a float within the field's range."""
-    allowed = FLOATS[field]
+def number(field: str, value: object, allowed: NumberRange) -> float:
+    """``value`` as a float within the range."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise refuse(field, "not a number", value, str(allowed))
     if value not in allowed or not math.isfinite(value):
@@ -70,9 +85,9 @@ def number(field: str, value: object) -> float:
     return float(value)
 
 
-def integer(field: str, value: object) -> int:
-    """``value`` as an int within the field's range."""
-    low, high = INTS[field]
+def integer(field: str, value: object, allowed: tuple[int, int]) -> int:
+    """``value`` as an int within the range, both ends included."""
+    low, high = allowed
     expected = f"an integer from {low} to {high}"
     if isinstance(value, bool) or not isinstance(value, int):
         raise refuse(field, "not an integer", value, expected)
@@ -90,20 +105,39 @@ def boolean(field: str, value: object) -> bool:
 
 def stop_strings(value: object) -> tuple[str, ...]:
     """One string, or several, as a tuple without repeats."""
+    return strings("stop", (value,) if isinstance(value, str) else value, at_most=MAX_STOP_STRINGS)
+
+
+def bad_words(value: object) -> tuple[str, ...]:
+    """A list of strings as a tuple without repeats."""
+    return strings("bad_words", value, at_most=MAX_BAD_WORDS)
+
+
+def choices(value: object) -> tuple[str, ...]:
+    """The strings of ``Guided.choice``, at least one, as a tuple without repeats; their lengths are checked there."""
+    if isinstance(value, str | bytes) or not isinstance(value, Sequence) or not 1 <= len(value) <= MAX_CHOICES:
+        raise refuse("guided", "choice is not a list of strings", value, f"1 to {MAX_CHOICES} strings")
+    wrong = [each for each in value if not isinstance(each, str)]
+    if wrong:
+        raise refuse("guided", "choice holds what is not a string", wrong[0], f"1 to {MAX_CHOICES} strings")
+    return tuple(dict.fromkeys(value))
+
+
+def strings(field: str, value: object, *, at_most: int) -> tuple[str, ...]:
+    """A list of strings of up to 256 bytes, or None, as a tuple without repeats."""
     if value is None:
         return ()
-    strings = (value,) if isinstance(value, str) else value
-    if not isinstance(strings, Sequence):
-        raise refuse("stop", "not a string or a list of strings", value, "a string or a list of strings")
-    if len(strings) > MAX_STOP_STRINGS:
-        raise refuse("stop", "too many stop strings", len(strings), f"at most {MAX_STOP_STRINGS}")
-    for string in strings:
+    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
+        raise refuse(field, "not a list of strings", value, "a list of strings")
+    if len(value) > at_most:
+        raise refuse(field, "too many strings", len(value), f"at most {at_most}")
+    for string in value:
         if not isinstance(string, str):
-            raise refuse("stop", "not a string", string, "a string or a list of strings")
+            raise refuse(field, "not a string", string, "a list of strings")
         size = len(string.encode("utf-8", "surrogatepass"))
         if not 1 <= size <= MAX_STOP_BYTES:
-            raise refuse("stop", "a stop string of the wrong length", f"{size} bytes", f"1 to {MAX_STOP_BYTES} bytes")
-    return tuple(dict.fromkeys(strings))
+            raise refuse(field, "a string of the wrong length", f"{size} bytes", f"1 to {MAX_STOP_BYTES} bytes")
+    return tuple(dict.fromkeys(value))
 
 
 def token_id(field: str, value: object) -> int:
@@ -116,15 +150,54 @@ def token_id(field: str, value: object) -> int:
     return value
 
 
-def stop_token_ids(value: object) -> tuple[int, ...]:
-    """A list of token ids as a tuple."""
+def token_ids(field: str, value: object, *, at_most: int = MAX_STOP_TOKEN_IDS) -> tuple[int, ...]:
+    """A list of token ids, or None, as a tuple."""
     if value is None:
         return ()
     if isinstance(value, str | bytes) or not isinstance(value, Sequence):
-        raise refuse("stop_token_ids", "not a list of token ids", value, "a list of integers")
-    if len(value) > MAX_STOP_TOKEN_IDS:
-        raise refuse("stop_token_ids", "too many token ids", len(value), f"at most {MAX_STOP_TOKEN_IDS}")
-    return tuple(token_id("stop_token_ids", each) for each in value)
+        raise refuse(field, "not a list of token ids", value, "a list of integers")
+    if len(value) > at_most:
+        raise refuse(field, "too many token ids", len(value), f"at most {at_most}")
+    return tuple(token_id(field, each) for each in value)
+
+
+def allowed_token_ids(value: object) -> tuple[int, ...] | None:
+    """A list of at least one token id, in ascending order without repeats; None stays None."""
+    ids = token_ids("allowed_token_ids", value, at_most=MAX_ALLOWED_TOKEN_IDS)
+    if value is not None and not ids:
+        raise refuse("allowed_token_ids", "allows no token", value, "at least one token id, or None for all")
+    return tuple(sorted(set(ids))) if ids else None
+
+
+def logits_processors(value: object) -> tuple[object, ...]:
+    """A list of functions and names, or None, as a tuple; whether a name is registered is checked by the engine."""
+    if value is None:
+        return ()
+    expected = "a list of functions and of names of registered ones"
+    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
+        raise refuse("logits_processors", "not a list", value, expected)
+    if len(value) > MAX_PROCESSORS:
+        raise refuse("logits_processors", "too many processors", len(value), f"at most {MAX_PROCESSORS}")
+    for each in value:
+        if not (callable(each) or (isinstance(each, str) and each)):
+            raise refuse("logits_processors", "neither a function nor a name", each, expected)
+    return tuple(value)
+
+
+def cache_salt(value: object) -> str | None:
+    """``value`` if it is None or a string of 1 to 256 bytes of UTF-8."""
+    if value is None:
+        return None
+    expected = f"None, or 1 to {MAX_SALT_BYTES} bytes of UTF-8"
+    if not isinstance(value, str):
+        raise refuse("cache_salt", "not a string", value, expected)
+    try:
+        size = len(value.encode("utf-8"))
+    except UnicodeEncodeError:
+        raise refuse("cache_salt", "not valid Unicode", value, expected) from None
+    if not 1 <= size <= MAX_SALT_BYTES:
+        raise refuse("cache_salt", "of the wrong length", f"{size} bytes", expected)
+    return value
 
 
 def logit_bias(value: object) -> dict[int, float]:

@@ -10,7 +10,7 @@ import pytest
 import typer
 
 import bestiary
-from bestiary import SamplingParams, hookspecs
+from bestiary import BeamSearchParams, SamplingParams, hookspecs
 from bestiary.core.cli.main import app
 
 PAGE = (documents.ROOT / "docs" / "plugins.md").read_text()
@@ -144,6 +144,14 @@ def test_options_named_alone_exist(page):
 def test_the_table_of_sampling_parameters_is_the_class():
     documented = [(row[0], row[1]) for row in documents.rows(API, "SamplingParams")]
     assert documented == [(f.name, repr(f.default).replace("'", '"')) for f in dataclasses.fields(SamplingParams)]
+
+
+def test_the_table_of_beam_search_parameters_is_the_class():
+    documented = [(row[0], row[1]) for row in documents.rows(API, "BeamSearchParams")]
+    unset = (
+        "needed" if f.default is dataclasses.MISSING else repr(f.default) for f in dataclasses.fields(BeamSearchParams)
+    )
+    assert documented == list(zip((f.name for f in dataclasses.fields(BeamSearchParams)), unset, strict=True))
 
 
 def test_the_table_of_errors_is_the_classes():

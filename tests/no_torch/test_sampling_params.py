@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bestiary.core.beam_params import BeamSearchParams
 from bestiary.core.errors import BestiaryError, ConfigError, RequestError
+from bestiary.core.guided import Guided
 from bestiary.core.runtime.random_stream import uniform
 from bestiary.core.sampling_params import SamplingParams
 
@@ -35,7 +37,27 @@ BAD = {
                    {1: "1"}, {1.0: 1.0}, dict.fromkeys(range(1025), 1.0)],
     "skip_special_tokens": [1, None],
     "detokenize": [0, "no"],
+    "n": [0, -1, 17, 10**9, 1.0, "1", True, None],
+    "best_of": [0, -1, 17, 10**9, 2.0, "2", True],
+    "bad_words": [5, "word", b"x", [5], [""], ["x" * 257], ["x"] * 257, {"a": 1}, ["unknown"], ["empty"], [" "]],
+    "allowed_token_ids": [[], 5, "5", [-1], [100], [2**63], [1.0], [True], ["a"]],
+    "no_repeat_ngram_size": [-1, 2**31, 1.0, "1", None, True],
+    "logits_processors": [5, "name", [5], [None], [""], print, [print] * 17],
+    "guided": [5, "json", {"regex": "a"}],
+    "include_stop_str_in_output": [1, None],
+    "truncate_prompt_tokens": [0, -1, 2**31, 1.0, "1", True],
+    "reuse_prefix": [1, None],
+    "cache_salt": ["", "x" * 257, "é" * 129, 10**6 * "x", b"salt", 5, "\ud800"],
+    "cache_priority": [-1, 101, 1.0, None, True],
+    "cache_ttl": [0, -1, 1e10, NAN, INF, "1", True],
+    "priority": [-(2**31) - 1, 2**31, 1.0, "0", None, True],
 }  # fmt: skip
+WORDS = {"foo": [5], " foo": [6], "two words": [7, 8], " two words": [9, 8], "same": [4], " same": [4]}
+WORDS |= {"unknown": [1], " unknown": [100], "empty": [], " empty": [2]}
+
+
+def encode(text):
+    return WORDS.get(text, [3])
 
 
 @pytest.mark.parametrize(
@@ -45,7 +67,7 @@ BAD = {
 )
 def test_a_bad_value_is_refused_with_its_field(field, value):
     with pytest.raises(RequestError) as raised:
-        SamplingParams(**{field: value}).resolve(vocab_size=100)
+        SamplingParams(**{field: value}).resolve(vocab_size=100, encode=encode)
     error = raised.value
     assert error.subject == field and error.code == f"E-REQ-{field.upper().replace('_', '-')}"
     assert error.expected and error.found and len(str(error)) < 500 and error.exit_status == 2
@@ -64,8 +86,10 @@ def test_the_bounds_themselves_are_allowed():
     params = SamplingParams(
         temperature=100, top_k=2**31 - 1, top_p=1e-9, min_p=1, repetition_penalty=10, presence_penalty=-2, seed=2**64 - 1,
         frequency_penalty=2, max_tokens=1, min_tokens=1, stop=["x" * 256] * 16, stop_token_ids=[0, 99], logprobs=20,
-        logit_bias={99: -100},
-    ).resolve(vocab_size=100)  # fmt: skip
+        logit_bias={99: -100}, n=16, best_of=16, bad_words=["x" * 256] * 256, allowed_token_ids=[0, 50],
+        no_repeat_ngram_size=2**31 - 1, logits_processors=[print] * 15 + ["named"], truncate_prompt_tokens=1,
+        cache_salt="x" * 256, cache_priority=100, cache_ttl=1e9, priority=-(2**31),
+    ).resolve(vocab_size=100, encode=encode)  # fmt: skip
     assert params.top_k == -1 and params.stop == ("x" * 256,) and params.temperature == 100.0
 
 
@@ -117,6 +141,139 @@ def test_a_bad_default_is_the_models_fault(field):
         SamplingParams().resolve({field: "many"}, vocab_size=10)
 
 
+def test_one_answer_unless_asked():
+    params = SamplingParams().resolve(vocab_size=10)
+    assert (params.n, params.best_of, params.ranked, params.restricted) == (1, 1, False, False)
+    assert SamplingParams(n=3).resolve(vocab_size=10).best_of == 3
+    assert SamplingParams(n=2, best_of=3).resolve(vocab_size=10).ranked
+
+
+def test_answers_have_seeds_of_their_own():
+    params = SamplingParams(n=3, best_of=4, seed=2**64 - 2).resolve(vocab_size=10)
+    answers = [params.answer(index) for index in range(4)]
+    assert [answer.seed for answer in answers] == [2**64 - 2, 2**64 - 1, 0, 1]
+    assert answers[0] == SamplingParams(seed=2**64 - 2).resolve(vocab_size=10)
+
+
+@pytest.mark.parametrize(("params", "field"), [({"n": 2}, "n"), ({"best_of": 2}, "best_of")])
+def test_several_greedy_answers_are_refused(params, field):
+    with pytest.raises(RequestError, match="temperature") as raised:
+        SamplingParams(**params).resolve({"do_sample": False}, vocab_size=10)
+    assert raised.value.subject == field
+    assert SamplingParams(temperature=1.0, **params).resolve({"do_sample": False}, vocab_size=10).best_of == 2
+
+
+def test_best_of_is_at_least_n():
+    with pytest.raises(RequestError, match="best_of"):
+        SamplingParams(n=3, best_of=2)
+
+
+def test_bad_words_are_tokenized_with_and_without_a_space():
+    params = SamplingParams(bad_words=["foo", "two words", "same", " foo"]).resolve(vocab_size=100, encode=encode)
+    assert params.bad_token_ids == ((5,), (6,), (7, 8), (9, 8), (4,))
+
+
+def test_bad_words_need_a_tokenizer():
+    with pytest.raises(RequestError, match="tokenizer") as raised:
+        SamplingParams(bad_words=["foo"]).resolve(vocab_size=100)
+    assert raised.value.subject == "bad_words"
+
+
+def test_allowed_tokens_are_a_set():
+    assert SamplingParams(allowed_token_ids=[7, 3, 7]).resolve(vocab_size=8).allowed_token_ids == (3, 7)
+
+
+@pytest.mark.parametrize("other", [{"bad_words": ["foo"]}, {"min_tokens": 1, "stop_token_ids": [5, 6]}])
+def test_a_token_must_be_left(other):
+    SamplingParams(allowed_token_ids=[3, 5, 6], **other).resolve(vocab_size=100, encode=encode)
+    with pytest.raises(RequestError, match="no token is left"):
+        SamplingParams(allowed_token_ids=[5, 6], **other).resolve(vocab_size=100, encode=encode)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"bad_words": ["foo"]},
+        {"allowed_token_ids": [1]},
+        {"no_repeat_ngram_size": 2},
+        {"logits_processors": ["named"]},
+        {"guided": Guided(regex="a+")},
+    ],
+    ids=lambda option: next(iter(option)),
+)
+def test_what_restricts_tokens_is_known(option):
+    assert SamplingParams(**option).resolve(vocab_size=100, encode=encode).restricted
+
+
+GUIDED_BAD = {
+    "nothing": {},
+    "two": {"regex": "a", "grammar": "b"},
+    "spec alone": {"spec": "x"},
+    "empty": {"regex": ""},
+    "not text": {"regex": 5},
+    "long": {"grammar": "(" * (2**18 + 1)},
+    "surrogate": {"regex": "\ud800"},
+    "no provider name": {"regex": "a", "provider": " "},
+    "provider": {"regex": "a", "provider": 5},
+    "broken schema": {"json_schema": '{"type": '},
+    "deep schema": {"json_schema": "[" * 100_000},
+    "list schema": {"json_schema": "[]"},
+    "key twice": {"json_schema": '{"a": 1, "a": 2}'},
+    "number schema": {"json_schema": 5},
+    "NaN schema": {"json_schema": {"minimum": NAN}},
+    "object schema": {"json_schema": {"type": object()}},
+    "no choice": {"choice": []},
+    "text as choice": {"choice": "ab"},
+    "number as choice": {"choice": ["a", 5]},
+    "empty choice": {"choice": ["a", ""]},
+    "many choices": {"choice": ["a"] * 1025},
+}
+
+
+@pytest.mark.parametrize("value", GUIDED_BAD.values(), ids=GUIDED_BAD)
+def test_a_bad_grammar_is_refused(value):
+    with pytest.raises(RequestError) as raised:
+        Guided(**value)
+    assert raised.value.code == "E-REQ-GUIDED" and raised.value.subject == "guided" and len(str(raised.value)) < 500
+
+
+def test_a_grammar_is_kept_as_text():
+    schema = {"type": "object", "title": "é"}
+    assert Guided(json_schema=schema).text == '{"type": "object", "title": "é"}'
+    assert Guided(json_schema="true").form == "json_schema"
+    assert Guided(choice=["a", "b", "a"]) == Guided(choice=("a", "b"))
+    assert hash(Guided(spec="x", provider="mine")) == hash(Guided(spec="x", provider="mine"))
+
+
+def test_a_schema_that_holds_itself_is_refused():
+    schema = {}
+    schema["allOf"] = [schema]
+    with pytest.raises(RequestError, match="json_schema"):
+        Guided(json_schema=schema)
+
+
+BEAM_BAD = {
+    "beam_width": [0, -1, 65, 1.0, "4", True, None],
+    "max_tokens": [0, 2**31, 1.5, "1", True],
+    "length_penalty": [-101, 101, NAN, INF, "1", None],
+    "early_stopping": ["always", 1, None],
+    "ignore_eos": [1, None],
+    "stop_token_ids": [5, [-1], [1.0], [1] * 1025],
+}
+
+
+@pytest.mark.parametrize(("field", "value"), [(f, v) for f, values in BEAM_BAD.items() for v in values])
+def test_a_bad_value_of_a_beam_search_is_refused_with_its_field(field, value):
+    with pytest.raises(RequestError) as raised:
+        BeamSearchParams(**{"beam_width": 4, field: value})
+    assert raised.value.subject == field and raised.value.code == f"E-REQ-{field.upper().replace('_', '-')}"
+
+
+def test_every_field_of_a_beam_search_has_a_refusal():
+    assert {field.name for field in dataclasses.fields(BeamSearchParams)} == set(BEAM_BAD)
+    assert BeamSearchParams(beam_width=64, early_stopping="never", max_tokens=None).stop_token_ids == ()
+
+
 def test_tiny_temperatures_are_greedy():
     assert SamplingParams(temperature=1e-300).resolve(vocab_size=10).greedy
     assert not SamplingParams(temperature=1e-4).resolve(vocab_size=10).greedy
@@ -142,7 +299,7 @@ anything = st.one_of(
 @given(field=st.sampled_from(sorted(BAD)), value=anything)
 def test_any_value_is_taken_or_refused_with_a_code(field, value):
     try:
-        SamplingParams(**{field: value}).resolve(vocab_size=100)
+        SamplingParams(**{field: value}).resolve(vocab_size=100, encode=encode)
     except BestiaryError as error:
         assert error.code.startswith("E-REQ-")
 

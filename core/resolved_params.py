@@ -1,0 +1,93 @@
+"""The values a request runs with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from bestiary.core.guided import Guided
+
+    # The prompt's token ids, the generated ones so far, and the next token's logits, [V] float32 → logits of that shape.
+    Processor: TypeAlias = Callable[[Sequence[int], Sequence[int], Tensor], Tensor]
+
+__all__ = ["ResolvedParams"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ResolvedParams:
+    """A request's parameters with nothing left open, named as in ``SamplingParams``.
+
+    Args:
+        end_token_ids: stop ids and end tokens together.
+        best_of: how many answers are generated, at least ``n``.
+        bad_token_ids: the token sequences of ``bad_words``; the last token of one may not follow the others.
+        allowed_token_ids: in ascending order, without repeats; None allows all.
+        logits_processors: functions, and names of registered ones.
+    """
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    seed: int
+    max_tokens: int | None
+    min_tokens: int
+    stop: tuple[str, ...]
+    stop_token_ids: frozenset[int]
+    end_token_ids: frozenset[int]
+    logprobs: int | None
+    prompt_logprobs: int | None
+    logit_bias: Mapping[int, float]
+    skip_special_tokens: bool
+    detokenize: bool
+    n: int
+    best_of: int
+    bad_token_ids: tuple[tuple[int, ...], ...]
+    allowed_token_ids: tuple[int, ...] | None
+    no_repeat_ngram_size: int
+    logits_processors: tuple[Processor | str, ...]
+    guided: Guided | None
+    include_stop_str_in_output: bool
+    truncate_prompt_tokens: int | None
+    reuse_prefix: bool
+    cache_salt: str | None
+    cache_priority: int
+    cache_ttl: float | None
+    priority: int
+
+    @property
+    def greedy(self) -> bool:
+        """The likeliest token is taken, without a random number."""
+        return self.temperature == 0.0
+
+    @property
+    def penalized(self) -> bool:
+        """Some penalty changes the logits, so token counts are kept."""
+        return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
+
+    @property
+    def restricted(self) -> bool:
+        """Some tokens are removed, or all logits replaced, by what the answer holds so far."""
+        return bool(
+            self.bad_token_ids
+            or self.allowed_token_ids is not None
+            or self.no_repeat_ngram_size
+            or self.logits_processors
+            or self.guided is not None
+        )
+
+    @property
+    def ranked(self) -> bool:
+        """More answers are generated than returned, so each chosen token's log-probability is needed."""
+        return self.best_of > self.n
+
+    def answer(self, index: int) -> ResolvedParams:
+        """Of answer ``index`` alone: one answer, drawn with ``seed + index`` modulo 2**64."""
+        return replace(self, n=1, best_of=1, seed=(self.seed + index) % 2**64)
