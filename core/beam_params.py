@@ -21,7 +21,7 @@ class BeamSearchParams:
     Args:
         beam_width: 1 … 64 sequences are followed, and as many answers returned.
         max_tokens: 1 … of an answer; None: until the context is full.
-        length_penalty: -100 … 100; above 0 favours long answers, below 0 short ones.
+        length_penalty: -10 … 10; above 0 favours long answers, below 0 short ones.
         early_stopping: True: end as soon as there are ``beam_width`` ended sequences. False: end when the best running
             sequence, scored at its present length, can't beat the worst ended one. ``"never"``: end only when no
             continuation of any length can; with ``length_penalty`` above 0 it is scored at the greatest length.

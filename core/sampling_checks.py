@@ -62,7 +62,7 @@ INTS: Final = {
 BOOLS: Final = ("ignore_eos", "skip_special_tokens", "detokenize", "include_stop_str_in_output", "reuse_prefix")
 # Of beam search alone.
 BEAM_WIDTH: Final = (1, 64)
-LENGTH_PENALTY: Final = NumberRange(-100, 100)
+LENGTH_PENALTY: Final = NumberRange(-10, 10)
 
 
 def refuse(field: str, problem: str, found: object, expected: str, hint: str | None = None) -> RequestError:

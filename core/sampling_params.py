@@ -108,8 +108,9 @@ class SamplingParams:
         answer 0 is the one that ``n=1`` gives. More than one needs a temperature: greedy ones would all be the same.
     best_of: n … 16 answers are generated and the n with the greatest mean log-probability a token returned, best
         first. None: n, in the order of their seeds.
-    bad_words: up to 256 strings, each up to 256 bytes, that the answer won't contain: the last token of a word, tokenized
-        both with and without a space before it, can't follow its others. Spellings in other tokens are not found.
+    bad_words: up to 256 strings, each up to 256 bytes, that the answer won't complete: the last token of a word, tokenized
+        both with and without a space before it, can't follow its others, of which some may be the prompt's. Spellings in
+        other tokens are not found.
     allowed_token_ids: the only tokens an answer may have, at least one. End tokens too must be among them.
     no_repeat_ngram_size: no run of so many tokens occurs twice in prompt and answer; 0 for off.
     logits_processors: up to 16 functions, or names of registered ones, called in this order with the prompt's token ids,

@@ -6,7 +6,8 @@ the order of tokens decides nothing. A removed token has logit -inf.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -59,14 +60,64 @@ def keep_top(logits: Tensor, top_k: Sequence[int], top_p: Sequence[float]) -> Te
     return logits
 
 
-def _nucleus_threshold(logits: Tensor, top_p: Tensor) -> Tensor:
-    """The smallest kept logit of each row's top-p set, [R, 1]."""
+class Limits(NamedTuple):
+    """What the host knows of a batch's top_k and top_p, so that the device need not be asked.
+
+    Args:
+        most: the largest top_k of a row, 0 where no row has one.
+        nucleus: some row has a top_p below 1.
+        bounded: each of these has a top_k of at most 1024, so its top-p set surely lies within so many tokens.
+    """
+
+    most: int
+    nucleus: bool
+    bounded: bool
+
+    @classmethod
+    def of(cls, params: Iterable[tuple[int, float]]) -> Limits:
+        """Of each row's (top_k, top_p)."""
+        rows = list(params)
+        below = [k for k, p in rows if p < 1.0]
+        return cls(max((k for k, _ in rows if k > 0), default=0), bool(below), all(0 < k <= _NUCLEUS for k in below))
+
+
+def keep_top_rows(logits: Tensor, top_k: Tensor, top_p: Tensor, limits: Limits) -> Tensor:
+    """:func:`keep_top` with each row's limits on the device.
+
+    Nothing waits for the device, unless some row has a top_p without a top_k of at most 1024.
+
+    Args:
+        logits: [R, V] float32, temperature applied.
+        top_k: [R] int64, -1 for no limit.
+        top_p: [R] float64, 1.0 for no limit.
+        limits: ``Limits.of`` these rows.
+    """
+    if limits.most:
+        best = logits.topk(limits.most, dim=-1).values
+        threshold = best.gather(1, (top_k - 1).clamp(min=0).unsqueeze(1))
+        unlimited = (top_k <= 0).unsqueeze(1)
+        logits = logits.masked_fill((logits < threshold) & ~unlimited, -torch.inf)
+    if limits.nucleus:
+        threshold = _nucleus_threshold(logits, top_p.unsqueeze(1), within=limits.bounded)
+        below = (logits < threshold) & (top_p < 1.0).unsqueeze(1)
+        logits = logits.masked_fill(below, -torch.inf)
+    return logits
+
+
+def _nucleus_threshold(logits: Tensor, top_p: Tensor, *, within: bool = False) -> Tensor:
+    """The smallest kept logit of each row's top-p set, [R, 1].
+
+    ``within``: of each row that has a top_p at most ``_NUCLEUS`` tokens are left, ties with the last of them apart, so
+    the threshold is found among these, or is the last.
+    """
     highest = logits.amax(dim=-1, keepdim=True)
     total = (logits - highest).double().exp().sum(dim=-1, keepdim=True)
     width = min(_NUCLEUS, logits.shape[-1])
     best = logits.topk(width, dim=-1).values
     threshold, found = _threshold_among(best, highest, total, top_p)
-    if width < logits.shape[-1] and not bool(found.all()):
+    # A row without a top_p has 1.0, which its sums may never reach.
+    found = found | (top_p.squeeze(1) >= 1.0)
+    if not within and width < logits.shape[-1] and not bool(found.all()):
         rows = (~found).nonzero().squeeze(1)
         whole = logits[rows].sort(dim=-1, descending=True).values
         rest, _ = _threshold_among(whole, highest[rows], total[rows], top_p[rows])

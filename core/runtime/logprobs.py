@@ -3,14 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from bestiary.core.outputs import Logprob, LogprobDict
+from bestiary.core.outputs import LogprobDict
+from bestiary.core.runtime.logprob_dicts import logprob_dict
 
 # Rows whose float32 copy is made at a time; a prompt's chunk may have thousands of rows of a large vocabulary.
 _ROWS = 128
+
+
+class LogprobRows(NamedTuple):
+    """Of each of R rows, on the logits' device: the chosen token's log-probability and rank, and the K likeliest tokens.
+
+    ``values`` [R] float32, ``ranks`` [R] int64 from 1, ``best_values`` [R, K] float32 in descending order,
+    ``best_ids`` [R, K] int64. A rank is one more than the number of likelier tokens, so equal tokens share one.
+    """
+
+    values: Tensor
+    ranks: Tensor
+    best_values: Tensor
+    best_ids: Tensor
+
+    def listed(self, chosen: Sequence[int], count: Sequence[int]) -> list[LogprobDict]:
+        """Per row the chosen token and the ``count`` likeliest ones; waits for the device."""
+        values, ranks, best_values, best_ids = (part.tolist() for part in self)
+        return [
+            logprob_dict(token, values[row], ranks[row], best_ids[row][: count[row]], best_values[row][: count[row]])
+            for row, token in enumerate(chosen)
+        ]
+
+
+def logprob_rows(logits: Tensor, chosen: Tensor, most: int) -> LogprobRows:
+    """The chosen and the likeliest tokens of each row; nothing waits for the device.
+
+    Args:
+        logits: [R, V], the model's.
+        chosen: [R] int64 token ids; a row with -1 gives numbers that mean nothing.
+        most: K, how many of the likeliest tokens to give; 0 for none.
+    """
+    parts = [_some(logits[i : i + _ROWS], chosen[i : i + _ROWS], most) for i in range(0, len(chosen), _ROWS)]
+    if len(parts) == 1:
+        return parts[0]
+    return LogprobRows(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+def _some(logits: Tensor, chosen: Tensor, most: int) -> LogprobRows:
+    values = torch.log_softmax(logits.float(), dim=-1)
+    own = values.gather(1, chosen.clamp(min=0).unsqueeze(1))
+    best_values, best_ids = values.topk(most, dim=-1)
+    return LogprobRows(own.squeeze(1), (values > own).sum(dim=-1) + 1, best_values, best_ids)
 
 
 def logprobs(logits: Tensor, chosen: Sequence[int], count: Sequence[int]) -> list[LogprobDict]:
@@ -21,27 +65,7 @@ def logprobs(logits: Tensor, chosen: Sequence[int], count: Sequence[int]) -> lis
         chosen: per row a token id.
         count: per row how many of the likeliest tokens to give.
     """
-    out: list[LogprobDict] = []
-    for start in range(0, len(chosen), _ROWS):
-        rows = slice(start, start + _ROWS)
-        out += _some(logits[rows], chosen[rows], count[rows])
-    return out
-
-
-def _some(logits: Tensor, chosen: Sequence[int], count: Sequence[int]) -> list[LogprobDict]:
-    values = torch.log_softmax(logits.float(), dim=-1)
-    ids = torch.tensor(chosen, device=logits.device).unsqueeze(1)
-    own = values.gather(1, ids)
-    own_values, own_ranks = own.squeeze(1).tolist(), ((values > own).sum(dim=-1) + 1).tolist()
-    most = max(count)
-    best = values.topk(most, dim=-1) if most else None
-    best_values = best.values.tolist() if best else [[]] * len(chosen)
-    best_ids = best.indices.tolist() if best else [[]] * len(chosen)
-    out: list[LogprobDict] = []
-    for row, token in enumerate(chosen):
-        entry: LogprobDict = {token: Logprob(own_values[row], own_ranks[row])}
-        pairs = zip(best_ids[row][: count[row]], best_values[row], strict=False)
-        for rank, (other, value) in enumerate(pairs, start=1):
-            entry.setdefault(other, Logprob(value, rank))
-        out.append(entry)
-    return out
+    if not chosen:
+        return []
+    ids = torch.tensor(chosen, dtype=torch.int64, device=logits.device)
+    return logprob_rows(logits, ids, max(count)).listed(chosen, count)

@@ -10,7 +10,16 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PUBLIC = ("bestiary", "bestiary.layers", "bestiary.ops", "bestiary.converters", "bestiary.spec", "bestiary.testing", "bestiary.hookspecs")  # fmt: skip
-TORCH_FREE = ("bestiary.core.runtime.request", "bestiary.core.runtime.blocks", "bestiary.core.runtime.scheduler")
+TORCH_FREE = (
+    "bestiary.core.runtime.bad_words",
+    "bestiary.core.runtime.beam",
+    "bestiary.core.runtime.bitmasks",
+    "bestiary.core.runtime.blocks",
+    "bestiary.core.runtime.logprob_dicts",
+    "bestiary.core.runtime.ngrams",
+    "bestiary.core.runtime.request",
+    "bestiary.core.runtime.scheduler",
+)
 LOW = ("bestiary.core.ops", *TORCH_FREE)
 HIGH = ("bestiary.layers", "bestiary.converters", "bestiary.core.checkpoint", "bestiary.core.engine", "bestiary.core.cli", "bestiary.core.llm", "bestiary.core.prepare")  # fmt: skip
 PLUGINS = sorted(path.parent for kind in ("models", "plugins") for path in ROOT.glob(f"{kind}/*/*/__init__.py"))

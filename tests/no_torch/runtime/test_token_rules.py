@@ -1,0 +1,58 @@
+"""No-repeat n-grams, bad words, bitmasks and log-probability dicts, against what they say in the simplest words."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bestiary.core.outputs import Logprob
+from bestiary.core.runtime.bad_words import BadWords
+from bestiary.core.runtime.bitmasks import bitmask, words
+from bestiary.core.runtime.logprob_dicts import logprob_dict
+from bestiary.core.runtime.ngrams import NgramIndex
+
+texts = st.lists(st.integers(0, 3), max_size=40)
+
+
+def completes_a_run(text, n):
+    """Tokens that, added to the text, end with n tokens that it already has in a row."""
+    runs = {tuple(text[i : i + n]) for i in range(len(text) - n + 1)}
+    return {token for token in range(4) if tuple([*text, token][-n:]) in runs and len(text) >= n - 1}
+
+
+@given(text=texts, known=st.integers(0, 40), n=st.integers(1, 6))
+def test_an_index_knows_the_runs_of_a_growing_text(text, known, n):
+    index = NgramIndex(n, text[:known])
+    for end in range(known, len(text)):
+        assert index.banned() == completes_a_run(text[:end], n)
+        index.append(text[end])
+    assert index.banned() == completes_a_run(text, n)
+
+
+def test_runs_longer_than_the_text_ban_nothing():
+    assert NgramIndex(2**31 - 1, [1] * 50).banned() == set()
+
+
+@given(sequences=st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=4), max_size=8), text=texts)
+def test_bad_words_are_never_completed(sequences, text):
+    whole = {
+        token for token in range(4) for s in sequences if [*text, token][-len(s) :] == s and len(text) + 1 >= len(s)
+    }
+    assert BadWords(sequences).banned(text) == whole
+
+
+@pytest.mark.parametrize("size", [1, 31, 32, 33, 100])
+def test_a_bitmask_has_the_bits_of_its_tokens(size):
+    tokens = {0, size - 1, size // 2}
+    mask = bitmask(tokens, size)
+    assert mask.dtype == np.int32 and mask.shape == (words(size),)
+    assert {t for t in range(32 * words(size)) if (int(mask[t // 32]) >> (t % 32)) & 1} == tokens
+    assert not bitmask((), size).any()
+
+
+def test_the_chosen_token_comes_first_and_once():
+    assert logprob_dict(7, -1.5, 2, [4, 7], [-0.5, -1.5]) == {7: Logprob(-1.5, 2), 4: Logprob(-0.5, 1)}
+    assert list(logprob_dict(7, -9.0, 50, [4, 5], [-0.5, -1.5])) == [7, 4, 5]
+    assert logprob_dict(7, -9.0, 50, [], []) == {7: Logprob(-9.0, 50)}
