@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from bestiary.core.errors import ConfigError
 
@@ -60,6 +62,32 @@ def synchronize(device: torch.device) -> None:
     """Wait until the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def fetch(tensor: Tensor) -> Tensor:
+    """The tensor's values on the host, there once a :func:`mark` made after this has passed."""
+    if tensor.device.type == "cpu":
+        return tensor
+    landing = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return landing.copy_(tensor, non_blocking=True)
+
+
+def mark(device: torch.device) -> Callable[[], None]:
+    """A place in what the device was given; calling it waits until the device is past it."""
+    if device.type != "cuda":
+        return _past
+    event = torch.cuda.Event()
+    event.record()
+    return event.synchronize
+
+
+def overlaps(device: torch.device) -> bool:
+    """Whether the host goes on while the device works, so that steps may be launched ahead."""
+    return device.type == "cuda"
+
+
+def _past() -> None:
+    """The host itself has done it already."""
 
 
 def _processor_flags() -> frozenset[str]:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from bestiary.core.answer import TextAnswer
+from bestiary.core.async_answer import AsyncAnswer
+from bestiary.core.batch_progress import BatchProgress
+from bestiary.core.driver import Driver
+from bestiary.core.engine.start import start
 from bestiary.core.errors import EngineError, UsageError
+from bestiary.core.jobs import Job
 from bestiary.core.opening import open_engine, open_tokenizer
 from bestiary.core.outputs import RequestOutput, StreamPiece
 from bestiary.core.progress import Progress, Silent
-from bestiary.core.runtime.batch import Batch
-from bestiary.core.runtime.loop import EngineLoop
-from bestiary.core.runtime.request import Request
-from bestiary.core.runtime.scheduler import Scheduler
+from bestiary.core.runtime.blocks import CacheEvent
+from bestiary.core.runtime.stats import EngineStats
 from bestiary.core.sampling_params import SamplingParams
 from bestiary.core.submission import Submission
 
@@ -23,13 +25,6 @@ if TYPE_CHECKING:
     from bestiary.core.engine.load import LoadedEngine
 
 Params = SamplingParams | Sequence[SamplingParams] | None
-
-
-class _Closed:
-    """What is left of an engine after ``close``; the real one's memory is free."""
-
-    def forward(self, batch: Batch) -> NoReturn:
-        raise EngineError("E-RUN-CLOSED", "LLM", "it has been closed")
 
 
 class LLM:
@@ -51,6 +46,9 @@ class LLM:
         kv_dtype: what keys and values are stored in.
         block_size: tokens in a KV block; None: the engine's, 16 for a new one.
         prefix_caching: reuse keys and values of equal prompt beginnings.
+        capacity: ``"no-evict"`` runs a request when all it can ever need of the KV cache is free; ``"max-utilization"``
+            runs more of them, and takes blocks back from the latest when there are none left.
+        queue_order: ``"first-come"``, or ``"priority"`` by ``SamplingParams.priority``.
         tensor_parallel: ranks that share the model.
         seed: of random weights and of requests without a seed.
         reference: run the model's own forward on the ops' references: slow, and what everything is compared with.
@@ -85,6 +83,8 @@ class LLM:
         kv_dtype: str = "auto",
         block_size: int | None = None,
         prefix_caching: bool = True,
+        capacity: str = "no-evict",
+        queue_order: str = "first-come",
         tensor_parallel: int | None = None,
         seed: int = 0,
         reference: bool = False,
@@ -126,15 +126,11 @@ class LLM:
             self.tokenizer,
             vocab_size=engine.vocab_size,
             max_seq_len=engine.max_seq_len,
+            host=host,
             seed=seed,
         )
-        scheduler = Scheduler(
-            engine.cache_groups,
-            max_batch_size=engine.options.max_batch_size,
-            max_num_tokens=engine.options.max_num_tokens,
-            prefix_caching=prefix_caching and engine.prefix_caching,
-        )
-        self._loop = EngineLoop(engine.runner, scheduler)
+        loop = start(engine, host, prefix_caching=prefix_caching, capacity=capacity, order=queue_order)
+        self._driver = Driver(loop)
 
     @property
     def engine(self) -> LoadedEngine:
@@ -161,17 +157,32 @@ class LLM:
             RequestError: a bad prompt or parameter; nothing has run then.
             EngineError: the model failed.
         """
-        prepared = self._prepare(prompts, sampling_params)
-        loop = self._loop
+        jobs = self._prepare(prompts, sampling_params)
+        driver = self._driver
         try:
-            for request, answer in prepared:
-                loop.submit(request, answer)
-            self._run([answer for _, answer in prepared], use_tqdm)
+            for job in jobs:
+                driver.post(job.start)
+            with BatchProgress(jobs, driver.loop, shown=use_tqdm) as progress:
+                driver.run(progress.done, progress.update)
         finally:
             # Whatever ended the call early, nothing of it stays in the engine.
-            for request, _ in prepared:
-                loop.abort(request)
-        return [answer.output() for _, answer in prepared]
+            for job in jobs:
+                driver.post(job.abort)
+        return [job.output() for job in jobs]
+
+    def generate_async(self, prompt: object, sampling_params: SamplingParams | None = None) -> AsyncAnswer:
+        """One answer, in asyncio: ``await`` it, or read it with ``async for``. To be called where an event loop runs.
+
+        Args:
+            prompt: as for ``generate``, or a conversation as for ``chat``.
+
+        Raises:
+            RequestError: a bad prompt or parameter.
+            EngineError: the engine is dead.
+        """
+        answer = AsyncAnswer(self._driver)
+        answer.begin(self._prepare_one(prompt, sampling_params, "generate_async", on_news=answer.listener()))
+        return answer
 
     def chat(
         self,
@@ -209,12 +220,7 @@ class LLM:
             RequestError: a bad prompt or parameter, when called.
             EngineError: the model failed.
         """
-        if isinstance(prompt, list) and prompt and isinstance(prompt[0], Mapping) and "role" in prompt[0]:
-            prompt = self._submission.chat_prompts(prompt, None, {})
-        prepared = self._prepare(prompt, sampling_params)
-        if len(prepared) != 1:
-            raise UsageError("E-REQ-STREAM", "stream", "takes one prompt", found=f"{len(prepared)} prompts")
-        return self._pieces(*prepared[0])
+        return self._pieces(self._prepare_one(prompt, sampling_params, "stream"))
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text.
@@ -229,13 +235,25 @@ class LLM:
     def reset_prefix_cache(self) -> None:
         """Forget the prefixes of earlier requests."""
         _ = self.engine  # refuses after close
-        self._loop.scheduler.reset_prefix_cache()
+        self._driver.post(lambda loop: loop.scheduler.reset_prefix_cache())
+
+    def stats(self) -> EngineStats:
+        """What runs and waits, what was computed and reused, how full the cache is, how long steps take."""
+        return self._driver.loop.stats()
+
+    def cache_events(self) -> list[CacheEvent]:
+        """What the prefix cache stored and removed since the last call; the first call begins the record."""
+        found: list[CacheEvent] = []
+        for pool in self._driver.loop.scheduler.tables.pools:
+            pool.watch()
+            while pool.events:
+                found.append(pool.events.popleft())
+        return found
 
     def close(self) -> None:
         """End all requests and let go of the engine's memory. May be called again."""
         if self._engine is not None:
-            self._loop.abort_all()
-            self._loop.runner = _Closed()
+            self._driver.close()
             self._engine = None
 
     def __enter__(self) -> Self:
@@ -246,35 +264,39 @@ class LLM:
     ) -> None:
         self.close()
 
-    def _prepare(self, prompts: object, params: Params) -> list[tuple[Request, TextAnswer]]:
+    def _prepare(self, prompts: object, params: Params, **options: Any) -> list[Job]:
         _ = self.engine  # refuses after close
-        prepared = self._submission.prepare(prompts, params)
-        for request, _ in prepared:
-            self._loop.scheduler.admissible(request)
-        return prepared
+        self._driver.loop.refuse_if_dead()
+        jobs = self._submission.prepare(prompts, params, **options)
+        for job in jobs:
+            job.check(self._driver.loop.scheduler)
+        return jobs
 
-    def _run(self, answers: list[TextAnswer], use_tqdm: bool) -> None:
-        from tqdm import tqdm
+    def _prepare_one(
+        self,
+        prompt: object,
+        params: SamplingParams | None,
+        caller: str,
+        on_news: Callable[[], None] | None = None,
+    ) -> Job:
+        """A job that someone reads along with."""
+        if isinstance(prompt, list) and prompt and isinstance(prompt[0], Mapping) and "role" in prompt[0]:
+            prompt = self._submission.chat_prompts(prompt, None, {})
+        jobs = self._prepare(prompt, params, streams=True, on_news=on_news)
+        if len(jobs) != 1:
+            raise UsageError("E-REQ-STREAM", caller, "takes one prompt", found=f"{len(jobs)} prompts")
+        return jobs[0]
 
-        with tqdm(total=len(answers), desc="requests", disable=not use_tqdm) as bar:
-            done = 0
-            while done < len(answers):
-                if self._loop.step():
-                    now = sum(answer.finished for answer in answers)
-                    bar.update(now - done)
-                    done = now
-
-    def _pieces(self, request: Request, answer: TextAnswer) -> Iterator[StreamPiece]:
-        loop = self._loop
-        loop.submit(request, answer)
+    def _pieces(self, job: Job) -> Iterator[StreamPiece]:
+        driver = self._driver
+        driver.post(job.start)
         try:
             done = False
             while not done:
-                if not answer.finished:
-                    loop.step()
+                if not job.finished:
+                    driver.step()
                 # Another call's steps may have finished it.
-                done = answer.finished
-                if done or answer.has_news():
-                    yield answer.piece()
+                done = job.finished
+                yield from job.pieces()
         finally:
-            loop.abort(request)
+            driver.post(job.abort)

@@ -73,7 +73,12 @@ class RequestOutput:
 
     Args:
         prompt_logprobs: one entry a prompt token, the first is None; None unless asked for.
-        num_cached_tokens: prompt tokens whose keys and values were reused from earlier requests.
+        num_cached_tokens: prompt tokens whose keys and values were reused from other requests.
+        cache_miss: why not all but the last one, which is always computed; None if they were. ``"unseen"``: nobody had the
+            same prompt further; ``"evicted"``: someone had, and the blocks were needed; ``"salt"`` or ``"adapter"``: only
+            requests of others had; ``"partial block"``: the rest lies in a block that can't be copied yet;
+            ``"disabled"``: by the engine, ``reuse_prefix=False`` or ``prompt_logprobs``.
+        num_preemptions: how often its blocks were taken and it was computed anew.
     """
 
     request_id: str
@@ -84,16 +89,22 @@ class RequestOutput:
     metrics: RequestMetrics
     prompt_logprobs: list[LogprobDict | None] | None = None
     num_cached_tokens: int = 0
+    cache_miss: str | None = None
+    num_preemptions: int = 0
 
 
 @dataclass(frozen=True)
 class StreamPiece:
-    """What one or more steps added to an answer. ``str(piece)`` is the text; the last has a ``finish_reason``."""
+    """What one or more steps added to an answer. ``str(piece)`` is the text; the last has a ``finish_reason``.
+
+    ``index`` tells the answers of a request with ``n`` above 1 apart.
+    """
 
     text: str
     token_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
+    index: int = 0
 
     def __str__(self) -> str:
         return self.text

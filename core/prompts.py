@@ -33,13 +33,16 @@ def as_prompts(prompts: object) -> list[PromptInput]:
     return list(prompts)
 
 
-def read_prompt(prompt: object, tokenizer: Tokenizer | None, *, vocab_size: int, max_seq_len: int) -> Prompt:
+def read_prompt(
+    prompt: object, tokenizer: Tokenizer | None, *, vocab_size: int, max_seq_len: int, keep: int | None = None
+) -> Prompt:
     """A prompt's tokens.
 
     Args:
         prompt: text, token ids, ``{"prompt": text}`` or ``{"prompt_token_ids": ids}``.
         vocab_size: width of the logits.
         max_seq_len: most tokens of prompt and output together.
+        keep: only so many of the last tokens are used; None for all.
 
     Raises:
         RequestError: empty, of the wrong type, ids outside the vocabulary, or no room left for output.
@@ -61,6 +64,8 @@ def read_prompt(prompt: object, tokenizer: Tokenizer | None, *, vocab_size: int,
         raise RequestError(
             "E-REQ-PROMPT", "prompt", "not in the vocabulary", found=f"token id {wrong}", expected=expected
         )
+    if keep is not None:
+        ids = ids[-keep:]
     if len(ids) >= max_seq_len:
         raise _too_long(f"{len(ids)} tokens", max_seq_len)
     return Prompt(text, ids)

@@ -84,6 +84,14 @@ class ResolvedParams:
         )
 
     @property
+    def plain(self) -> bool:
+        """The token is the argmax of the logits as the model gave them, and nothing else is asked of them."""
+        ends_late = bool(self.min_tokens and self.end_token_ids)
+        scored = self.logprobs is not None or self.prompt_logprobs is not None
+        changed = self.penalized or self.logit_bias or ends_late or self.restricted
+        return self.greedy and not (changed or scored)
+
+    @property
     def ranked(self) -> bool:
         """More answers are generated than returned, so each chosen token's log-probability is needed."""
         return self.best_of > self.n

@@ -1,14 +1,19 @@
-"""From what a caller asks to requests in the loop: prompts, parameters, seeds and ids."""
+"""From what a caller asks to jobs for the loop: prompts, parameters, grammars, seeds and ids."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bestiary.core.answer import TextAnswer
 from bestiary.core.errors import RequestError
-from bestiary.core.prompts import Prompt, as_prompts, read_prompt
+from bestiary.core.guides import Guides
+from bestiary.core.jobs import Job, Part, SamplingJob
+from bestiary.core.plugins import PluginHost
+from bestiary.core.prompts import as_prompts, read_prompt
 from bestiary.core.runtime.random_stream import mix
 from bestiary.core.runtime.request import Request
 from bestiary.core.sampling_params import SamplingParams
@@ -18,36 +23,55 @@ from bestiary.core.text.tokenizer import Tokenizer
 
 
 class Submission:
-    """Makes requests for one engine.
+    """Makes jobs for one engine.
 
     Args:
         model: directory of the engine, for generation_config and the chat template.
         tokenizer: None for token ids only.
         vocab_size: width of the logits.
         max_seq_len: most tokens of a request.
+        host: whose grammars and logits processors requests may name.
         seed: of the requests that name none.
     """
 
     def __init__(
-        self, model: Path, tokenizer: Tokenizer | None, *, vocab_size: int, max_seq_len: int, seed: int = 0
+        self,
+        model: Path,
+        tokenizer: Tokenizer | None,
+        *,
+        vocab_size: int,
+        max_seq_len: int,
+        host: PluginHost,
+        seed: int = 0,
     ) -> None:
         self.tokenizer, self.vocab_size, self.max_seq_len = tokenizer, vocab_size, max_seq_len
         self.generation_config: Mapping[str, Any] = load_generation_config(model)
         own_end = None if tokenizer is None else tokenizer.eos_token_id
         self.end_tokens = end_token_ids(self.generation_config, own_end, vocab_size)
+        self._guides = Guides(host, tokenizer, vocab_size)
         self._template = None if tokenizer is None else ChatTemplate.load(model, tokenizer.special_tokens)
         self._seed, self._count = seed, 0
 
     def prepare(
-        self, prompts: object, params: SamplingParams | Sequence[SamplingParams] | None
-    ) -> list[tuple[Request, TextAnswer]]:
-        """Requests with their answers, all checked before the first is submitted.
+        self,
+        prompts: object,
+        params: SamplingParams | Sequence[SamplingParams] | None,
+        *,
+        streams: bool = False,
+        on_news: Callable[[], None] | None = None,
+    ) -> list[Job]:
+        """Jobs, all checked before the first is started.
+
+        Args:
+            streams: someone reads along, so long prompts of others are paced.
+            on_news: called whenever a token came.
 
         Raises:
             RequestError: a bad prompt, or not one SamplingParams for each prompt.
         """
-        read = [self._read(prompt) for prompt in as_prompts(prompts)]
-        return [self._request(prompt, each) for prompt, each in zip(read, _spread(params, len(read)), strict=True)]
+        given = as_prompts(prompts)
+        spread = _spread(params, len(given))
+        return [self._job(prompt, each, streams, on_news) for prompt, each in zip(given, spread, strict=True)]
 
     def chat_prompts(
         self, messages: object, template: str | None, options: Mapping[str, Any]
@@ -69,10 +93,16 @@ class Submission:
         # The template writes its own begin token.
         return [{"prompt_token_ids": self.tokenizer.encode(text, add_special_tokens=False)} for text in texts]
 
-    def _read(self, prompt: object) -> Prompt:
-        return read_prompt(prompt, self.tokenizer, vocab_size=self.vocab_size, max_seq_len=self.max_seq_len)
-
-    def _request(self, prompt: Prompt, params: SamplingParams) -> tuple[Request, TextAnswer]:
+    def _job(
+        self, prompt: object, params: SamplingParams, streams: bool, on_news: Callable[[], None] | None
+    ) -> Job:
+        read = read_prompt(
+            prompt,
+            self.tokenizer,
+            vocab_size=self.vocab_size,
+            max_seq_len=self.max_seq_len,
+            keep=params.truncate_prompt_tokens,
+        )
         if self.tokenizer is None and params.stop:
             raise RequestError("E-REQ-STOP", "stop", "stop strings need a tokenizer and there is none")
         number = self._count
@@ -82,9 +112,32 @@ class Submission:
             vocab_size=self.vocab_size,
             eos_token_ids=self.end_tokens,
             seed=mix(mix(self._seed) + number),
+            encode=None if self.tokenizer is None else partial(self.tokenizer.encode, add_special_tokens=False),
         )
-        request = Request(str(number), prompt.token_ids, resolved, max_seq_len=self.max_seq_len)
-        return request, TextAnswer(request, prompt.text, self.tokenizer)
+        self._guides.check_processors(resolved)
+        matcher = self._guides.matcher(resolved)
+        parts: list[Part] = []
+        for index in range(resolved.best_of):
+            own = resolved.answer(index)
+            if resolved.ranked and own.logprobs is None:
+                own = replace(own, logprobs=0)
+            request = Request(
+                str(number) if index == 0 else f"{number}.{index}",
+                read.token_ids,
+                own,
+                max_seq_len=self.max_seq_len,
+                sibling=parts[0].request if parts else None,
+                streams=streams,
+            )
+            answer = TextAnswer(request, self.tokenizer, index=index, on_news=on_news)
+            parts.append(Part(request, answer, matcher.fork() if matcher is not None and index else matcher))
+        return SamplingJob(
+            read.text,
+            parts,
+            wanted=resolved.n,
+            ranked=resolved.ranked,
+            scored=resolved.logprobs is not None,
+        )
 
 
 def _spread(params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> Sequence[SamplingParams]:

@@ -27,6 +27,10 @@ from bestiary.core.runtime.inputs import table_width
 from bestiary.spec import Model
 
 
+#: Rows of logits in a step beyond one a sequence: for prompt log-probabilities, which a vocabulary makes large.
+PROMPT_ROWS = 256
+
+
 @dataclass(frozen=True)
 class Network:
     """A program with the shapes of its values and what it was made for."""
@@ -78,7 +82,8 @@ def make_network(
     insert_taps(program, taps)
     merge_linears(program)
     fusions = _fuse(program, geometry, target, host)
-    limits = Sizes(options.max_num_tokens, min(options.max_batch_size, options.max_num_tokens), options.max_num_tokens)
+    sequences = min(options.max_batch_size, options.max_num_tokens)
+    limits = Sizes(options.max_num_tokens, sequences, sequences + PROMPT_ROWS)
     shapes = infer(program, geometry)
     return Network(module, program, shapes, geometry, target, limits, max_seq_len, config.vocab_size, fusions)
 

@@ -74,15 +74,27 @@ class KVStore:
         specs = cache_groups(dict(caches))
         self.groups = groups
         self.tensors: dict[str, Tensor] = {}
+        self._members: list[list[Tensor]] = [[] for _ in groups]
         for path, spec in caches.items():
             group = groups[specs.index(spec)]
             for name, size in (("k", spec.k_size), ("v", spec.v_size)):
                 shape = (group.num_blocks + 1, group.block_size, spec.kv_heads, size)
-                self.tensors[f"{name}.{path}"] = _zeros(shape, dtype, device)
+                self.tensors[f"{name}.{path}"] = made = _zeros(shape, dtype, device)
+                self._members[specs.index(spec)].append(made)
 
     @property
     def nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    def copy(self, group: int, sources: Tensor, targets: Tensor) -> None:
+        """The blocks ``targets`` get the contents that ``sources`` have now, in every layer of a group."""
+        for tensor in self._members[group]:
+            tensor.index_copy_(0, targets, tensor.index_select(0, sources))
+
+    def scrub(self, group: int, blocks: Tensor) -> None:
+        """Zeros in place of what the blocks hold, in every layer of a group."""
+        for tensor in self._members[group]:
+            tensor.index_fill_(0, blocks, 0)
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -102,6 +102,14 @@ class Bans(NamedTuple):
     tokens: Ints
 
 
+class History(NamedTuple):
+    """What a row's logits processors may see: the prompt and the output so far."""
+
+    row: int
+    prompt: Ints
+    output: Ints
+
+
 class Scored(NamedTuple):
     """Prompt log-probabilities: rows ``first … first + len(targets)`` of the step's logits, with ``count`` likeliest each."""
 
@@ -118,8 +126,10 @@ class SampleMessage:
         slots: [n] whose tokens are chosen.
         rows: [n] their rows of the step's logits; None: row i is i.
         plain: every row takes its likeliest token and nothing else is asked.
-        masks: guided rows.
         bans: tokens that are out for this step only.
+        allowed: rows with a fixed set of tokens.
+        histories: rows with logits processors.
+        guided: rows whose grammar allows some tokens only.
         logprobs: [n] how many likeliest tokens to report besides the chosen one, -1 for rows that ask for none; None: none do.
         scored: prompt log-probabilities.
     """
@@ -127,8 +137,10 @@ class SampleMessage:
     slots: Ints
     rows: Ints | None = None
     plain: bool = True
-    masks: Masks | None = None
     bans: Bans | None = None
+    allowed: Masks | None = None
+    histories: tuple[History, ...] = ()
+    guided: Masks | None = None
     logprobs: Ints | None = None
     scored: tuple[Scored, ...] = ()
 
@@ -147,7 +159,7 @@ class SampledMessage:
     """A step's results.
 
     Args:
-        tokens: [n] the chosen tokens; -1 for a row whose logits had no finite maximum.
+        tokens: [n] the chosen tokens; -1 for a row whose logits had no finite maximum, or that is in ``errors``.
         logprobs: of the rows that asked, in their order.
         scored: one for each :class:`Scored`.
         errors: sampling row → what a logits processor of its request raised.

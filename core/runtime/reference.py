@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from bestiary.core.program.program import Part
 from bestiary.core.program.trace import cache_groups
-from bestiary.core.runtime.batch import Batch
 from bestiary.core.runtime.inputs import StepInputs
+from bestiary.core.runtime.messages import StepMessage
 from bestiary.layers.cache import KVCache
 from bestiary.layers.step import LayerCache, Step
 
@@ -24,20 +24,16 @@ class ReferenceRunner:
     """
 
     def __init__(self, module: nn.Module, source: Callable[[Part], Tensor], inputs: StepInputs) -> None:
-        self._module, self._inputs = module, inputs
+        self._module, self.inputs = module, inputs
         self._taps: dict[str, Tensor] = {}
         for name, parameter in list(module.named_parameters()):
             _fill(module, parameter, source(Part(name, tuple(parameter.shape))))
         for path, child in module.named_modules():
             child.register_forward_hook(self._keep(path))
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Logits ``[R, vocabulary]`` of the segments' rows, in order."""
-        return self.forward_all(batch)["logits"]
-
-    def forward_all(self, batch: Batch) -> dict[str, Tensor]:
-        """The logits, and what every module returned, by its path."""
-        views = self._inputs.views(self._inputs.write(batch))
+    def forward(self, step: StepMessage) -> dict[str, Tensor]:
+        """``logits`` ``[R, vocabulary]`` of the step's rows, in order, and what every module returned, by its path."""
+        views = self.inputs.views(self.inputs.write(step))
         caches = {path: module for path, module in self._module.named_modules() if isinstance(module, KVCache)}
         specs = cache_groups({path: module.spec for path, module in caches.items()})
         memory = {}
@@ -45,7 +41,7 @@ class ReferenceRunner:
             group = specs.index(module.spec)
             slots, tables = views[f"slots.{group}"], views[f"block_tables.{group}"]
             memory[module] = LayerCache(views[f"k.{path}"], views[f"v.{path}"], slots, tables)
-        step = Step(
+        given = Step(
             tokens=views["tokens"],
             positions=views["positions"],
             lengths=views["lengths"],
@@ -56,7 +52,7 @@ class ReferenceRunner:
         )
         self._taps = {}
         with torch.no_grad():
-            logits = self._module(step)
+            logits = self._module(given)
         return {**self._taps, "logits": logits}
 
     def _keep(self, path: str) -> Callable[..., None]:

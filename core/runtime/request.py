@@ -41,6 +41,8 @@ class Request:
         chain: per cache group the prefix nodes of its full blocks.
         cap: per cache group the most blocks it can hold at once.
         plain: its token is the argmax of its logits and nothing else is asked of them.
+        restricted: what its next token may be depends on its answer so far.
+        watched: someone wants every token as it comes.
         reusable: its blocks may be taken from and given to the prefix cache.
         num_cached: prompt tokens that were found in the cache when it was first admitted; None before.
         cache_miss: why not more of them, None if no more were possible.
@@ -67,6 +69,7 @@ class Request:
         "prompt_length",
         "prompt_step",
         "rank",
+        "restricted",
         "reusable",
         "scope",
         "sibling",
@@ -74,6 +77,7 @@ class Request:
         "state",
         "stop_reason",
         "streams",
+        "watched",
     )
 
     def __init__(
@@ -92,6 +96,8 @@ class Request:
         self.prompt_length = len(self._kept)
         self.params = params
         self.plain = params.plain
+        self.restricted = params.restricted or bool(params.min_tokens and params.end_token_ids)
+        self.watched = False
         room = max_seq_len if params.max_tokens is None else self.prompt_length + params.max_tokens
         self.max_length = min(room, max_seq_len)
         self.scope = Scope(params.cache_salt)

@@ -1,12 +1,12 @@
-"""Executes the step program on batches. Knows tensors and blocks, nothing of how requests begin or end."""
+"""Executes the step program on steps. Knows tensors and blocks, nothing of how requests begin or end."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 from bestiary.core.program.bound import StepProgram
-from bestiary.core.runtime.batch import Batch
 from bestiary.core.runtime.inputs import StepInputs
+from bestiary.core.runtime.messages import StepMessage
 
 
 class Runner:
@@ -15,10 +15,7 @@ class Runner:
     def __init__(self, program: StepProgram, inputs: StepInputs) -> None:
         self.program, self.inputs = program, inputs
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Logits ``[R, vocabulary]`` fp32 of the segments' rows, in order; overwritten by the next call."""
-        return self.forward_all(batch)["logits"]
-
-    def forward_all(self, batch: Batch) -> dict[str, Tensor]:
-        """The logits and every tap, by name."""
-        return self.program.run(self.inputs.write(batch))
+    def forward(self, step: StepMessage) -> dict[str, Tensor]:
+        """``logits`` ``[R, vocabulary]`` fp32 of the step's rows, in order, and every tap, by name. The next call overwrites
+        them."""
+        return self.program.run(self.inputs.write(step))

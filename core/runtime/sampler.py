@@ -1,215 +1,176 @@
 """From a step's logits to its tokens, the whole batch at once; a row pays only for what its request uses.
 
-In order: ``logit_bias`` is added; end tokens are removed before ``min_tokens``; penalties; then the argmax where the
-temperature is 0, else division by the temperature, ``top_k``, ``top_p``, ``min_p`` and a draw. Each step acts on what the one
-before left (transformers' order). Log-probabilities are of the logits as the model gave them.
+In order: ``logit_bias`` is added; tokens that are out for this step (end tokens before ``min_tokens``, repeated n-grams, bad
+words) are removed; penalties; ``allowed_token_ids``; logits processors; the grammar's mask; then the argmax where the
+temperature is 0, else division by the temperature, ``top_k``, ``top_p``, ``min_p`` and a draw. Each acts on what the one before
+left (transformers' order). Log-probabilities are of the logits as the model gave them.
+
+R rows · V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from bestiary.core.outputs import LogprobDict
 from bestiary.core.runtime import logits as rows_of
-from bestiary.core.runtime.batch import Batch
-from bestiary.core.runtime.logprobs import logprobs
-from bestiary.core.runtime.random_stream import uniform
-from bestiary.core.runtime.request import Request
+from bestiary.core.runtime.inputs import SlotState
+from bestiary.core.runtime.logprobs import LogprobRows, logprob_rows
+from bestiary.core.runtime.messages import Bans, History, Ints, Masks, Opened, SampleMessage
+from bestiary.core.runtime.random_numbers import uniforms
+from bestiary.core.runtime.slot_params import SlotParams
+from bestiary.core.runtime.token_counts import TokenCounts
+from bestiary.core.runtime.token_masks import keep_masked, without
 
 
-@dataclass(slots=True)
-class Sampled:
-    """A step's results, by segment.
+class Sampled(NamedTuple):
+    """A step's results on the device: tokens [n] int64, -1 where there is none; log-probabilities of the rows that asked;
+    prompt log-probabilities by :class:`Scored`; and what a row's logits processor raised."""
 
-    Args:
-        tokens: the sampled token; None where none was to be sampled or the row's logits were unusable.
-        unusable: segments whose logits had no finite maximum (NaN, infinite, or all removed).
-        logprobs: of the sampled token, for segments that want them.
-        prompt_logprobs: of the prompt tokens after each of the segment's positions, for segments that want them.
-    """
-
-    tokens: list[int | None]
-    unusable: list[int] = field(default_factory=list)
-    logprobs: dict[int, LogprobDict] = field(default_factory=dict)
-    prompt_logprobs: dict[int, list[LogprobDict]] = field(default_factory=dict)
-
-
-class _Counts:
-    """Which tokens a request has seen, kept on the device and brought up to date by what is new."""
-
-    def __init__(self, request: Request, width: int, device: torch.device) -> None:
-        self.seen = torch.zeros(width, dtype=torch.bool, device=device)
-        self.output = torch.zeros(width, dtype=torch.int32, device=device)
-        self.seen[torch.tensor(request.prompt, device=device)] = True
-        self._counted = request.prompt_length
-
-    def update(self, request: Request) -> None:
-        fresh = torch.tensor(request.tokens[self._counted :], dtype=torch.int64, device=self.seen.device)
-        if len(fresh):
-            self.seen[fresh] = True
-            self.output.index_add_(0, fresh, torch.ones_like(fresh, dtype=torch.int32))
-            self._counted = len(request.tokens)
+    tokens: Tensor
+    logprobs: LogprobRows | None
+    scored: tuple[LogprobRows, ...]
+    errors: dict[int, str]
 
 
 class Sampler:
-    """Chooses tokens. Holds token counts of penalized requests until ``forget``."""
+    """Chooses tokens. What each slot asks for stays on the device.
 
-    def __init__(self) -> None:
-        self._counts: dict[str, _Counts] = {}
+    Args:
+        state: of the slots; the chosen tokens become their last ones.
+        processor: the function of a registered logits processor's name.
+    """
 
-    def forget(self, request: Request) -> None:
-        """The request has ended."""
-        self._counts.pop(request.id, None)
+    def __init__(self, state: SlotState, processor: Callable[[str], Callable[..., Tensor]]) -> None:
+        self._state, self._processor = state, processor
+        self._params = SlotParams(len(state.last), state.last.device)
+        self._counts = TokenCounts(state.last.device)
 
-    def sample(self, logits: Tensor, batch: Batch) -> Sampled:
+    def open(self, opened: tuple[Opened, ...]) -> None:
+        """Slots changed hands."""
+        for one in opened:
+            self._params.set(one.slot, one.params)
+            self._counts.open(one)
+
+    def sample(self, logits: Tensor, wanted: SampleMessage) -> Sampled:
         """Tokens and log-probabilities of a step.
 
         Args:
-            logits: [num_rows, V] in the model's dtype, as ``Runner.forward`` gives them.
-            batch: the step.
+            logits: [rows of the step, V] fp32; left as they are.
         """
-        if len(logits) == len(batch.segments) and all(segment.request.plain for segment in batch.segments):
-            # Steady greedy decoding: a row a request, and nothing per request to do.
-            tokens = _listed(rows_of.likeliest(logits))
-            if min(tokens) >= 0:
-                return Sampled([*tokens])
-        result = Sampled([None] * len(batch.segments))
-        where: list[int] = []  # segments that sample
-        rows: list[int] = []  # and their rows of logits
-        prompts: list[tuple[int, int]] = []
-        row = 0
-        for index, segment in enumerate(batch.segments):
-            if segment.request.params.prompt_logprobs is not None and segment.start < segment.request.prompt_length - 1:
-                prompts.append((index, row))
-            row += len(segment.rows)
-            if segment.samples:
-                where.append(index)
-                rows.append(row - 1)
-        if where:
-            self._choose(logits, batch, where, rows, result)
-        for index, first in prompts:
-            result.prompt_logprobs[index] = _prompt_logprobs(logits, batch, index, first)
-        return result
+        rows = logits if wanted.rows is None else logits[self._ids(wanted.rows)]
+        errors: dict[int, str] = {}
+        if wanted.plain:
+            tokens = rows_of.likeliest(rows)
+        else:
+            tokens = self._tokens(rows, wanted, errors)
+        slots = self._ids(wanted.slots)
+        self._state.last.index_copy_(0, slots, tokens.clamp(min=0))
+        self._counts.add(wanted.slots, tokens)
+        return Sampled(tokens, self._logprobs(rows, tokens, wanted), self._scores(logits, wanted), errors)
 
-    def _choose(self, logits: Tensor, batch: Batch, where: list[int], rows: list[int], result: Sampled) -> None:
-        wanted = logits if len(rows) == len(logits) else logits[torch.tensor(rows, device=logits.device)]
-        requests = [batch.segments[index].request for index in where]
-        tokens = self._tokens(wanted, requests)
-        for index, token in zip(where, tokens, strict=True):
-            if token < 0:
-                result.unusable.append(index)
-            else:
-                result.tokens[index] = token
-        listed = [i for i, r in enumerate(requests) if r.params.logprobs is not None and tokens[i] >= 0]
-        if listed:
-            counts = [requests[i].params.logprobs or 0 for i in listed]
-            picked = wanted if len(listed) == len(wanted) else wanted[torch.tensor(listed, device=wanted.device)]
-            found = logprobs(picked, [tokens[i] for i in listed], counts)
-            result.logprobs.update(zip([where[i] for i in listed], found, strict=True))
-
-    def _tokens(self, logits: Tensor, requests: list[Request]) -> list[int]:
-        """One token a row, -1 where there is none. logits: [R, V]."""
-        plain: list[int] = []
-        other: list[int] = []
-        for i, request in enumerate(requests):
-            params = request.params
-            simple = params.greedy and not (params.penalized or params.logit_bias or _banned(request))
-            (plain if simple else other).append(i)
-        if not other:
-            return _listed(rows_of.likeliest(logits))
-        if not plain:
-            return self._processed_tokens(logits, requests)
-        tokens = [-1] * len(requests)
-        for group, choose in ((plain, None), (other, self._processed_tokens)):
-            some = logits[torch.tensor(group, device=logits.device)]
-            found = choose(some, [requests[i] for i in group]) if choose else _listed(rows_of.likeliest(some))
-            for i, token in zip(group, found, strict=True):
-                tokens[i] = token
+    def _tokens(self, rows: Tensor, wanted: SampleMessage, errors: dict[int, str]) -> Tensor:
+        other = self._other(wanted)
+        if len(other) == len(rows):
+            return self._processed_tokens(rows, wanted.slots, other, wanted, errors)
+        tokens = rows_of.likeliest(rows)
+        if len(other):
+            where = self._ids(other)
+            found = self._processed_tokens(rows[where], wanted.slots[other], other, wanted, errors)
+            tokens.index_copy_(0, where, found)
         return tokens
 
-    def _processed_tokens(self, logits: Tensor, requests: list[Request]) -> list[int]:
-        logits = self._processed(logits.float(), requests)
-        greedy = [i for i, request in enumerate(requests) if request.params.greedy]
-        drawn = [i for i, request in enumerate(requests) if not request.params.greedy]
-        tokens = [-1] * len(requests)
-        for group, choose in ((greedy, None), (drawn, _draw)):
-            if group:
-                some = logits if len(group) == len(requests) else logits[torch.tensor(group, device=logits.device)]
-                found = choose(some, [requests[i] for i in group]) if choose else rows_of.likeliest(some)
-                for i, token in zip(group, _listed(found), strict=True):
-                    tokens[i] = token
-        return tokens
+    def _other(self, wanted: SampleMessage) -> Ints:
+        """The rows whose token is not simply the likeliest."""
+        other = self._params.changes[wanted.slots].copy()
+        for part in (wanted.bans, wanted.allowed, wanted.guided):
+            if part is not None:
+                other[part.rows] = True
+        other[[history.row for history in wanted.histories]] = True
+        return other.nonzero()[0].astype(np.int32)
 
-    def _processed(self, logits: Tensor, requests: list[Request]) -> Tensor:
-        """Bias, bans and penalties. logits: [R, V] float32."""
-        biased = [i for i, request in enumerate(requests) if request.params.logit_bias]
-        banned = [i for i, request in enumerate(requests) if _banned(request)]
-        penalized = [i for i, request in enumerate(requests) if request.params.penalized]
-        if biased:
-            bias = [(i, token, value) for i in biased for token, value in requests[i].params.logit_bias.items()]
-            at_row, at_token, values = zip(*bias, strict=True)
-            where = (_ids(at_row, logits), _ids(at_token, logits))
-            logits = logits.index_put(where, torch.tensor(values, device=logits.device), accumulate=True)
-        if banned:
-            ban = [(i, token) for i in banned for token in sorted(requests[i].params.end_token_ids)]
-            at_row, at_token = zip(*ban, strict=True)
-            where = (_ids(at_row, logits), _ids(at_token, logits))
-            logits = logits.index_put(where, torch.tensor(-torch.inf, device=logits.device))
-        if penalized:
-            rows = _ids(penalized, logits)
-            logits = logits.index_copy(0, rows, self._penalized(logits[rows], [requests[i] for i in penalized]))
+    def _processed_tokens(
+        self, logits: Tensor, slots: Ints, rows: Ints, wanted: SampleMessage, errors: dict[int, str]
+    ) -> Tensor:
+        """One token a row. logits [r, V] of the sampling rows ``rows`` [r]."""
+        place = np.full(len(wanted.slots), -1, np.int32)
+        place[rows] = np.arange(len(rows))
+        logits = self._removed(self._params.biased(logits, slots), place, wanted.bans)
+        logits = self._counts.penalized(logits, slots, self._params)
+        logits = self._kept(logits, place, wanted.allowed)
+        logits = self._by_processors(logits, place, slots, wanted.histories, errors)
+        logits = self._kept(logits, place, wanted.guided)
+        drawn = self._params.drawn[slots].nonzero()[0]
+        if not len(drawn):
+            return rows_of.likeliest(logits)
+        if len(drawn) == len(slots):
+            return self._draw(logits, slots)
+        tokens = rows_of.likeliest(logits)
+        where = self._ids(drawn)
+        return tokens.index_copy_(0, where, self._draw(logits[where], slots[drawn]))
+
+    def _removed(self, logits: Tensor, place: Ints, bans: Bans | None) -> Tensor:
+        return logits if bans is None else without(logits, self._ids(place[bans.rows]), self._ids(bans.tokens))
+
+    def _kept(self, logits: Tensor, place: Ints, masks: Masks | None) -> Tensor:
+        if masks is None:
+            return logits
+        bits = torch.from_numpy(masks.allowed).to(logits.device, non_blocking=True)
+        return keep_masked(logits, bits, self._ids(place[masks.rows]))
+
+    def _by_processors(
+        self, logits: Tensor, place: Ints, slots: Ints, histories: tuple[History, ...], errors: dict[int, str]
+    ) -> Tensor:
+        """Each row through its request's own functions; what one raises ends its row only."""
+        if histories:
+            logits = logits.clone()
+        for history in histories:
+            row = int(place[history.row])
+            prompt, output = history.prompt.tolist(), history.output.tolist()
+            try:
+                for given in self._params.processors[int(slots[row])]:
+                    run = self._processor(given) if isinstance(given, str) else given
+                    made = run(prompt, output, logits[row].clone())
+                    if not isinstance(made, Tensor) or made.shape != logits[row].shape:
+                        raise TypeError(f"it returned {_shape(made)}, not logits [{logits.shape[-1]}]")
+                    logits[row] = made
+            except Exception as error:
+                errors[history.row] = f"logits processor: {type(error).__name__}: {error}"
+                logits[row] = torch.nan
         return logits
 
-    def _penalized(self, logits: Tensor, requests: list[Request]) -> Tensor:
-        counts = []
-        for request in requests:
-            own = self._counts.get(request.id)
-            if own is None:
-                own = self._counts[request.id] = _Counts(request, logits.shape[-1], logits.device)
-            own.update(request)
-            counts.append(own)
-        values = [
-            (r.params.repetition_penalty, r.params.presence_penalty, r.params.frequency_penalty) for r in requests
-        ]
-        repetition, presence, frequency = torch.tensor(values, device=logits.device).unsqueeze(2).unbind(dim=1)
-        seen = torch.stack([own.seen for own in counts])
-        output = torch.stack([own.output for own in counts])
-        return rows_of.penalize(logits, seen, output, repetition, presence, frequency)
+    def _draw(self, logits: Tensor, slots: Ints) -> Tensor:
+        """[R] tokens of rows with a temperature."""
+        params, where = self._params, self._ids(slots)
+        temperature, top_p, min_p = params.numbers[where, :3].unbind(1)
+        scaled = logits / temperature.float().unsqueeze(1)
+        kept = rows_of.keep_top(scaled, params.top_k[where], top_p, params.limits(slots))
+        number = uniforms(params.seeds[where], self._state.stored[where] - self._state.prompt[where])
+        return rows_of.draw(kept, min_p.unsqueeze(1), number.unsqueeze(1))
+
+    def _logprobs(self, rows: Tensor, tokens: Tensor, wanted: SampleMessage) -> LogprobRows | None:
+        if wanted.logprobs is None:
+            return None
+        asked = (wanted.logprobs >= 0).nonzero()[0]
+        most = int(wanted.logprobs.max())
+        if len(asked) == len(rows):
+            return logprob_rows(rows, tokens, most)
+        where = self._ids(asked)
+        return logprob_rows(rows[where], tokens[where], most)
+
+    def _scores(self, logits: Tensor, wanted: SampleMessage) -> tuple[LogprobRows, ...]:
+        return tuple(
+            logprob_rows(logits[one.first : one.first + len(one.targets)], self._ids(one.targets), one.count)
+            for one in wanted.scored
+        )
+
+    def _ids(self, values: object) -> Tensor:
+        return self._state.device_ints(values)
 
 
-def _draw(logits: Tensor, requests: list[Request]) -> Tensor:
-    """[R] tokens of requests with a temperature. logits: [R, V] float32, bias to penalties applied."""
-    params = [request.params for request in requests]
-    temperature = torch.tensor([p.temperature for p in params], device=logits.device).unsqueeze(1)
-    logits = rows_of.keep_top(logits / temperature, [p.top_k for p in params], [p.top_p for p in params])
-    numbers = [[p.min_p, uniform(p.seed, request.num_output)] for p, request in zip(params, requests, strict=True)]
-    min_p, number = torch.tensor(numbers, dtype=torch.float64, device=logits.device).unsqueeze(2).unbind(dim=1)
-    return rows_of.draw(logits, min_p, number)
-
-
-def _banned(request: Request) -> bool:
-    params = request.params
-    return bool(params.min_tokens and params.end_token_ids) and request.num_output < params.min_tokens
-
-
-def _prompt_logprobs(logits: Tensor, batch: Batch, index: int, first: int) -> list[LogprobDict]:
-    """Of the prompt tokens that follow the segment's positions; the last prompt token is followed by the output."""
-    segment = batch.segments[index]
-    request = segment.request
-    end = min(segment.start + segment.count, request.prompt_length - 1)
-    wanted = request.params.prompt_logprobs or 0
-    targets = request.tokens[segment.start + 1 : end + 1]
-    return logprobs(logits[first : first + len(targets)], targets, [wanted] * len(targets))
-
-
-def _ids(values: Sequence[int], like: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=torch.int64, device=like.device)
-
-
-def _listed(tokens: Tensor) -> list[int]:
-    found: list[int] = tokens.tolist()
-    return found
+def _shape(made: object) -> str:
+    return f"a tensor of shape {list(made.shape)}" if isinstance(made, Tensor) else type(made).__name__

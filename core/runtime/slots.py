@@ -30,7 +30,7 @@ class Slots:
         limit: most tokens it may reach.
         boundary: tokens whose keys and values fill the next block of some cache group.
         epoch: how often the slot has changed hands; tells a step's tokens for an earlier owner.
-        plain: see :class:`Request`.
+        plain, restricted, watched, scored: see :class:`Request`; the last is that log-probabilities are wanted.
         end_tokens: every token that ends some running request.
         requests: the owners.
     """
@@ -41,7 +41,7 @@ class Slots:
         self.known, self.planned, self.stored = (np.zeros(count, np.int32) for _ in range(3))
         self.room, self.limit, self.epoch = (np.zeros(count, np.int32) for _ in range(3))
         self.boundary = np.full(count, _NEVER, np.int32)
-        self.plain = np.zeros(count, bool)
+        self.plain, self.restricted, self.watched, self.scored = (np.zeros(count, bool) for _ in range(4))
         self.requests: list[Request | None] = [None] * count
         self.end_tokens: Ints = EMPTY
         self._free = list(range(count - 1, -1, -1))
@@ -61,7 +61,8 @@ class Slots:
         self.stored[slot] = stored
         self.limit[slot] = request.max_length
         self.boundary[slot] = _NEVER
-        self.plain[slot] = request.plain
+        self.plain[slot], self.restricted[slot] = request.plain, request.restricted
+        self.watched[slot], self.scored[slot] = request.watched, request.params.logprobs is not None
         self.requests[slot] = request
         request.enter(self, slot)
         self._count_ends(request, 1)

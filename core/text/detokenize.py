@@ -60,6 +60,7 @@ class Detokenizer:
     Args:
         prompt: the prompt's tokens; only the last few matter.
         stops: stop strings; the text ends before the first one.
+        include_stop: the text ends with it instead.
     """
 
     def __init__(
@@ -69,7 +70,9 @@ class Detokenizer:
         *,
         stops: Sequence[str] = (),
         skip_special_tokens: bool = True,
+        include_stop: bool = False,
     ) -> None:
+        self._include_stop = include_stop
         self._tokenizer, self._skip = tokenizer, skip_special_tokens
         self._ids = list(prompt[-_CONTEXT:])
         context = tokenizer.decode(self._ids, skip_special_tokens=skip_special_tokens)
@@ -112,5 +115,5 @@ class Detokenizer:
             self.text += piece
             return None
         text, stop = self._search.push(piece)
-        self.text += text
+        self.text += text + stop if stop is not None and self._include_stop else text
         return stop

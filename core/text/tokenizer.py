@@ -10,6 +10,7 @@ from tokenizers import Tokenizer as RustTokenizer
 
 from bestiary.core.errors import DataError, MissingInputError, RequestError
 from bestiary.core.text.files import read_json
+from bestiary.core.text.token_bytes import token_bytes
 
 MAX_TOKENIZER_BYTES: Final = 128 * 2**20
 _SPECIAL: Final = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
@@ -102,6 +103,10 @@ class Tokenizer:
         if self.backend.id_to_token(token) is None:
             return None
         return self.decode([token], skip_special_tokens=False)
+
+    def token_bytes(self) -> list[bytes | None]:
+        """By id the bytes that a token adds to a text; None for special tokens and ids without a token."""
+        return token_bytes(self.backend)
 
     def _id(self, text: str | None) -> int | None:
         return None if text is None else self.backend.token_to_id(text)

@@ -1,0 +1,111 @@
+"""An answer to wait for or to read as it comes, in asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Generator
+from functools import partial
+
+from bestiary.core.driver import Driver
+from bestiary.core.errors import BestiaryError
+from bestiary.core.jobs import Job
+from bestiary.core.outputs import RequestOutput, StreamPiece
+from bestiary.core.runtime.loop import EngineLoop
+
+
+class AsyncAnswer(AsyncIterator[StreamPiece]):
+    """What ``LLM.generate_async`` gives: ``await answer`` for the whole, ``async for piece in answer`` for what comes.
+
+    Nobody waits for a slow reader: tokens gather, and the next piece has all of them. Dropping the object before its end
+    aborts the request, and so does cancelling the task that waits for it.
+    """
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+        self._here = asyncio.get_running_loop()
+        self._news = asyncio.Event()
+        self._gathered: deque[StreamPiece] = deque()
+        self._job: Job | None = None
+        self._refused: BestiaryError | None = None
+
+    def listener(self) -> Callable[[], None]:
+        """What the engine calls when something came. It does not keep this object alive."""
+        driver, here = self._driver, weakref.ref(self)
+
+        def news() -> None:
+            answer = here()
+            if answer is not None:
+                driver.tell(answer._wake)
+
+        return news
+
+    def begin(self, job: Job) -> None:
+        """Start the job whose news come here."""
+        self._job = job
+        self._driver.start()
+        self._driver.post(partial(_start, job, weakref.ref(self)))
+
+    def abort(self) -> None:
+        """End the request; its blocks are free within two steps. What came so far stays."""
+        job = self._job
+        if job is not None and not job.finished:
+            self._driver.post(job.abort)
+
+    async def __anext__(self) -> StreamPiece:
+        try:
+            while not self._gathered:
+                self._news.clear()
+                done = self._running.finished
+                self._gathered.extend(self._running.pieces())
+                if self._gathered:
+                    break
+                if done:
+                    raise StopAsyncIteration
+                await self._news.wait()
+        except asyncio.CancelledError:
+            self.abort()
+            raise
+        return self._gathered.popleft()
+
+    def __await__(self) -> Generator[object, None, RequestOutput]:
+        return self._whole().__await__()
+
+    async def _whole(self) -> RequestOutput:
+        try:
+            while not self._running.finished:
+                self._news.clear()
+                if self._running.finished:
+                    break
+                await self._news.wait()
+        except asyncio.CancelledError:
+            self.abort()
+            raise
+        return self._running.output()
+
+    def __del__(self) -> None:
+        if not self._here.is_closed():
+            self.abort()
+
+    @property
+    def _running(self) -> Job:
+        assert self._job is not None
+        if self._refused is not None:
+            raise self._refused
+        return self._job
+
+    def _wake(self) -> None:
+        if not self._here.is_closed():
+            self._here.call_soon_threadsafe(self._news.set)
+
+
+def _start(job: Job, here: weakref.ref[AsyncAnswer], loop: EngineLoop) -> None:
+    answer = here()
+    if answer is None:
+        return  # dropped before it began
+    try:
+        job.start(loop)
+    except BestiaryError as error:
+        answer._refused = error
+        answer._wake()

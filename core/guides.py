@@ -1,0 +1,95 @@
+"""Grammars and logits processors that requests name: from the plugins that registered them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from bestiary.core.errors import RequestError
+from bestiary.core.plugins import PluginHost, resolve
+from bestiary.spec import Grammar, GrammarMatcher, GrammarProvider, GrammarVocabulary
+
+if TYPE_CHECKING:
+    from bestiary.core.guided import Guided
+    from bestiary.core.resolved_params import ResolvedParams
+    from bestiary.core.text.tokenizer import Tokenizer
+
+
+class Guides:
+    """The grammar backends of one engine, each made when it is first named."""
+
+    def __init__(self, host: PluginHost, tokenizer: Tokenizer | None, vocab_size: int) -> None:
+        self._host, self._tokenizer, self._vocab_size = host, tokenizer, vocab_size
+        self._providers: dict[str, GrammarProvider] = {}
+        self._tokens: list[bytes | None] | None = None
+
+    def matcher(self, params: ResolvedParams) -> GrammarMatcher | None:
+        """A matcher at the start of the request's grammar; None without one.
+
+        Raises:
+            RequestError: no backend for it, or the backend refuses the grammar.
+        """
+        guided = params.guided
+        if guided is None:
+            return None
+        grammar = self._backend(guided)
+        if grammar.name not in self._providers:
+            self._providers[grammar.name] = resolve(grammar.provider, needed_by=f"grammar {grammar.name}")()
+        if self._tokens is None:
+            self._tokens = [] if self._tokenizer is None else self._tokenizer.token_bytes()
+        vocabulary = GrammarVocabulary(
+            size=self._vocab_size, tokens=self._tokens, end_token_ids=params.end_token_ids
+        )
+        try:
+            return self._providers[grammar.name].compile(guided, vocabulary)
+        except ValueError as error:
+            raise RequestError(
+                "E-REQ-GUIDED",
+                "guided",
+                f"the backend {grammar.name} refuses the {guided.form}: {error}",
+                hint="correct the grammar",
+            ) from error
+
+    def check_processors(self, params: ResolvedParams) -> None:
+        """Refuse names of logits processors that nobody registered. Raises RequestError."""
+        known = sorted(one.name for one in self._host.logits_processors())
+        for given in params.logits_processors:
+            if isinstance(given, str) and given not in known:
+                raise RequestError(
+                    "E-REQ-LOGITS-PROCESSORS",
+                    "logits_processors",
+                    "no plugin registered this one",
+                    found=repr(given),
+                    expected=", ".join(known) or "a function: no processor is registered",
+                    hint="install the plugin that has it, or pass the function itself",
+                )
+
+    def _backend(self, guided: Guided) -> Grammar:
+        known = self._host.grammars()
+        if guided.provider is not None:
+            able = [grammar for grammar in known if grammar.name == guided.provider]
+        else:
+            able = [grammar for grammar in known if guided.form in grammar.forms]
+        if not able:
+            wanted = f"provider {guided.provider}" if guided.provider else f"a backend for {guided.form}"
+            raise RequestError(
+                "E-REQ-GUIDED",
+                "guided",
+                f"no installed plugin has {wanted}",
+                found=", ".join(grammar.name for grammar in known) or "no grammar backend",
+                hint="install a plugin that registers one",
+            )
+        return able[0]
+
+
+def processors(host: PluginHost) -> Callable[[str], Callable[..., Any]]:
+    """The functions of registered logits processors, by name."""
+
+    @lru_cache(maxsize=None)
+    def find(name: str) -> Callable[..., Any]:
+        registered = next(one for one in host.logits_processors() if one.name == name)
+        function: Callable[..., Any] = resolve(registered.run, needed_by=f"logits processor {name}")
+        return function
+
+    return find

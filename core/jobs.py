@@ -1,0 +1,114 @@
+"""A prompt on its way through the engine: the requests it needs, and the one output they make."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from bestiary.core.answer import TextAnswer
+from bestiary.core.outputs import RequestOutput, StreamPiece
+from bestiary.core.runtime.loop import EngineLoop
+from bestiary.core.runtime.request import Request
+from bestiary.core.runtime.scheduler import Scheduler
+from bestiary.spec import GrammarMatcher
+
+
+class Job(Protocol):
+    """What the engine does for one prompt."""
+
+    @property
+    def finished(self) -> bool:
+        """The output is complete."""
+
+    def check(self, scheduler: Scheduler) -> None:
+        """Refuse what can never run. Raises RequestError with the arithmetic."""
+
+    def start(self, loop: EngineLoop) -> None:
+        """Submit its requests."""
+
+    def abort(self, loop: EngineLoop) -> None:
+        """End what has not ended."""
+
+    def pieces(self) -> list[StreamPiece]:
+        """What came since the last call; the last piece of each answer has its ``finish_reason``."""
+
+    def output(self) -> RequestOutput:
+        """Everything so far."""
+
+
+class Part(NamedTuple):
+    """One answer to a prompt."""
+
+    request: Request
+    answer: TextAnswer
+    matcher: GrammarMatcher | None = None
+
+
+class SamplingJob:
+    """One or more answers to a prompt, each a request; the later ones share the first one's prompt blocks.
+
+    Args:
+        prompt: its text, if it had one.
+        wanted: how many answers are returned.
+        ranked: those with the greatest mean log-probability a token, best first.
+        scored: log-probabilities were asked for, not only needed for ranking.
+    """
+
+    def __init__(self, prompt: str | None, parts: Sequence[Part], *, wanted: int, ranked: bool, scored: bool) -> None:
+        self._prompt, self._parts = prompt, tuple(parts)
+        self._wanted, self._ranked, self._scored = wanted, ranked, scored
+        self._told: set[int] = set()  # answers whose last piece is out
+
+    @property
+    def finished(self) -> bool:
+        return all(part.answer.finished for part in self._parts)
+
+    def check(self, scheduler: Scheduler) -> None:
+        for part in self._parts:
+            scheduler.admissible(part.request)
+
+    def start(self, loop: EngineLoop) -> None:
+        for part in self._parts:
+            loop.submit(*part)
+
+    def abort(self, loop: EngineLoop) -> None:
+        for part in self._parts:
+            loop.abort(part.request)
+
+    def pieces(self) -> list[StreamPiece]:
+        found = []
+        for index, (_, answer, _) in enumerate(self._parts):
+            done = answer.finished
+            if index not in self._told and (done or answer.has_news()):
+                found.append(answer.piece())
+                if done:
+                    self._told.add(index)
+        return found
+
+    def output(self) -> RequestOutput:
+        first = self._parts[0]
+        answers = [part.answer for part in self._parts]
+        if self._ranked:
+            answers.sort(key=_mean_logprob, reverse=True)
+        outputs = [answer.output() for answer in answers[: self._wanted]]
+        for index, output in enumerate(outputs):
+            output.index = index
+            if not self._scored:
+                output.logprobs = output.cumulative_logprob = None
+        request = first.request
+        return RequestOutput(
+            request_id=request.id,
+            prompt=self._prompt,
+            prompt_token_ids=request.prompt,
+            outputs=outputs,
+            finished=self.finished,
+            metrics=first.answer.metrics,
+            prompt_logprobs=first.answer.prompt_logprobs,
+            num_cached_tokens=request.num_cached or 0,
+            cache_miss=request.cache_miss,
+            num_preemptions=sum(part.request.preemptions for part in self._parts),
+        )
+
+
+def _mean_logprob(answer: TextAnswer) -> float:
+    return answer.cumulative_logprob / max(1, answer.request.num_output)

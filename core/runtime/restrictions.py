@@ -1,0 +1,117 @@
+"""Tokens that a request may not take next, told by what its answer holds so far. On the host; knows no torch."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from bestiary.core.runtime.bad_words import BadWords
+from bestiary.core.runtime.bitmasks import Bitmask, bitmask, words
+from bestiary.core.runtime.messages import Bans, History, Ints, Masks
+from bestiary.core.runtime.ngrams import NgramIndex
+from bestiary.core.runtime.request import Request
+from bestiary.spec import GrammarMatcher
+
+
+class Restriction:
+    """One request's.
+
+    Args:
+        matcher: where its answer stands in its grammar.
+    """
+
+    def __init__(self, request: Request, vocab_size: int, matcher: GrammarMatcher | None) -> None:
+        params = request.params
+        self._request, self._vocab_size, self._matcher = request, vocab_size, matcher
+        self._seen = request.prompt_length
+        self._ngrams = NgramIndex(params.no_repeat_ngram_size, request.prompt) if params.no_repeat_ngram_size else None
+        self._bad_words = BadWords(params.bad_token_ids) if params.bad_token_ids else None
+        self.allowed: Bitmask | None = None
+        if params.allowed_token_ids is not None:
+            self.allowed = bitmask(params.allowed_token_ids, vocab_size)
+
+    def bans(self) -> set[int]:
+        """Tokens that are out for the next step.
+
+        Raises:
+            ValueError: the grammar does not admit a token that was chosen.
+        """
+        self._catch_up()
+        params, found = self._request.params, set[int]()
+        if self._seen - self._request.prompt_length < params.min_tokens:
+            found |= params.end_token_ids
+        if self._ngrams is not None:
+            found |= self._ngrams.banned()
+        if self._bad_words is not None:
+            found |= self._bad_words.banned(self._request.tokens.tolist())
+        return found
+
+    def guided(self) -> Bitmask | None:
+        """The tokens that its grammar allows next; None without one."""
+        if self._matcher is None:
+            return None
+        row = np.zeros(words(self._vocab_size), np.int32)
+        self._matcher.fill(row)
+        return row
+
+    def history(self, row: int) -> History | None:
+        """What its logits processors may see; None without any."""
+        request = self._request
+        if not request.params.logits_processors:
+            return None
+        tokens = request.tokens.copy()
+        return History(row, tokens[: request.prompt_length], tokens[request.prompt_length :])
+
+    def _catch_up(self) -> None:
+        """Take in the tokens since the last step; those that were computed anew are known already."""
+        for token in self._request.tokens[self._seen :].tolist():
+            self._seen += 1
+            if self._ngrams is not None:
+                self._ngrams.append(token)
+            if self._matcher is not None and not self._matcher.accept(token):
+                raise ValueError(f"the grammar does not admit token {token}, which was chosen")
+
+
+class StepRestrictions(NamedTuple):
+    """Of all rows of a step, and what a request's own code raised."""
+
+    bans: Bans | None
+    allowed: Masks | None
+    histories: tuple[History, ...]
+    guided: Masks | None
+    failed: list[tuple[Request, Exception]]
+
+
+def collect(rows: list[tuple[int, Request, Restriction]]) -> StepRestrictions:
+    """What the rows' requests may not take, packed. An exception belongs to its own request only."""
+    bans: list[tuple[int, int]] = []
+    allowed: list[tuple[int, Bitmask]] = []
+    guided: list[tuple[int, Bitmask]] = []
+    histories: list[History] = []
+    failed: list[tuple[Request, Exception]] = []
+    for row, request, restriction in rows:
+        try:
+            bans += [(row, token) for token in restriction.bans()]
+            mask = restriction.guided()
+        except Exception as error:
+            failed.append((request, error))
+            continue
+        if mask is not None:
+            guided.append((row, mask))
+        if restriction.allowed is not None:
+            allowed.append((row, restriction.allowed))
+        history = restriction.history(row)
+        if history is not None:
+            histories.append(history)
+    banned = None
+    if bans:
+        pairs: Ints = np.array(bans, np.int32)
+        banned = Bans(pairs[:, 0], pairs[:, 1])
+    return StepRestrictions(banned, _masks(allowed), tuple(histories), _masks(guided), failed)
+
+
+def _masks(rows: list[tuple[int, Bitmask]]) -> Masks | None:
+    if not rows:
+        return None
+    return Masks(np.array([row for row, _ in rows], np.int32), np.stack([mask for _, mask in rows]))

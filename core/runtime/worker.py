@@ -1,0 +1,78 @@
+"""One rank at work: runs steps and chooses tokens, as messages tell it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bestiary.core import device as devices
+from bestiary.core.runtime.inputs import StepInputs
+from bestiary.core.runtime.logprobs import LogprobRows
+from bestiary.core.runtime.messages import Logprobs, SampledMessage, SampleMessage, StepMessage
+from bestiary.core.runtime.sampler import Sampled, Sampler
+
+
+class StepRunner(Protocol):
+    """Runs steps on the inputs' memory."""
+
+    inputs: StepInputs
+
+    def forward(self, step: StepMessage) -> dict[str, Tensor]: ...
+
+
+class Worker:
+    """A runner and the sampler of its logits.
+
+    Args:
+        processor: the function of a registered logits processor's name.
+    """
+
+    def __init__(self, runner: StepRunner, processor: Callable[[str], Callable[..., Tensor]]) -> None:
+        self.runner = runner
+        self.outputs: dict[str, Tensor] = {}  # of the last step: logits and taps
+        self._sampler = Sampler(runner.inputs.state, processor)
+
+    def forward(self, step: StepMessage) -> None:
+        """Launch a step."""
+        self._sampler.open(step.opened)
+        with torch.inference_mode():
+            self.outputs = self.runner.forward(step)
+
+    def sample(self, wanted: SampleMessage) -> Reading:
+        """Launch the choice of tokens from the last step's logits."""
+        with torch.inference_mode():
+            return Reading(self._sampler.sample(self.outputs["logits"], wanted))
+
+
+class Reading:
+    """A step's results on their way to the host."""
+
+    def __init__(self, sampled: Sampled) -> None:
+        self._errors = sampled.errors
+        self._tokens = devices.fetch(sampled.tokens)
+        self._logprobs = None if sampled.logprobs is None else _fetched(sampled.logprobs)
+        self._scored = tuple(_fetched(rows) for rows in sampled.scored)
+        self._arrived = devices.mark(sampled.tokens.device)
+
+    def read(self) -> SampledMessage:
+        """Wait for the device."""
+        self._arrived()
+        return SampledMessage(
+            self._tokens.numpy().astype(np.int32),
+            None if self._logprobs is None else _message(self._logprobs),
+            tuple(_message(rows) for rows in self._scored),
+            self._errors,
+        )
+
+
+def _fetched(rows: LogprobRows) -> LogprobRows:
+    return LogprobRows(*(devices.fetch(part) for part in rows))
+
+
+def _message(rows: LogprobRows) -> Logprobs:
+    values, ranks, best_values, best_ids = (part.numpy() for part in rows)
+    return Logprobs(values, ranks.astype(np.int32), best_ids.astype(np.int32), best_values)
