@@ -38,9 +38,7 @@ class Guides:
             self._providers[grammar.name] = resolve(grammar.provider, needed_by=f"grammar {grammar.name}")()
         if self._tokens is None:
             self._tokens = [] if self._tokenizer is None else self._tokenizer.token_bytes()
-        vocabulary = GrammarVocabulary(
-            size=self._vocab_size, tokens=self._tokens, end_token_ids=params.end_token_ids
-        )
+        vocabulary = GrammarVocabulary(size=self._vocab_size, tokens=self._tokens, end_token_ids=params.end_token_ids)
         try:
             return self._providers[grammar.name].compile(guided, vocabulary)
         except ValueError as error:

@@ -93,9 +93,7 @@ class Submission:
         # The template writes its own begin token.
         return [{"prompt_token_ids": self.tokenizer.encode(text, add_special_tokens=False)} for text in texts]
 
-    def _job(
-        self, prompt: object, params: SamplingParams, streams: bool, on_news: Callable[[], None] | None
-    ) -> Job:
+    def _job(self, prompt: object, params: SamplingParams, streams: bool, on_news: Callable[[], None] | None) -> Job:
         read = read_prompt(
             prompt,
             self.tokenizer,

@@ -18,9 +18,7 @@ def check_fit(request: Request, groups: Sequence[CacheGroup]) -> None:
     for cap, group in zip(request.cap, groups, strict=True):
         if cap > group.num_blocks:
             output = request.max_length - request.prompt_length
-            span = (
-                "" if group.window is None else f", of which a window of {group.window} and a chunk are held at once"
-            )
+            span = "" if group.window is None else f", of which a window of {group.window} and a chunk are held at once"
             raise RequestError(
                 "E-REQ-CACHE",
                 f"request {request.id}",

@@ -64,7 +64,10 @@ class StepInputs:
 
         self._tokens, self._positions, self._lengths, self._owners = (ints(tokens) for _ in range(4))
         self._logit_rows, self._sequences = ints(rows), ints(sequences)
-        self._query_starts, self._kv_lengths = ints(sequences + 1, dtype=torch.int32), ints(sequences, dtype=torch.int32)
+        self._query_starts, self._kv_lengths = (
+            ints(sequences + 1, dtype=torch.int32),
+            ints(sequences, dtype=torch.int32),
+        )
         self._slots = [ints(tokens) for _ in store.groups]
         self._tables = [ints(sequences, table.shape[1], dtype=torch.int32) for table in self.state.tables]
         self._steps = torch.arange(max(tokens, sequences + 1), device=device)

@@ -45,9 +45,7 @@ def nothing(groups: Sequence[CacheGroup], miss: str | None) -> Hit:
     return Hit(0, [[] for _ in groups], [[] for _ in groups], miss=miss)
 
 
-def match(
-    request: Request, groups: Sequence[CacheGroup], pools: Sequence[BlockPool], stride: int, step: int
-) -> Hit:
+def match(request: Request, groups: Sequence[CacheGroup], pools: Sequence[BlockPool], stride: int, step: int) -> Hit:
     """The longest prefix of the request's tokens that every group still has; at least one token is left to compute.
 
     Args:
@@ -74,7 +72,9 @@ def match(
     tail, sources, cut = _tail(request, tokens, groups, pools, chains, length, step)
     miss = None
     if length + tail < most:
-        miss = _reason(request, tokens, groups[0], pools[0], chains[0], length) or ("partial block" if cut else "unseen")
+        miss = _reason(request, tokens, groups[0], pools[0], chains[0], length) or (
+            "partial block" if cut else "unseen"
+        )
     return Hit(length, blocks, chains, tail, sources, miss)
 
 

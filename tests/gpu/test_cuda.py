@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import CONFIGS, load, make_engine, request, whole
+from tiny import CONFIGS, load, logits, make_engine, whole
 
 from bestiary import LLM, SamplingParams
 from bestiary.core.engine.options import BuildOptions
@@ -31,7 +31,7 @@ def test_kernel(case: KernelCase) -> None:
 def test_logits_equal_transformers_in_float32(name: str, tmp_path: Path) -> None:
     model = make_engine(tmp_path, PluginHost.load(), OPTIONS, **CONFIGS[name])
     tokens = torch.randint(3, 96, (30,), generator=torch.Generator().manual_seed(1)).tolist()
-    found = load(tmp_path, PluginHost.load()).runner.forward(whole(request(tokens, [5, 2])))
+    found = logits(load(tmp_path, PluginHost.load()), whole(tokens, [5, 2]))
     with torch.no_grad():
         expected = model(torch.tensor([tokens])).logits[0]
     assert found.device.type == "cuda"

@@ -14,13 +14,13 @@ def run_rank(rank: int, size: int, directory: str, tokens: list[int], port: int)
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
     dist.init_process_group("gloo", rank=rank, world_size=size)
-    from tiny import load, request, whole
+    from tiny import load, whole
 
     from bestiary.core.ops.collective import Ranks
     from bestiary.core.plugins import PluginHost
 
     engine = load(Path(directory), PluginHost.load(), ranks=Ranks(rank, size, dist.group.WORLD))
-    logits = engine.runner.forward(whole(request(tokens, [5, 2])))
+    logits = engine.runner.forward(whole(tokens, [5, 2]))["logits"]
     heads = {spec.kv_heads for spec in engine.network.program.caches.values()}
     torch.save({"logits": logits, "kv_heads": heads}, Path(directory) / f"logits-{rank}.pt")
     dist.destroy_process_group()

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from bestiary.converters.convert import convert
 from bestiary.core.engine.build import build
 from bestiary.core.engine.load import LoadedEngine, load_engine
 from bestiary.core.engine.options import BuildOptions
 from bestiary.core.plugins import PluginHost
-from bestiary.core.runtime.batch import Batch, Segment
-from bestiary.core.runtime.request import Request
+from bestiary.core.runtime.messages import EMPTY, Opened, StepMessage, TableChanges
 from bestiary.core.sampling_params import SamplingParams
 
 SMALL = {
@@ -91,19 +94,53 @@ def load(directory: Path, host: PluginHost, **options: Any) -> LoadedEngine:
     return load_engine(directory / "engine", host=host, **{"kv_cache_memory": 2**24, **options})
 
 
-def request(tokens: list[int], *blocks: list[int], prompt_length: int | None = None) -> Request:
-    """A request outside of any scheduler, with the blocks given for each cache group."""
-    made = Request("r", tokens[: prompt_length or len(tokens)], params(max_tokens=1), max_seq_len=4096)
-    made.tokens = list(tokens)
-    made.blocks = [list(of_group) for of_group in blocks]
-    return made
-
-
 def params(**said: Any) -> Any:
     """Resolved greedy parameters."""
     return SamplingParams(**{"temperature": 0.0, **said}).resolve(vocab_size=SMALL["vocab_size"])
 
 
-def whole(made: Request) -> Batch:
-    """All of a request's tokens in one step, with logits for each."""
-    return Batch((Segment(made, 0, len(made.tokens), range(len(made.tokens))),))
+def opened(slot: int, tokens: Sequence[int], *, stored: int = 0, **said: Any) -> Opened:
+    """A request outside of any scheduler takes a slot."""
+    return Opened(slot, stored, len(tokens), np.array(tokens, np.int32), params(**{"max_tokens": 1, **said}))
+
+
+def step(
+    *chunks: tuple[int, Sequence[int]],
+    decodes: Sequence[int] = (),
+    new: Sequence[Opened] = (),
+    blocks: Mapping[int, Sequence[Sequence[int]]] | None = None,
+    rows: Sequence[int] | None = None,
+) -> StepMessage:
+    """A step: the last tokens of some slots, then chunks of (slot, tokens); ``blocks`` are slots' tables by group."""
+    tables = blocks or {}
+    groups = max((len(of_slot) for of_slot in tables.values()), default=0)
+    changes = []
+    for group in range(groups):
+        placed = [(slot, place, block) for slot, t in tables.items() for place, block in enumerate(t[group])]
+        slots, places, ids = np.array(placed, np.int32).reshape(-1, 3).T
+        changes.append(TableChanges(slots, places, ids, EMPTY, EMPTY, EMPTY))
+    ids = [token for _, tokens in chunks for token in tokens]
+    return StepMessage(
+        1,
+        np.array([*decodes, *(slot for slot, _ in chunks)], np.int32),
+        np.array([1] * len(decodes) + [len(tokens) for _, tokens in chunks], np.int32),
+        len(decodes),
+        np.array(ids, np.int32),
+        None if rows is None else np.array(rows, np.int32),
+        tuple(new),
+        tuple(changes),
+        0,
+    )
+
+
+def whole(tokens: Sequence[int], *blocks: Sequence[int], prompt_length: int | None = None) -> StepMessage:
+    """All tokens of a request in one step, in the blocks given for each cache group, with logits for each."""
+    fresh = opened(0, tokens)
+    if prompt_length is not None:
+        fresh = replace(fresh, prompt_length=prompt_length)
+    return step((0, tokens), new=[fresh], blocks={0: blocks}, rows=range(len(tokens)))
+
+
+def logits(engine: LoadedEngine, message: StepMessage) -> Tensor:
+    """Of a step's rows."""
+    return engine.runner.forward(message)["logits"]

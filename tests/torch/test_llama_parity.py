@@ -7,14 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import CONFIGS, load, make_engine, request, whole
+from tiny import CONFIGS, load, logits, make_engine, opened, step, whole
 
 from bestiary import LLM, SamplingParams
 from bestiary.converters.export import export
 from bestiary.core.engine.build import build
 from bestiary.core.engine.options import BuildOptions
 from bestiary.core.plugins import PluginHost
-from bestiary.core.runtime.batch import Batch, Segment
 
 HOST = PluginHost.load(strict=True)
 
@@ -37,30 +36,31 @@ def _reference(model: Any, tokens: list[int]) -> torch.Tensor:
 def test_logits_of_a_prompt(tiny: tuple[str, Path, Any]) -> None:
     _name, directory, model = tiny
     tokens = _tokens(30)
-    found = load(directory, HOST).runner.forward(whole(request(tokens, [5, 2])))
+    found = logits(load(directory, HOST), whole(tokens, [5, 2]))
     assert (found - _reference(model, tokens)).abs().max() < 1e-4
 
 
 def test_logits_in_chunks_mixed_with_decodes(tiny: tuple[str, Path, Any]) -> None:
     """Two requests in scattered blocks, one decoding while the other's prompt comes in pieces."""
     _name, directory, model = tiny
-    runner = load(directory, HOST).runner
-    first, second = request(_tokens(24), [7, 3]), request(_tokens(20, seed=2), [1, 4])
-    runner.forward(Batch((Segment(first, 0, 22, range(0)),)))
-    a = runner.forward(Batch((Segment(first, 22, 1, range(1)), Segment(second, 0, 9, range(0))))).clone()
-    b = runner.forward(Batch((Segment(second, 9, 11, range(10, 11)), Segment(first, 23, 1, range(1))))).clone()
-    for found, tokens in ((a[0], first.tokens[:23]), (b[1], first.tokens), (b[0], second.tokens)):
+    engine = load(directory, HOST)
+    first, second = _tokens(24), _tokens(20, seed=2)
+    logits(engine, step((0, first[:22]), new=[opened(0, first)], blocks={0: [[7, 3]]}))
+    new = [opened(1, second)]
+    a = logits(engine, step((0, first[22:23]), (1, second[:9]), new=new, blocks={1: [[1, 4]]}, rows=[0])).clone()
+    engine.runner.inputs.state.last[0] = first[23]
+    b = logits(engine, step((1, second[9:]), decodes=[0])).clone()
+    for found, tokens in ((a[0], first[:23]), (b[0], first), (b[1], second)):
         assert (found - _reference(model, tokens)[-1]).abs().max() < 1e-4
 
 
 def test_the_step_program_equals_the_eager_reference_mode(tiny: tuple[str, Path, Any]) -> None:
     _name, directory, _model = tiny
-    made = request(_tokens(30), [5, 2])
-    eager = load(directory, HOST, reference=True).runner.forward(whole(made))
-    assert (load(directory, HOST).runner.forward(whole(made)) - eager).abs().max() < 1e-5
-    # On the references themselves only merging products can change a sum's order.
-    plain = load(directory, HOST, kernels={"*": "reference"}).runner.forward(whole(made))
-    assert (plain - eager).abs().max() < 1e-6
+    message = whole(_tokens(30), [5, 2])
+    eager = logits(load(directory, HOST, reference=True), message)
+    # On the references themselves merging products can still change the order in which a processor's library sums.
+    for kernels in ({}, {"*": "reference"}):
+        assert (logits(load(directory, HOST, kernels=kernels), message) - eager).abs().max() < 1e-5
 
 
 def test_greedy_tokens(tiny: tuple[str, Path, Any]) -> None:
@@ -73,8 +73,8 @@ def test_greedy_tokens(tiny: tuple[str, Path, Any]) -> None:
         (answer,) = llm.generate([{"prompt_token_ids": prompt}], params, use_tqdm=False)
     chosen = answer.outputs[0].token_ids
     assert len(chosen) == room
-    logits = _reference(model, prompt + list(chosen))[len(prompt) - 1 : -1]
-    gaps = logits.max(-1).values - logits.gather(1, torch.tensor(chosen).unsqueeze(1)).squeeze(1)
+    rows = _reference(model, prompt + list(chosen))[len(prompt) - 1 : -1]
+    gaps = rows.max(-1).values - rows.gather(1, torch.tensor(chosen).unsqueeze(1)).squeeze(1)
     assert gaps.max() <= 1e-4
     print(f"{name}: {(gaps > 0).sum()} ties of {room}")
 
@@ -109,7 +109,7 @@ def test_bfloat16_is_no_farther_from_float32_than_transformers(tmp_path: Path) -
     build(tmp_path / "ckpt", tmp_path / "half" / "engine", host=HOST, options=options)
     tokens = _tokens(30)
     exact = _reference(model, tokens)
-    rounded = load(tmp_path / "half", HOST).runner.forward(whole(request(tokens, [5, 2])))
+    rounded = logits(load(tmp_path / "half", HOST), whole(tokens, [5, 2]))
     assert rounded.dtype is torch.float32, "logits keep their precision"
     theirs = (_reference(model.bfloat16(), tokens).float() - exact).square().mean().sqrt()
     assert (rounded - exact).square().mean().sqrt() < 1.25 * theirs

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import SMALL, load, make_engine, request, whole
+from tiny import SMALL, load, logits, make_engine, whole
 from torch import nn
 
 from bestiary import LLM, ConfigError, DataError, Fusion, Kernel, Op, PluginError, UsageError, hookimpl, ops
@@ -125,10 +125,10 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
 
 def test_taps_return_what_transformers_has_at_that_place(tiny: tuple[Path, Any]) -> None:
     directory, model = tiny
-    made = request(list(range(3, 20)), [2, 4])
-    outputs = load(directory, PluginHost.load(), taps=["layers.0", "layers.1"]).runner.forward_all(whole(made))
+    tokens = list(range(3, 20))
+    outputs = load(directory, PluginHost.load(), taps=["layers.0", "layers.1"]).runner.forward(whole(tokens, [2, 4]))
     with torch.no_grad():
-        hidden = model(torch.tensor([made.tokens]), output_hidden_states=True).hidden_states
+        hidden = model(torch.tensor([tokens]), output_hidden_states=True).hidden_states
     for index in (0, 1):
         assert (outputs[f"layers.{index}"] - hidden[index + 1][0]).abs().max() < 1e-4
 
@@ -239,7 +239,7 @@ def test_a_kernel_runs_only_at_the_sizes_it_supports(tiny: tuple[Path, Any], mon
 
     monkeypatch.setitem(sys.modules, "broken_kernels", sys.modules[__name__])
     host = PluginHost.load(plugins=[_OneRow()])
-    load(tiny[0], host, kernels={"*": "one"}).runner.forward(whole(request([5, 6, 7], [1])))
+    load(tiny[0], host, kernels={"*": "one"}).runner.forward(whole([5, 6, 7], [1]))
     with pytest.raises(ConfigError, match=r"rms_norm=one.*it runs one row"):
         load(tiny[0], host, kernels={"rms_norm": "one"})
 
@@ -274,12 +274,12 @@ def test_options_that_contradict_a_built_engine_are_refused(tiny: tuple[Path, An
 
 
 def test_random_weights_follow_the_seed(tiny: tuple[Path, Any]) -> None:
-    def logits(seed: int) -> torch.Tensor:
+    def seeded(seed: int) -> torch.Tensor:
         options: Any = {"weights": "random", "tokenizer": None, "device": "cpu", "kv_cache_memory": 2**24}
         with LLM(tiny[0] / "hf", seed=seed, **options) as llm:
-            return llm.engine.runner.forward(whole(request([5, 6, 7], [1]))).clone()
+            return logits(llm.engine, whole([5, 6, 7], [1])).clone()
 
-    assert torch.equal(logits(0), logits(0))
-    assert not torch.equal(logits(0), logits(1))
+    assert torch.equal(seeded(0), seeded(0))
+    assert not torch.equal(seeded(0), seeded(1))
     with pytest.raises(UsageError, match="seed: is not an integer"):
-        logits("x")  # type: ignore[arg-type]
+        seeded("x")  # type: ignore[arg-type]

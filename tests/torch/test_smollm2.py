@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import request, whole
+from tiny import logits, whole
 
 from bestiary import LLM, SamplingParams
 from bestiary.converters.convert import convert
@@ -71,13 +71,13 @@ def test_logits_and_greedy_tokens_over_eight_prompts(engine: Path, reference: An
     params = SamplingParams(temperature=0, max_tokens=64, ignore_eos=True)
     with LLM(engine, kv_cache_memory=2**28) as llm:
         answers = llm.generate(list(PROMPTS), params, use_tqdm=False)
-    runner = load_engine(engine, host=PluginHost.load(), kv_cache_memory=2**27).runner
+    loaded = load_engine(engine, host=PluginHost.load(), kv_cache_memory=2**27)
     ties = 0
     for answer in answers:
         tokens = [*answer.prompt_token_ids, *answer.outputs[0].token_ids]
         with torch.no_grad():
             expected = reference(torch.tensor([tokens])).logits[0]
-        found = runner.forward(whole(request(tokens, list(range(16)))))
+        found = logits(loaded, whole(tokens, list(range(16))))
         assert (found - expected).abs().max() <= 2e-3
         rows = expected[len(answer.prompt_token_ids) - 1 : -1]
         chosen = torch.tensor(answer.outputs[0].token_ids)
