@@ -76,7 +76,7 @@ def mark(device: torch.device) -> Callable[[], None]:
     """A place in what the device was given; calling it waits until the device is past it."""
     if device.type != "cuda":
         return _past
-    event = torch.cuda.Event()
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
     event.record()
     return event.synchronize
 

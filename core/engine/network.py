@@ -26,7 +26,6 @@ from bestiary.core.program.trace import trace
 from bestiary.core.runtime.inputs import table_width
 from bestiary.spec import Model
 
-
 #: Rows of logits in a step beyond one a sequence: for prompt log-probabilities, which a vocabulary makes large.
 PROMPT_ROWS = 256
 

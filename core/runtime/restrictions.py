@@ -73,6 +73,49 @@ class Restriction:
                 raise ValueError(f"the grammar does not admit token {token}, which was chosen")
 
 
+class Restrictions:
+    """Those of all requests under way."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self._vocab_size = vocab_size
+        self._known: dict[str, Restriction] = {}
+
+    def add(self, request: Request, matcher: GrammarMatcher | None) -> None:
+        """A request began."""
+        if request.restricted:
+            self._known[request.id] = Restriction(request, self._vocab_size, matcher)
+
+    def drop(self, request: Request) -> None:
+        """It has ended."""
+        self._known.pop(request.id, None)
+
+    def collect(self, rows: list[tuple[int, Request]]) -> StepRestrictions:
+        """What the requests of these rows may not take, packed. An exception belongs to its own request only."""
+        bans: list[tuple[int, int]] = []
+        allowed: list[tuple[int, Bitmask]] = []
+        guided: list[tuple[int, Bitmask]] = []
+        histories: list[History] = []
+        failed: list[tuple[Request, Exception]] = []
+        for row, request in rows:
+            restriction = self._known[request.id]
+            try:
+                bans += [(row, token) for token in restriction.bans()]
+                mask = restriction.guided()
+            except Exception as error:
+                failed.append((request, error))
+                continue
+            if mask is not None:
+                guided.append((row, mask))
+            if restriction.allowed is not None:
+                allowed.append((row, restriction.allowed))
+            history = restriction.history(row)
+            if history is not None:
+                histories.append(history)
+        pairs: Ints = np.array(bans, np.int32).reshape(-1, 2)
+        banned = Bans(pairs[:, 0], pairs[:, 1]) if bans else None
+        return StepRestrictions(banned, _masks(allowed), tuple(histories), _masks(guided), failed)
+
+
 class StepRestrictions(NamedTuple):
     """Of all rows of a step, and what a request's own code raised."""
 
@@ -81,34 +124,6 @@ class StepRestrictions(NamedTuple):
     histories: tuple[History, ...]
     guided: Masks | None
     failed: list[tuple[Request, Exception]]
-
-
-def collect(rows: list[tuple[int, Request, Restriction]]) -> StepRestrictions:
-    """What the rows' requests may not take, packed. An exception belongs to its own request only."""
-    bans: list[tuple[int, int]] = []
-    allowed: list[tuple[int, Bitmask]] = []
-    guided: list[tuple[int, Bitmask]] = []
-    histories: list[History] = []
-    failed: list[tuple[Request, Exception]] = []
-    for row, request, restriction in rows:
-        try:
-            bans += [(row, token) for token in restriction.bans()]
-            mask = restriction.guided()
-        except Exception as error:
-            failed.append((request, error))
-            continue
-        if mask is not None:
-            guided.append((row, mask))
-        if restriction.allowed is not None:
-            allowed.append((row, restriction.allowed))
-        history = restriction.history(row)
-        if history is not None:
-            histories.append(history)
-    banned = None
-    if bans:
-        pairs: Ints = np.array(bans, np.int32)
-        banned = Bans(pairs[:, 0], pairs[:, 1])
-    return StepRestrictions(banned, _masks(allowed), tuple(histories), _masks(guided), failed)
 
 
 def _masks(rows: list[tuple[int, Bitmask]]) -> Masks | None:

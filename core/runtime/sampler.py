@@ -64,10 +64,7 @@ class Sampler:
         """
         rows = logits if wanted.rows is None else logits[self._ids(wanted.rows)]
         errors: dict[int, str] = {}
-        if wanted.plain:
-            tokens = rows_of.likeliest(rows)
-        else:
-            tokens = self._tokens(rows, wanted, errors)
+        tokens = rows_of.likeliest(rows) if wanted.plain else self._tokens(rows, wanted, errors)
         slots = self._ids(wanted.slots)
         self._state.last.index_copy_(0, slots, tokens.clamp(min=0))
         self._counts.add(wanted.slots, tokens)
@@ -148,7 +145,7 @@ class Sampler:
         params, where = self._params, self._ids(slots)
         temperature, top_p, min_p = params.numbers[where, :3].unbind(1)
         scaled = logits / temperature.float().unsqueeze(1)
-        kept = rows_of.keep_top(scaled, params.top_k[where], top_p, params.limits(slots))
+        kept = rows_of.keep_top_rows(scaled, params.top_k[where], top_p, params.limits(slots))
         number = uniforms(params.seeds[where], self._state.stored[where] - self._state.prompt[where])
         return rows_of.draw(kept, min_p.unsqueeze(1), number.unsqueeze(1))
 
@@ -164,7 +161,7 @@ class Sampler:
 
     def _scores(self, logits: Tensor, wanted: SampleMessage) -> tuple[LogprobRows, ...]:
         return tuple(
-            logprob_rows(logits[one.first : one.first + len(one.targets)], self._ids(one.targets), one.count)
+            logprob_rows(logits[one.first : one.first + len(one.targets)], self._ids(one.targets), one.best)
             for one in wanted.scored
         )
 

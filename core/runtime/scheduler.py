@@ -123,8 +123,8 @@ class Scheduler:
         prompt_tokens = self.pace.chunk() if self._streams and len(decodes) else self.max_num_tokens
         for request in list(self._prompts):
             prompt_tokens -= self._chunk(pack, request, prompt_tokens)
-        while prompt_tokens > 0 and pack.budget > 0 and (request := self._admit(pack)) is not None:
-            prompt_tokens -= self._chunk(pack, request, prompt_tokens)
+        while prompt_tokens > 0 and pack.budget > 0 and (admitted := self._admit()) is not None:
+            prompt_tokens -= self._chunk(pack, admitted, prompt_tokens)
         if pack.empty and self.running and self._all_read():
             self._make_progress(pack)
         if pack.empty:
@@ -196,7 +196,7 @@ class Scheduler:
             self._stale = True
         return count
 
-    def _admit(self, pack: Packing) -> Request | None:
+    def _admit(self) -> Request | None:
         """Let the first waiting request that can run do so, if it fits."""
         if not self.slots.num_free or self._stuck_at == self.tables.version:
             return None
