@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from bestiary.core.async_answer import AsyncAnswer
 from bestiary.core.batch_progress import BatchProgress
+from bestiary.core.beam_params import BeamSearchParams
 from bestiary.core.driver import Driver
 from bestiary.core.engine.start import start
 from bestiary.core.errors import EngineError, UsageError
@@ -24,7 +25,7 @@ from bestiary.core.submission import Submission
 if TYPE_CHECKING:
     from bestiary.core.engine.load import LoadedEngine
 
-Params = SamplingParams | Sequence[SamplingParams] | None
+Params = SamplingParams | BeamSearchParams | Sequence[SamplingParams | BeamSearchParams] | None
 
 
 class LLM:
@@ -150,7 +151,7 @@ class LLM:
 
         Args:
             prompts: text, token ids, ``{"prompt": text}`` or ``{"prompt_token_ids": ids}``, or a list of these.
-            sampling_params: one for all, or one for each.
+            sampling_params: one for all, or one for each; a ``BeamSearchParams`` searches instead of drawing.
             use_tqdm: show a bar of finished requests.
 
         Raises:
@@ -170,7 +171,9 @@ class LLM:
                 driver.post(job.abort)
         return [job.output() for job in jobs]
 
-    def generate_async(self, prompt: object, sampling_params: SamplingParams | None = None) -> AsyncAnswer:
+    def generate_async(
+        self, prompt: object, sampling_params: SamplingParams | BeamSearchParams | None = None
+    ) -> AsyncAnswer:
         """One answer, in asyncio: ``await`` it, or read it with ``async for``. To be called where an event loop runs.
 
         Args:
@@ -210,7 +213,9 @@ class LLM:
         prompts = self._submission.chat_prompts(messages, chat_template, options)
         return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
 
-    def stream(self, prompt: object, sampling_params: SamplingParams | None = None) -> Iterator[StreamPiece]:
+    def stream(
+        self, prompt: object, sampling_params: SamplingParams | BeamSearchParams | None = None
+    ) -> Iterator[StreamPiece]:
         """One answer as it comes: pieces whose texts concatenate to the whole. Leaving the iterator ends the request.
 
         Args:
@@ -275,7 +280,7 @@ class LLM:
     def _prepare_one(
         self,
         prompt: object,
-        params: SamplingParams | None,
+        params: SamplingParams | BeamSearchParams | None,
         caller: str,
         on_news: Callable[[], None] | None = None,
     ) -> Job:

@@ -98,7 +98,10 @@ class Scheduler:
         """
         self.admissible(request)
         self._arrivals += 1
-        request.rank = self._order(request.params.priority, self._arrivals)
+        if request.follows is not None:
+            request.rank = request.follows.rank
+        else:
+            request.rank = self._order(request.params.priority, self._arrivals)
         self.waiting.add(request)
         self._stuck_at = -1
 
