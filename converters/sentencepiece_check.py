@@ -48,7 +48,8 @@ class Original:
         tokenizers' Precompiled normalizer maps grapheme by grapheme, and CR LF is one: where the model makes a space of
         either, the pair became one space, not two.
         """
-        from tokenizers.normalizers import Replace, Sequence as Steps
+        from tokenizers.normalizers import Replace
+        from tokenizers.normalizers import Sequence as Steps
 
         backend = tokenizer.backend_tokenizer
         if backend.normalizer is not None and self._model.normalize("a\rb") == self._model.normalize("a\nb"):

@@ -6,7 +6,7 @@ _DAMAGED = "the file is damaged or incomplete: download or copy it again"
 _CHECKPOINT = "the checkpoint is damaged: copy it again, or convert the model again"
 _ENGINE = "the engine is damaged: build it again with bestiary build"
 _CONFIG = "compare config.json with the model's original, and correct or download it again"
-_AUTHOR = "this is a fault of the plugin: tell its author, or leave it out with BESTIARY_PLUGINS"
+_AUTHOR = "this is a fault of the plugin: tell its author, or load only others with BESTIARY_PLUGINS=NAME,NAME"
 _OTHER_KERNEL = "bestiary kernels lists what there is; name another with --kernel OP=NAME, or none"
 _REGULAR = "put the file itself there"
 
@@ -25,7 +25,7 @@ HINTS = {
     "E-CFG-TOKEN": "config.json and the tokenizer are not of one model, or the field is mistyped: correct it",
     "E-CFG-UNSUPPORTED": "look for a plugin, or a newer version of this one, that implements it",
     "E-CKPT-COVERAGE": "the weights and bestiary.json are not of one model: convert the model again",
-    "E-CKPT-DIGEST": _DAMAGED,
+    "E-CKPT-DIGEST": "it is damaged: copy it again or convert the model again; in the cache 'bestiary cache rm' removes it",
     "E-CKPT-FILE": _REGULAR,
     "E-CKPT-HEADER": _DAMAGED,
     "E-CKPT-INDEX": "the index and the shards are not of one model: download or copy them again",

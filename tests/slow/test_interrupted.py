@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import subprocess
@@ -31,19 +30,27 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def start(source: Path, target: Path) -> subprocess.Popen[str]:
     # Python leaves SIGINT ignored in a background job of a shell; a terminal does not.
-    restore = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+    restore = (
+        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+    )
     return subprocess.Popen(
         [sys.executable, "-c", restore, *COMMAND, str(source), str(target)], stderr=subprocess.PIPE, text=True
     )
 
 
+def names(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]
+
+
 def written(folder: Path) -> bool:
     """Whether a conversion into ``folder`` has begun to write."""
-    return any(name.endswith(".tmp") for name in os.listdir(folder))
+    return any(name.endswith(".tmp") for name in names(folder))
 
 
-def stop(process: subprocess.Popen[str], number: int, delay: float, *, writing_in: Path | None = None) -> tuple[int, str]:
-    """Send a signal ``delay`` seconds after the start, or after the first byte; the status as a shell has it, and stderr."""
+def stop(
+    process: subprocess.Popen[str], number: int, delay: float, *, writing_in: Path | None = None
+) -> tuple[int, str]:
+    """Send a signal ``delay`` seconds after the start, or after the first byte; the shell's status, and stderr."""
     while writing_in is not None and process.poll() is None and not written(writing_in):
         time.sleep(0.001)
     time.sleep(delay)
@@ -65,7 +72,7 @@ def test_a_stopped_conversion_leaves_all_or_nothing(number: int, status: int, so
             assert "Traceback" not in said, said
         else:
             code, said = stop(process, number, chance.uniform(0, 3))
-        found = os.listdir(folder)
+        found = names(folder)
         if found:
             assert found == ["ckpt"] and code in (0, status), said
             verify(folder / "ckpt", host=host)
@@ -80,5 +87,5 @@ def test_what_a_killed_conversion_leaves_the_next_one_removes(source: Path, tmp_
     assert code == 137 and written(tmp_path) and not (tmp_path / "ckpt").exists()
     process = start(source, tmp_path / "ckpt")
     assert process.communicate(timeout=120) and process.returncode == 0
-    assert os.listdir(tmp_path) == ["ckpt"]
+    assert names(tmp_path) == ["ckpt"]
     verify(tmp_path / "ckpt", host=PluginHost.load())
