@@ -194,7 +194,8 @@ def _group(transfer: Transfer, job: _Job, dtype: str) -> Group:
         # Cast first: a reordered copy of the narrower tensor is the smaller one.
         return transfer.operation.forward([source.read(name, chosen) for name in transfer.sources], shapes, config)
 
-    return Group(tuple(Slot(name, chosen, shape) for name, shape in zip(transfer.targets, shapes, strict=True)), make)
+    slots = tuple(Slot(name, chosen, shape) for name, shape in zip(transfer.targets, shapes, strict=True))
+    return Group(slots, make, ", ".join(f"{source.tensors[name].file}, tensor {name}" for name in transfer.sources))
 
 
 def _write(

@@ -15,6 +15,7 @@ from bestiary.core.checkpoint.checkpoint import Checkpoint
 from bestiary.core.checkpoint.files import json_bytes
 from bestiary.core.checkpoint.parameters import check_names, parse_config
 from bestiary.core.checkpoint.transaction import check_target, new_directory
+from bestiary.core.checkpoint.verify import verify
 from bestiary.core.engine.constants import Constants, from_files
 from bestiary.core.engine.engine import EngineManifest, plan_file
 from bestiary.core.engine.network import Network, make_network
@@ -52,9 +53,13 @@ def build(
     host: PluginHost,
     options: BuildOptions | None = None,
     overwrite: bool = False,
+    verified: bool = False,
     progress: Progress | None = None,
 ) -> BuildReport:
-    """Build an engine directory from a checkpoint directory.
+    """Build an engine directory from a checkpoint directory, whose digests are checked first.
+
+    Args:
+        verified: this process has just checked them.
 
     Raises:
         OutputError: the target exists.
@@ -65,6 +70,8 @@ def build(
     options, progress = options or BuildOptions(), progress or Silent()
     check_target(target, overwrite=overwrite)
     source = Checkpoint.open(checkpoint)
+    if not verified:
+        verify(checkpoint, host=host, progress=progress)
     manifest = source.manifest
     model = host.model(manifest.model)
     check_names(model, manifest.model_format)
