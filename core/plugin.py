@@ -23,7 +23,7 @@ _KERNELS: dict[str, dict[str, Callable[[Call], int]]] = {
         "mul": workspace.nothing,
         "select_rows": workspace.nothing,
         "embedding": workspace.nothing,
-        "linear": workspace.nothing,
+        "linear": workspace.linear,
         "logits": workspace.logits,
         "rms_norm": workspace.norm,
         "add_rms_norm": workspace.norm,
