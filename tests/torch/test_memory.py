@@ -181,17 +181,18 @@ def test_attention_states_what_decodes_and_prompts_take(host, dtype, monkeypatch
 
 
 def test_the_hungriest_sampling_stays_within_the_plan(loaded, host):
-    limits, vocab = loaded.network.limits, loaded.vocab_size
+    count, vocab = min(40, loaded.network.limits.tokens), loaded.vocab_size
     everything = SamplingParams(
         top_p=0.9, top_k=3000, min_p=0.01, repetition_penalty=1.2, presence_penalty=0.1, logit_bias={3: 1.0}, logprobs=5
     )
     # One that is plainly greedy beside them makes the sampler divide the rows.
-    params = [everything] * (limits.sequences - 1) + [SamplingParams(temperature=0)]
+    params = [everything] * (count - 1) + [SamplingParams(temperature=0)]
     requests = [Request(str(n), [1, 2, 3], p.resolve(vocab_size=vocab), max_seq_len=64) for n, p in enumerate(params)]
     batch = Batch(tuple(Segment(request, 2, 1, range(1)) for request in requests))
     sampler, logits = Sampler(), torch.randn(len(requests), vocab) * 0.01
     took = peak(lambda: sampler.sample(logits, batch))
-    assert took <= shares_of(loaded, host).sampler
+    planned = planner_of(loaded, host).shares(count, loaded.max_seq_len).sampler
+    assert took <= planned <= 1.6 * took
 
 
 def test_scoring_a_prompt_stays_within_the_plan(loaded, host):
@@ -229,6 +230,7 @@ def test_an_engine_keeps_to_its_limit(models, host, monkeypatch):
         shares = planner.shares(4, 128)
     limit = 1_000_000 + shares.total - shares.kv_cache + planner.kv_bytes(2, 128) + 100
     with LLM(models / "hf", **options, memory_limit=limit) as llm:
+        assert llm.engine.runner.program.activation_bytes == shares.activations  # taken at once
         prompts = [[(7 * n + k) % 4000 for k in range(70 + n)] for n in range(8)]
         params = SamplingParams(max_tokens=20, seed=1, top_p=0.9, prompt_logprobs=2, ignore_eos=True)
         answers = llm.generate([{"prompt_token_ids": p} for p in prompts], params, use_tqdm=False)
@@ -240,7 +242,7 @@ def test_an_engine_keeps_to_its_limit(models, host, monkeypatch):
         held = tensors_in(inputs, {t.data_ptr() for t in store.tensors.values()})
         real = weights + store.nbytes + program.activation_bytes + held
         assert real + shares.sampler + shares.workspace + 1_000_000 <= limit
-        assert program.activation_bytes == shares.activations  # taken at once
+        assert program.activation_bytes == shares.activations
     with pytest.raises(ConfigError, match="one sequence") as refused:
         LLM(models / "hf", **options, memory_limit=limit - planner.kv_bytes(2, 128))
     assert refused.value.code == "E-MEMORY-LIMIT"
