@@ -300,6 +300,21 @@ def test_the_command_says_the_same_of_every_kind_of_model(models, no_data, capsy
     assert found[0]["weights_mapped"] and found[0]["weights_made"] and found[0]["kv_cache"]
 
 
+def test_of_a_hub_id_only_the_json_files_are_fetched(models, no_data, monkeypatch, capsys):
+    asked = []
+
+    def fetched(hub_id: str, progress: Any, files: Any) -> Path:
+        asked.append((hub_id, files))
+        (models / "fetched").mkdir(exist_ok=True)
+        (models / "fetched" / "config.json").write_text((models / "hf" / "config.json").read_text())
+        return models / "fetched"
+
+    monkeypatch.setattr("bestiary.core.planning.fetch", fetched)
+    assert invoke(["plan-memory", "someone/model", *ASKED]) == 0
+    assert asked == [("someone/model", ("*.json",))]
+    assert "KV cache" in capsys.readouterr().out
+
+
 def test_the_command_plans_an_engine_with_its_own_options(models, loaded, no_data, capsys):
     assert invoke(["plan-memory", str(loaded.directory), "--max-batch-size", "2", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
