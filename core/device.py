@@ -11,6 +11,9 @@ from torch import Tensor
 
 from bestiary.core.errors import ConfigError
 
+# Of a GPU's memory: the driver's context and the libraries' kernels, which torch can't measure.
+_CONTEXT = 512 * 2**20
+
 
 def choose(name: str) -> torch.device:
     """``auto`` (the first GPU, else the processor), ``cpu``, ``cuda`` or ``cuda:1``.
@@ -56,6 +59,15 @@ def free_memory(device: torch.device) -> int:
     import psutil
 
     return int(psutil.virtual_memory().available)
+
+
+def held_memory(device: torch.device) -> int:
+    """Bytes that this process already holds there: its resident memory, or of a GPU torch's pool and 512 MiB of context."""
+    if device.type == "cuda":
+        return int(torch.cuda.memory_reserved(device)) + _CONTEXT
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
 
 
 def synchronize(device: torch.device) -> None:

@@ -13,6 +13,7 @@ from bestiary.core.beam_params import BeamSearchParams
 from bestiary.core.driver import Driver
 from bestiary.core.engine.start import start
 from bestiary.core.errors import EngineError, UsageError
+from bestiary.core.home import bytes_of
 from bestiary.core.jobs import Job
 from bestiary.core.opening import open_engine, open_tokenizer
 from bestiary.core.outputs import RequestOutput, StreamPiece
@@ -43,6 +44,8 @@ class LLM:
             4096.
         max_num_tokens: most tokens in a step; None: the engine's, 2048 for a new one.
         kv_cache_memory: a float is the part of the free memory that the KV cache takes, an int is bytes.
+        memory_limit: most memory of the device that the process may hold with this engine, in bytes or as ``"4GiB"``; the
+            KV cache gets what the plan leaves of it.
         quantization: a method that a plugin provides; None leaves the weights as they are.
         kv_dtype: what keys and values are stored in.
         block_size: tokens in a KV block; None: the engine's, 16 for a new one.
@@ -80,6 +83,7 @@ class LLM:
         max_seq_len: int | None = None,
         max_num_tokens: int | None = None,
         kv_cache_memory: float | int = 0.9,
+        memory_limit: int | str | None = None,
         quantization: str | None = None,
         kv_dtype: str = "auto",
         block_size: int | None = None,
@@ -117,6 +121,7 @@ class LLM:
             weights=weights,
             seed=seed,
             kv_cache_memory=kv_cache_memory,
+            memory_limit=None if memory_limit is None else bytes_of(memory_limit, "memory_limit"),
             reference=reference,
             progress=progress or Silent(),
         )

@@ -24,6 +24,7 @@ def open_engine(
     weights: str,
     seed: int,
     kv_cache_memory: float | int,
+    memory_limit: int | None,
     reference: bool,
     progress: Progress,
 ) -> LoadedEngine:
@@ -60,6 +61,7 @@ def open_engine(
             options=options,
             seed=seed,
             kv_cache_memory=kv_cache_memory,
+            memory_limit=memory_limit,
             reference=reference,
             progress=progress,
         )
@@ -71,6 +73,7 @@ def open_engine(
         prepare(model, host=host, options=options, progress=progress),
         host=host,
         kv_cache_memory=kv_cache_memory,
+        memory_limit=memory_limit,
         reference=reference,
         progress=progress,
         **{name: value for name, value in said.items() if name in AT_LOAD},

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from bestiary import Fusion, Kernel, Op, Reader, hookimpl
+from bestiary.core.kernels import workspace
 from bestiary.spec import Call
 
 _OPS = {
@@ -16,19 +17,24 @@ _OPS = {
     "norm": ("add_rms_norm", "rms_norm"),
     "rotary": ("rope", "rotary_table"),
 }
-_KERNELS = {
-    "dense": (
-        "add",
-        "mul",
-        "select_rows",
-        "embedding",
-        "linear",
-        "logits",
-        "rms_norm",
-        "add_rms_norm",
-        "gated_activation",
-    ),
-    "attention": ("rope", "kv_write", "rope_kv_write", "paged_attention"),
+_KERNELS: dict[str, dict[str, Callable[[Call], int]]] = {
+    "dense": {
+        "add": workspace.nothing,
+        "mul": workspace.nothing,
+        "select_rows": workspace.nothing,
+        "embedding": workspace.nothing,
+        "linear": workspace.linear,
+        "logits": workspace.logits,
+        "rms_norm": workspace.norm,
+        "add_rms_norm": workspace.norm,
+        "gated_activation": workspace.gated_activation,
+    },
+    "attention": {
+        "rope": workspace.rope,
+        "kv_write": workspace.kv_write,
+        "rope_kv_write": workspace.rope_kv_write,
+        "paged_attention": workspace.paged_attention,
+    },
 }
 
 
@@ -41,15 +47,16 @@ def bestiary_register_ops(register: Callable[[Op], None]) -> None:
 
 @hookimpl
 def bestiary_register_kernels(register: Callable[[Kernel], None]) -> None:
-    for module, names in _KERNELS.items():
-        for name in names:
-            register(Kernel(op=name, name="torch", run=f"bestiary.core.kernels.{module}:{name}"))
+    for module, kernels in _KERNELS.items():
+        for name, takes in kernels.items():
+            register(Kernel(op=name, name="torch", run=f"bestiary.core.kernels.{module}:{name}", workspace=takes))
     register(
         Kernel(
             op="linear",
             name="widened",
             run="bestiary.core.kernels.dense:linear_widened",
             supports=_sixteen_bit_on_cpu,
+            workspace=workspace.linear_widened,
         )
     )
 

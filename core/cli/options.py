@@ -20,6 +20,12 @@ if TYPE_CHECKING:
     from bestiary.core.engine.options import BuildOptions
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result, or the error, as JSON.")]
+MemoryLimit = Annotated[
+    str | None,
+    typer.Option(
+        metavar="BYTES|GiB", help="Most memory for this process, such as 4GiB; the KV cache gets what is left."
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists, once the new one is complete.")]
 
 

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from bestiary.core import device as devices
-from bestiary.core.checkpoint.checkpoint import is_checkpoint
-from bestiary.core.checkpoint.files import JSON_LIMIT, read_json
-from bestiary.core.checkpoint.manifest import Manifest
 from bestiary.core.checkpoint.parameters import check_names, parse_config
 from bestiary.core.checkpoint.weights import Weights
-from bestiary.core.config import ModelConfig, Rope
+from bestiary.core.config import Rope
 from bestiary.core.engine.constants import Constants, at_random, from_files
-from bestiary.core.engine.engine import EngineManifest, is_engine, plan_file
+from bestiary.core.engine.engine import EngineManifest, plan_file
+from bestiary.core.engine.family import config_of, family_of
+from bestiary.core.engine.memory import mapped_dtypes
+from bestiary.core.engine.memory_cap import MemoryCap
 from bestiary.core.engine.network import Network, make_network
 from bestiary.core.engine.options import BuildOptions
 from bestiary.core.errors import ConfigError
@@ -68,6 +68,7 @@ def load_engine(
     kernels: Mapping[str, str] | None = None,
     max_batch_size: int | None = None,
     max_seq_len: int | None = None,
+    memory_limit: int | None = None,
     ranks: Ranks = ALONE,
     taps: Sequence[str] = (),
     reference: bool = False,
@@ -81,6 +82,7 @@ def load_engine(
         num_blocks: blocks of each cache group, in place of ``kv_cache_memory``.
         kernels: op → kernel, over what the plan says.
         max_batch_size, max_seq_len: in place of the build's.
+        memory_limit: most bytes of the device's memory for this process with the engine; the cache gets what is left.
         ranks: this process's place in a tensor-parallel engine.
         taps: module paths whose outputs ``Runner.forward_all`` also returns.
         reference: run the model's own forward on the ops' references, without a step program.
@@ -104,9 +106,11 @@ def load_engine(
         )
         _report_drift(manifest.lock, host.lock())
         plan = _plan(directory, network, options)
-        constants = Constants(from_files(Weights.open(directory), network.target.dtype, network.target.device))
-        groups = _groups(network, options, kv_cache_memory, num_blocks)
-        engine = _assemble(network, constants, plan, host, options, groups, directory, model, reference)
+        files = Weights.open(directory)
+        constants = Constants(from_files(files, network.target.dtype, network.target.device))
+        cap = MemoryCap.of(network, options, host, mapped_dtypes(files), memory_limit, reference)
+        groups = _groups(network, options, cap.cache_memory(kv_cache_memory), num_blocks)
+        engine = _assemble(network, constants, plan, host, options, groups, directory, model, reference, cap)
         note.text = f"{constants.nbytes / 1e6:,.0f} MB of weights"
     return engine
 
@@ -119,6 +123,7 @@ def random_engine(
     seed: int = 0,
     kv_cache_memory: float | int = 0.9,
     num_blocks: int | None = None,
+    memory_limit: int | None = None,
     taps: Sequence[str] = (),
     reference: bool = False,
     progress: Progress | None = None,
@@ -127,37 +132,18 @@ def random_engine(
 
     Nothing is measured: each op gets the first kernel that can run it.
     """
-    model, config = _family(_config(directory), host)
+    model, config = family_of(config_of(directory), host)
     with step(progress or Silent(), "make weights") as note:
         dtype = config.dtype or "float32"
         network = make_network(model, config, options, checkpoint_dtype=dtype, host=host, taps=taps)
         shapes = {name: tuple(p.shape) for name, p in network.module.named_parameters()}
         constants = Constants(at_random(seed, shapes, network.target.dtype, network.target.device))
         plan = Plan(devices.label(network.target.device))
-        groups = _groups(network, options, kv_cache_memory, num_blocks)
-        engine = _assemble(network, constants, plan, host, options, groups, directory, model, reference)
+        cap = MemoryCap.of(network, options, host, {}, memory_limit, reference)
+        groups = _groups(network, options, cap.cache_memory(kv_cache_memory), num_blocks)
+        engine = _assemble(network, constants, plan, host, options, groups, directory, model, reference, cap)
         note.text = f"{constants.nbytes / 1e6:,.0f} MB of random weights"
     return engine
-
-
-def _config(directory: Path) -> Mapping[str, object]:
-    """The model's config: a checkpoint and an engine carry theirs, any other directory has a config.json."""
-    if is_engine(directory):
-        return EngineManifest.read(directory).checkpoint.config
-    if is_checkpoint(directory):
-        return Manifest.read(directory).config
-    return read_json(directory, "config.json", limit=JSON_LIMIT)
-
-
-def _family(raw: Mapping[str, object], host: PluginHost) -> tuple[Model, ModelConfig]:
-    names = raw.get("architectures")
-    if not isinstance(names, list) or not names or not isinstance(names[0], str):
-        raise ConfigError(
-            "E-CFG-ARCHITECTURE", "config.json, field architectures", "names no architecture", found=repr(names)
-        )
-    kind = raw.get("model_type")
-    model = host.model_for_architecture(names[0], model_type=kind if isinstance(kind, str) else None)
-    return model, parse_config(model, raw)
 
 
 def _assemble(
@@ -170,7 +156,9 @@ def _assemble(
     directory: Path,
     model: Model,
     reference: bool,
+    cap: MemoryCap,
 ) -> LoadedEngine:
+    cap.check(groups)
     device = network.target.device
     store = KVStore(network.program.caches, groups, network.geometry.kv_dtype, device)
     inputs = StepInputs(store, network.limits, network.max_seq_len, device)
@@ -180,7 +168,9 @@ def _assemble(
     else:
         kernels = bind(network.program, network.shapes, plan, constants, host, network.target, options.kernels)
         weights = {weight: constants(weight) for weight in network.program.weights()}
-        runner = Runner(StepProgram(network.program, network.shapes, kernels, weights, inputs.views, device), inputs)
+        steps = StepProgram(network.program, network.shapes, kernels, weights, inputs.views, device)
+        cap.reserve(steps)
+        runner = Runner(steps, inputs)
     return LoadedEngine(
         runner=runner,
         cache_groups=groups,

@@ -55,14 +55,23 @@ class StepProgram:
             call()
         return outputs
 
+    def reserve(self, sizes: Sizes) -> None:
+        """Take the activations' memory for steps of up to these sizes now, so that none of them asks for more."""
+        if self._arena.reserve(sizes):
+            self._lists.clear()
+
+    @property
+    def activation_bytes(self) -> int:
+        """What the results of all instructions take now."""
+        return self._arena.nbytes
+
     def bind(self, sizes: Sizes) -> tuple[list[Callable[[], Any]], dict[str, Tensor]]:
         """The list of calls for these sizes, made when first needed."""
         known = self._lists.get(sizes)
         if known is not None:
             self._lists.move_to_end(sizes)
             return known
-        if self._arena.reserve(sizes):
-            self._lists.clear()
+        self.reserve(sizes)
         self._lists[sizes] = made = self._bind(sizes)
         if len(self._lists) > _KEPT:
             self._lists.popitem(last=False)
