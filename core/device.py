@@ -93,6 +93,35 @@ def mark(device: torch.device) -> Callable[[], None]:
     return event.synchronize
 
 
+class GraphRecorder:
+    """Records what a function gives the device, to be given again at once. Memory is shared by all that one recorder made."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+
+    def record(self, run: Callable[[], None]) -> Callable[[], None]:
+        """Run the function once, so that all is compiled, and once to record it; the recording's replay.
+
+        Other threads may use the device meanwhile.
+
+        Raises:
+            RuntimeError: the function waits for the device, or there is no recording on such a device.
+        """
+        if self._pool is None:
+            raise RuntimeError(f"{self._device.type} records no graphs")
+        stream = torch.cuda.Stream(self._device)
+        stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(stream):
+            run()
+        torch.cuda.current_stream(self._device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
+            run()
+        replay: Callable[[], None] = graph.replay
+        return replay
+
+
 def overlaps(device: torch.device) -> bool:
     """Whether the host goes on while the device works, so that steps may be launched ahead."""
     return device.type == "cuda"

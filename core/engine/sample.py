@@ -18,7 +18,7 @@ def sample_inputs(
     program: Program, geometry: Geometry, sizes: Sizes, vocab_size: int, device: torch.device
 ) -> Mapping[str, Tensor]:
     """Inputs of a step in which T tokens are divided evenly among N sequences (T a multiple of N)."""
-    tokens, sequences, rows = sizes
+    tokens, sequences, rows, _ = sizes
     each = tokens // sequences
     capacity = geometry.table * geometry.block_size
     length = min(max(each, _CONTEXT if each == 1 else each), capacity)

@@ -16,11 +16,12 @@ from bestiary.core.program.trace import cache_groups
 
 
 class Sizes(NamedTuple):
-    """What varies from step to step."""
+    """What varies from step to step. ``blocks``: so many columns of the block tables are shown; 0 for all."""
 
     tokens: int
     sequences: int
     rows: int
+    blocks: int = 0
 
 
 class Dim(NamedTuple):
@@ -89,7 +90,7 @@ def infer(program: Program, geometry: Geometry) -> dict[Value, Shape]:
 
 def input_tensors(program: Program, geometry: Geometry, sizes: Sizes) -> Mapping[str, Tensor]:
     """Meta tensors of the step's inputs."""
-    tokens, sequences, rows = sizes
+    tokens, sequences, rows, _ = sizes
     shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
         "tokens": ((tokens,), torch.int64),
         "positions": ((tokens,), torch.int64),
