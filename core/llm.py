@@ -51,7 +51,8 @@ class LLM:
         kv_dtype: what keys and values are stored in.
         block_size: tokens in a KV block; None: the engine's, 16 for a new one.
         prefix_caching: reuse keys and values of equal prompt beginnings.
-        tensor_parallel: ranks that share the model.
+        tensor_parallel: ranks that share each layer.
+        pipeline_parallel: stages that the layers are divided among.
         seed: of random weights and of requests without a seed.
         reference: run the model's own forward on the ops' references: slow, and what everything is compared with.
         kernels: op → name of the kernel to use.
@@ -86,6 +87,7 @@ class LLM:
         block_size: int | None = None,
         prefix_caching: bool = True,
         tensor_parallel: int | None = None,
+        pipeline_parallel: int | None = None,
         seed: int = 0,
         reference: bool = False,
         kernels: Mapping[str, str] | None = None,
@@ -106,6 +108,7 @@ class LLM:
             "max_num_tokens": max_num_tokens,
             "block_size": block_size,
             "tensor_parallel": tensor_parallel,
+            "pipeline_parallel": pipeline_parallel,
             "quantization": quantization,
             "kernels": dict(kernels or {}),
         }

@@ -43,15 +43,16 @@ def open_engine(
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise UsageError("E-USE-SEED", "seed", "is not an integer", found=repr(seed)[:80], expected="an integer")
     options = BuildOptions(**said)
-    if options.tensor_parallel > 1:
-        raise ConfigError(
-            "E-ENGINE-RANKS",
-            "tensor_parallel",
-            "one process runs one rank",
-            found=str(options.tensor_parallel),
-            expected="1",
-            hint="build such an engine with bestiary build, and load each rank's share with load_engine(ranks=…)",
-        )
+    for name in ("tensor_parallel", "pipeline_parallel"):
+        if getattr(options, name) > 1:
+            raise ConfigError(
+                "E-ENGINE-RANKS",
+                name,
+                "one process runs one rank",
+                found=str(getattr(options, name)),
+                expected="1",
+                hint="build such an engine with bestiary build, and load each rank's share with load_engine(place=…)",
+            )
     if weights == "random":
         check_options(options, host)
         return random_engine(

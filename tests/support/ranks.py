@@ -16,10 +16,14 @@ def run_rank(rank: int, size: int, directory: str, tokens: list[int], port: int)
     dist.init_process_group("gloo", rank=rank, world_size=size)
     from tiny import load, request, whole
 
-    from bestiary.core.ops.collective import Ranks
+    from bestiary.core.ops.collective import Place, Ranks
     from bestiary.core.plugins import PluginHost
 
-    engine = load(Path(directory), PluginHost.load(), ranks=Ranks(rank, size, dist.group.WORLD))
+    engine = load(
+        Path(directory),
+        PluginHost.load(),
+        place=Place(tensor=Ranks(rank, size, dist.group.WORLD), group=dist.group.WORLD),
+    )
     logits = engine.runner.forward(whole(request(tokens, [5, 2])))
     heads = {spec.kv_heads for spec in engine.network.program.caches.values()}
     torch.save({"logits": logits, "kv_heads": heads}, Path(directory) / f"logits-{rank}.pt")
