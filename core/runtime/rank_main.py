@@ -78,16 +78,15 @@ def start(setup: Setup, directory: str) -> tuple[Worker, Place]:
     device = devices.of_rank(setup.device, setup.rank)
     if device.type == "cpu":
         torch.set_num_threads(max(1, torch.get_num_threads() // count))
-    place = join(setup, devices.backend(device), directory)
+    place = join(setup.rank, setup.tensor, setup.stages, devices.backend(device), directory)
     make = resolve(setup.worker, needed_by="a rank")
     return make(place=place, device=device, host=host, **setup.arguments), place
 
 
-def join(setup: Setup, backend: str, directory: str) -> Place:
-    """Meet the other ranks; every process makes all groups, in one order."""
+def join(rank: int, tensor: int, stages: int, backend: str, directory: str) -> Place:
+    """Meet the other ranks in a directory of theirs; every process makes all groups, in one order."""
     import torch.distributed as dist
 
-    tensor, stages, rank = setup.tensor, setup.stages, setup.rank
     if tensor * stages == 1:
         return Place()
     dist.init_process_group(
