@@ -108,7 +108,7 @@ def load_engine(
         _report_drift(manifest.lock, host.lock())
         plan = _plan(directory, network, options)
         constants = Constants(from_files(Weights.open(directory), network.target.dtype, network.target.device))
-        groups = _groups(network, options, kv_cache_memory, num_blocks, place)
+        groups = plan_cache(network, options, kv_cache_memory, num_blocks, place)
         engine = _assemble(network, constants, plan, host, options, groups, directory, model, reference)
         note.text = f"{constants.nbytes / 1e6:,.0f} MB of weights"
     return engine
@@ -137,7 +137,7 @@ def random_engine(
         shapes = {name: tuple(p.shape) for name, p in network.module.named_parameters()}
         constants = Constants(at_random(seed, shapes, network.target.dtype, network.target.device))
         plan = Plan(devices.label(network.target.device))
-        groups = _groups(network, options, kv_cache_memory, num_blocks, UNDIVIDED)
+        groups = plan_cache(network, options, kv_cache_memory, num_blocks, UNDIVIDED)
         engine = _assemble(network, constants, plan, host, options, groups, directory, model, reference)
         note.text = f"{constants.nbytes / 1e6:,.0f} MB of random weights"
     return engine
@@ -198,15 +198,14 @@ def _assemble(
     )
 
 
-def _groups(
+def plan_cache(
     network: Network, options: BuildOptions, memory: float | int, num_blocks: int | None, place: Place
 ) -> tuple[CacheGroup, ...]:
     """The model's cache groups with the same number of blocks on every rank: the least that one of them can hold."""
     program = network.program
     if num_blocks is not None:
         return tuple(CacheGroup(num_blocks, options.block_size, spec.window) for spec in program.groups)
-    free = _budget(memory, network, place)
-    planned = _planned(network, options, program.caches, free)
+    planned = _planned(network, options, program.caches, _budget(memory, network, place))
     held = {program.group_of[path]: planned[spec] for path, spec in program.caches.items()}
     counts = [
         # A stage without layers of a group has nothing to hold: it takes as many blocks as could ever be in use.

@@ -75,8 +75,8 @@ class RankExecutor:
         self.failure: EngineError | None = None
         self._directory = tempfile.TemporaryDirectory(prefix="bestiary-ranks-")
         self._ranks: list[_Rank] = []
-        self._end = weakref.finalize(self, _end, self._ranks, self._directory)
-        self._poll, self._expected = select.poll(), deque[Answer]()
+        self._end = weakref.finalize(self, _end, self._ranks, self._directory, os.getpid())
+        self._codec, self._poll, self._expected = codec(), select.poll(), deque[Answer]()
         plugins, preferences = host.plugin_names(), host.preferences()
         try:
             for number in range(tensor * stages):
@@ -118,7 +118,7 @@ class RankExecutor:
         if self._end.alive:
             for rank in self._ranks:
                 with suppress(OSError):
-                    rank.channel.send(Close(), blocked=_give_up)
+                    rank.channel.write(self._codec.encode(Close()), blocked=_give_up)
             deadline = time.monotonic() + _CLOSING
             for rank in self._ranks:
                 with suppress(subprocess.TimeoutExpired):
@@ -128,9 +128,10 @@ class RankExecutor:
 
     def _tell(self, message: object, *ranks: _Rank) -> None:
         self._look(0)
+        frame = self._codec.encode(message)
         for rank in ranks:
             try:
-                rank.channel.send(message, blocked=self._look)
+                rank.channel.write(frame, blocked=self._look)
             except OSError:
                 self._fail(rank, None)
 
@@ -240,7 +241,9 @@ def _spawn(label: str, directory: str) -> _Rank:
     return _Rank(label, process, Channel(near, codec()))
 
 
-def _end(ranks: list[_Rank], directory: tempfile.TemporaryDirectory[str]) -> None:
+def _end(ranks: list[_Rank], directory: tempfile.TemporaryDirectory[str], owner: int) -> None:
+    if os.getpid() != owner:
+        return  # a forked process ends; its ranks are not this one's
     for rank in ranks:
         rank.process.kill()
     for rank in ranks:

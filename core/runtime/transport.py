@@ -120,8 +120,16 @@ class Channel:
         """For ``select``."""
         return self._connection.fileno()
 
-    def send(self, message: object, *, blocked: Callable[[], None] | None = None) -> None:
+    def send(self, message: object) -> None:
         """Send a message.
+
+        Raises:
+            OSError: the other side is gone.
+        """
+        self.write(self._codec.encode(message))
+
+    def write(self, frame: bytes, *, blocked: Callable[[], None] | None = None) -> None:
+        """Send what the codec made of a message.
 
         Args:
             blocked: called now and then while the other side does not read; may raise to give up.
@@ -129,7 +137,7 @@ class Channel:
         Raises:
             OSError: the other side is gone.
         """
-        rest = memoryview(self._codec.encode(message))
+        rest = memoryview(frame)
         while rest:
             try:
                 rest = rest[self._connection.send(rest, socket.MSG_DONTWAIT) :]

@@ -13,24 +13,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import queue_kernels
+from rank_workers import check_three_steps, step
 
 from bestiary import ConfigError, EngineError, PluginError
 from bestiary.core.plugins import PluginHost
-from bestiary.core.runtime.messages import EMPTY, Opened, SampleMessage, StepMessage, TableChanges
+from bestiary.core.runtime.messages import EMPTY, SampleMessage
 from bestiary.core.runtime.ranks import RankExecutor
-from bestiary.core.sampling_params import SamplingParams
 
 pytestmark = pytest.mark.slow
-
-
-def _step(number: int, tokens: list[int]) -> StepMessage:
-    params = SamplingParams(stop=["x"], logit_bias={5: 1.5}).resolve(vocab_size=96)
-    opened = Opened(0, 0, len(tokens), np.array(tokens, np.int32), params)
-    tables = (TableChanges(EMPTY, EMPTY, EMPTY, EMPTY, EMPTY, EMPTY),)
-    return StepMessage(number, EMPTY, EMPTY, 0, np.array(tokens, np.int32), None, (opened,), tables, len(tokens))
 
 
 def _start(tensor: int, stages: int, worker: str = "summing", **arguments: Any) -> RankExecutor:
@@ -82,22 +74,12 @@ def test_two_by_two_ranks_answer_as_one() -> None:
     assert [fact["least"] for fact in ranks.facts] == [[5, 6]] * 4
     parents = list(PluginHost.load(plugins=[queue_kernels]).plugin_names())
     assert all(sorted(fact["plugins"]) == sorted(parents) for fact in ranks.facts)
-    answers = []
-    for number in range(1, 4):
-        tokens = list(range(number, number + 5))
-        ranks.forward(_step(number, tokens))
-        # 2 tensor ranks and 2 stages: four times the token, and the ranks' numbers. Every rank checks what it is told.
-        expected = np.array([4 * token + 0 + 1 + 2 + 3 for token in tokens], np.int32)
-        answers.append((ranks.sample(SampleMessage(expected)), expected))
-    for answer, expected in reversed(answers):
-        sampled = answer.read()
-        assert np.array_equal(sampled.tokens, expected)
-        assert sampled.errors == {0: "café"}
+    check_three_steps(ranks)
     ranks.close()
     ranks.close()
     assert not any(map(_alive, pids))
     with pytest.raises(EngineError, match="it has been closed"):
-        ranks.forward(_step(9, [1]))
+        ranks.forward(step(9, [1]))
 
 
 @pytest.mark.parametrize(
@@ -112,18 +94,18 @@ def test_two_by_two_ranks_answer_as_one() -> None:
 def test_a_rank_that_dies_ends_all_with_its_reason(shape: tuple[int, int], how: str, said: str) -> None:
     ranks = _start(*shape, rank=0, step=2, how=how)
     pids = [fact["pid"] for fact in ranks.facts]
-    ranks.forward(_step(1, [1, 2]))
+    ranks.forward(step(1, [1, 2]))
     assert len(ranks.sample(SampleMessage(EMPTY)).read().tokens) == 2
     begun = time.monotonic()
     with pytest.raises(EngineError, match=said) as caught:
         # The other rank waits for this one in a collective.
-        ranks.forward(_step(2, [1, 2]))
+        ranks.forward(step(2, [1, 2]))
         ranks.sample(SampleMessage(EMPTY)).read()
     assert time.monotonic() - begun < 30, "nobody waits for a collective's own time-out"
     assert not any(map(_alive, pids))
     assert ranks.failure is caught.value
     with pytest.raises(EngineError, match=said):
-        ranks.forward(_step(3, [1]))
+        ranks.forward(step(3, [1]))
     ranks.close()
     assert ranks.failure is caught.value
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,11 @@ import torch
 from tiny import SMALL, make_engine, request, whole
 from torch import Tensor, nn
 
-from bestiary import ConfigError
+from bestiary import ConfigError, Model, hookimpl
 from bestiary.core.engine.build import build
 from bestiary.core.engine.engine import plan_file
-from bestiary.core.engine.load import load_engine
+from bestiary.core.engine.load import load_engine, plan_cache
+from bestiary.core.engine.network import make_network
 from bestiary.core.engine.options import BuildOptions
 from bestiary.core.ops.collective import UNDIVIDED, Place, Ranks
 from bestiary.core.plugins import PluginHost
@@ -26,6 +29,7 @@ from bestiary.core.program.program import Program
 from bestiary.core.program.shapes import Geometry, infer
 from bestiary.core.program.trace import trace
 from bestiary.layers import Attention, CausalLM, Embedding, Head, LayerStack, RMSNorm, Step
+from bestiary.spec import ModelConfig
 from bestiary_llama.config import LlamaConfig
 from bestiary_llama.model import Llama
 
@@ -172,6 +176,41 @@ def test_groups_keep_the_whole_models_numbers_and_far_readers_are_relayed_to() -
     assert {i.args[4].name for i in writes} == {"slots.1"}
     # The embedding is read behind the last border: the stage between receives it and sends it on.
     assert [(_names(p).count("receive"), _names(p).count("send")) for p in stages] == [(0, 2), (2, 2), (2, 0)]
+
+
+class _Elsewhere(Place):
+    """The other ranks could hold a thousand blocks."""
+
+    def least(self, values: Sequence[int], device: torch.device) -> list[int]:
+        return [min(value, 1000) for value in values]
+
+
+def _windowed(c: ModelConfig) -> CausalLM:
+    return _Windowed([None, 20, 20, None])
+
+
+@hookimpl
+def bestiary_register_models(register: Callable[[Model], None]) -> None:
+    names = {"architectures": ("W",), "config": "bestiary.spec:ModelConfig", "model": "windowed_model:_windowed"}
+    register(Model(name="windowed", weights={}, **names))
+
+
+def test_a_stage_without_layers_of_a_group_does_not_limit_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "windowed_model", sys.modules[__name__])
+    config = ModelConfig.parse({**SMALL, "vocab_size": 32, "hidden_size": 16, "architectures": ["W"]})
+    options = BuildOptions(device="cpu", max_num_tokens=64, pipeline_parallel=3, max_batch_size=2)
+    groups = []
+    for stage in range(3):
+        place = _Elsewhere(stage=Ranks(stage, 3))
+        host = PluginHost.load(plugins=[sys.modules[__name__]])
+        network = make_network(
+            host.model("windowed"), config, options, checkpoint_dtype="float32", host=host, place=place
+        )
+        # A block of one layer takes 16 tokens × 2 heads × (4 + 4) × 4 bytes.
+        groups.append(plan_cache(network, options, 40 * 1024, None, place))
+    assert [[group.window for group in one] for one in groups] == [[None, 20]] * 3
+    # A longest sequence takes 32 blocks, or 7 of the windowed layers; two of them may run. One block is scrap.
+    assert [[group.num_blocks for group in one] for one in groups] == [[39, 14], [64, 14], [39, 14]]
 
 
 def test_a_cache_of_two_stages_is_refused() -> None:
