@@ -175,7 +175,8 @@ def _assemble(
     reference: bool,
 ) -> LoadedEngine:
     device = network.target.device
-    store = _store(network, groups)
+    program = network.program
+    store = KVStore(program.caches, program.group_of, groups, network.geometry.kv_dtype, device)
     inputs = StepInputs(store, network.limits, network.max_seq_len, device)
     runner: Runner | ReferenceRunner
     if reference:
@@ -249,16 +250,6 @@ def _planned(
         max_num_tokens=options.max_num_tokens,
     )
     return {spec: group.num_blocks for spec, group in zip(cache_groups(dict(caches)), planned, strict=True)}
-
-
-def _store(network: Network, groups: tuple[CacheGroup, ...]) -> KVStore:
-    """Memory for this rank's caches, under the group numbers of the whole model."""
-    program, dtype, device = network.program, network.geometry.kv_dtype, network.target.device
-    store = KVStore({}, groups, dtype, device)
-    for number, group in enumerate(groups):
-        caches = {path: spec for path, spec in program.caches.items() if program.group_of[path] == number}
-        store.tensors.update(KVStore(caches, (group,), dtype, device).tensors)
-    return store
 
 
 def _length_dependent(program: Program) -> bool:
