@@ -110,7 +110,7 @@ class GraphRecorder:
         """
         if self._pool is None:
             raise RuntimeError(f"{self._device.type} records no graphs")
-        stream = torch.cuda.Stream(self._device)
+        stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(stream):
             run()
@@ -139,3 +139,21 @@ def _processor_flags() -> frozenset[str]:
     except OSError:
         pass
     return frozenset({os.uname().machine})
+
+
+def of_rank(name: str, rank: int) -> torch.device:
+    """The device of one of several ranks: all on the processor, or each on a GPU of its own, which becomes the current.
+
+    Raises:
+        ConfigError: there are not as many GPUs.
+    """
+    device = choose(name)
+    if device.type == "cuda":
+        device = choose(f"cuda:{(device.index or 0) + rank}")
+        torch.cuda.set_device(device)
+    return device
+
+
+def backend(device: torch.device) -> str:
+    """What torch.distributed talks through between devices of this kind."""
+    return "nccl" if device.type == "cuda" else "gloo"

@@ -53,7 +53,8 @@ class LLM:
         capacity: ``"no-evict"`` runs a request when all it can ever need of the KV cache is free; ``"max-utilization"``
             runs more of them, and takes blocks back from the latest when there are none left.
         queue_order: ``"first-come"``, or ``"priority"`` by ``SamplingParams.priority``.
-        tensor_parallel: ranks that share the model.
+        tensor_parallel: ranks that share each layer.
+        pipeline_parallel: stages that the layers are divided among.
         seed: of random weights and of requests without a seed.
         reference: run the model's own forward on the ops' references: slow, and what everything is compared with.
         kernels: op → name of the kernel to use.
@@ -91,6 +92,7 @@ class LLM:
         capacity: str = "no-evict",
         queue_order: str = "first-come",
         tensor_parallel: int | None = None,
+        pipeline_parallel: int | None = None,
         seed: int = 0,
         reference: bool = False,
         kernels: Mapping[str, str] | None = None,
@@ -111,10 +113,11 @@ class LLM:
             "max_num_tokens": max_num_tokens,
             "block_size": block_size,
             "tensor_parallel": tensor_parallel,
+            "pipeline_parallel": pipeline_parallel,
             "quantization": quantization,
             "kernels": dict(kernels or {}),
         }
-        engine = open_engine(
+        opened = open_engine(
             model,
             host=host,
             said={name: value for name, value in said.items() if value not in (None, "auto", {})},
@@ -125,28 +128,36 @@ class LLM:
             reference=reference,
             progress=progress or Silent(),
         )
-        self._engine: LoadedEngine | None = engine
-        self.tokenizer = open_tokenizer(tokenizer, engine.directory)
+        self._engine, self._closed = opened.engine, False
+        self.tokenizer = open_tokenizer(tokenizer, opened.directory)
         self._submission = Submission(
-            engine.directory,
+            opened.directory,
             self.tokenizer,
-            vocab_size=engine.vocab_size,
-            max_seq_len=engine.max_seq_len,
+            vocab_size=opened.facts.vocab_size,
+            max_seq_len=opened.facts.max_seq_len,
             host=host,
             seed=seed,
         )
-        loop = start(engine, host, prefix_caching=prefix_caching, capacity=capacity, order=queue_order)
-        self._driver = Driver(loop)
+        self._driver = Driver(
+            start(
+                opened.facts,
+                opened.executor,
+                prefix_caching=prefix_caching,
+                capacity=capacity,
+                order=queue_order,
+            )
+        )
 
     @property
     def engine(self) -> LoadedEngine:
-        """The loaded engine.
+        """The loaded engine, in this process.
 
         Raises:
-            EngineError: after ``close``.
+            EngineError: after ``close``, or where the ranks of a divided engine run in processes of their own.
         """
+        self._refuse_if_closed()
         if self._engine is None:
-            raise EngineError("E-RUN-CLOSED", "LLM", "it has been closed")
+            raise EngineError("E-RUN-RANKS", "LLM.engine", "its ranks run in processes of their own")
         return self._engine
 
     def generate(
@@ -244,7 +255,7 @@ class LLM:
 
     def reset_prefix_cache(self) -> None:
         """Forget the prefixes of earlier requests."""
-        _ = self.engine  # refuses after close
+        self._refuse_if_closed()
         self._driver.post(lambda loop: loop.scheduler.reset_prefix_cache())
 
     def stats(self) -> EngineStats:
@@ -262,9 +273,12 @@ class LLM:
 
     def close(self) -> None:
         """End all requests and let go of the engine's memory. May be called again."""
-        if self._engine is not None:
-            self._driver.close()
-            self._engine = None
+        self._driver.close()
+        self._engine, self._closed = None, True
+
+    def _refuse_if_closed(self) -> None:
+        if self._closed:
+            raise EngineError("E-RUN-CLOSED", "LLM", "it has been closed")
 
     def __enter__(self) -> Self:
         return self
@@ -275,7 +289,7 @@ class LLM:
         self.close()
 
     def _prepare(self, prompts: object, params: Params, **options: Any) -> list[Job]:
-        _ = self.engine  # refuses after close
+        self._refuse_if_closed()
         self._driver.loop.refuse_if_dead()
         jobs = self._submission.prepare(prompts, params, **options)
         for job in jobs:

@@ -51,12 +51,12 @@ def plan_memory(
     """
     from bestiary.core.engine.memory import MemoryPlanner, process_memory
     from bestiary.core.engine.network import make_network
-    from bestiary.core.ops.collective import Ranks
+    from bestiary.core.ops.collective import Place, Ranks
 
     known = _known(model, host, said, progress or Silent())
     options = known.options
-    ranks = Ranks(0, options.tensor_parallel)
-    network = make_network(known.model, known.config, options, checkpoint_dtype=known.dtype, host=host, ranks=ranks)
+    place = Place(Ranks(0, options.tensor_parallel), Ranks(0, options.pipeline_parallel))
+    network = make_network(known.model, known.config, options, checkpoint_dtype=known.dtype, host=host, place=place)
     held, there = process_memory(network)
     longest = known.config.max_length
     planner = MemoryPlanner(network, options, host, stored=known.stored, longest=longest, held=held)

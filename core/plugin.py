@@ -11,7 +11,7 @@ from bestiary.spec import Call
 _OPS = {
     "activation": ("gated_activation",),
     "attention": ("kv_write", "paged_attention", "rope_kv_write"),
-    "collective": ("all_gather", "all_reduce"),
+    "collective": ("all_gather", "all_reduce", "receive", "send"),
     "elementwise": ("add", "mul", "select_rows"),
     "linear": ("embedding", "embedding_shard", "linear", "logits"),
     "norm": ("add_rms_norm", "rms_norm"),

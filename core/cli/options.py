@@ -55,6 +55,9 @@ class Building:
     tensor_parallel: Annotated[int | None, _build("--tensor-parallel", "--tp", help="Ranks that share each layer.")] = (
         None
     )
+    pipeline_parallel: Annotated[
+        int | None, _build("--pipeline-parallel", "--pp", help="Stages that the layers are divided among.")
+    ] = None
     quantization: Annotated[str | None, _build(help="Quantization method.")] = None
     kernel: Annotated[
         list[str] | None, _build(help="Use this kernel for an op (* for all); repeatable.", metavar="OP=NAME")

@@ -1,4 +1,4 @@
-"""From a model family and a config to a rank's step program: trace, shard, taps, merge, fuse."""
+"""From a model family and a config to a rank's step program: trace, shard, taps, cut, merge, fuse."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from bestiary.core import device as devices
 from bestiary.core.config import ModelConfig
 from bestiary.core.engine.options import DEFAULT_SEQ_LEN, BuildOptions
 from bestiary.core.errors import ConfigError
-from bestiary.core.ops.collective import ALONE, Ranks
+from bestiary.core.ops.collective import UNDIVIDED, Place
 from bestiary.core.plugins import PluginHost, resolve
 from bestiary.core.program.bind import Target, check_overrides
 from bestiary.core.program.calls import candidates, describe, load_op
+from bestiary.core.program.passes.cut import cut
 from bestiary.core.program.passes.fuse import fuse, pattern_of
 from bestiary.core.program.passes.merge import merge_linears
 from bestiary.core.program.passes.shard import shard
@@ -59,7 +60,7 @@ def make_network(
     *,
     checkpoint_dtype: str,
     host: PluginHost,
-    ranks: Ranks = ALONE,
+    place: Place = UNDIVIDED,
     taps: Sequence[str] = (),
 ) -> Network:
     """Trace the model and run the passes over it.
@@ -77,8 +78,9 @@ def make_network(
     geometry = Geometry(dtype, kv_dtype, options.block_size, table_width(max_seq_len, options.block_size))
     module = make_module(model, config)
     program = trace(module)
-    shard(program, module, ranks)
+    shard(program, module, place.tensor)
     insert_taps(program, taps)
+    cut(program, module, place.stage, geometry)
     merge_linears(program)
     fusions = _fuse(program, geometry, target, host)
     sequences = min(options.max_batch_size, options.max_num_tokens)

@@ -28,7 +28,8 @@ class BuildOptions:
         max_seq_len: most tokens of a request, prompt and output; None: the model's, 4096 at most.
         max_num_tokens: most tokens in one step.
         block_size: tokens in a block of the cache.
-        tensor_parallel: ranks the model is divided among.
+        tensor_parallel: ranks that share each layer.
+        pipeline_parallel: stages that the layers are divided among.
         quantization: a registered method's name.
         kernels: op → kernel that must run it (``*`` for every op that has it).
     """
@@ -41,11 +42,12 @@ class BuildOptions:
     max_num_tokens: int = 2048
     block_size: int = 16
     tensor_parallel: int = 1
+    pipeline_parallel: int = 1
     quantization: str | None = None
     kernels: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("max_batch_size", "max_num_tokens", "block_size", "tensor_parallel"):
+        for name in ("max_batch_size", "max_num_tokens", "block_size", "tensor_parallel", "pipeline_parallel"):
             _positive(name, getattr(self, name))
         if self.max_seq_len is not None:
             _positive("max_seq_len", self.max_seq_len)

@@ -12,7 +12,6 @@ from torch import Tensor
 from bestiary.core.errors import PluginError
 from bestiary.core.ops.declare import OpDeclaration
 from bestiary.core.program.program import Instruction, Program, Value, Weight, fill
-from bestiary.core.program.trace import cache_groups
 
 
 class Sizes(NamedTuple):
@@ -99,7 +98,7 @@ def input_tensors(program: Program, geometry: Geometry, sizes: Sizes) -> Mapping
         "query_starts": ((sequences + 1,), torch.int32),
         "kv_lengths": ((sequences,), torch.int32),
     }
-    for group in range(len(cache_groups(program.caches))):
+    for group in range(len(program.groups)):
         shapes[f"slots.{group}"] = ((tokens,), torch.int64)
         shapes[f"block_tables.{group}"] = ((sequences, geometry.table), torch.int32)
     for path, spec in program.caches.items():

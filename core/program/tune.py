@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bestiary.core import device as devices
 from bestiary.core.errors import PluginError
+from bestiary.core.ops.collective import Ranks
 from bestiary.core.ops.declare import OpDeclaration
 from bestiary.core.plugins import PluginHost
 from bestiary.core.program.bind import ROWS, Target, overridden, pack
@@ -48,21 +49,20 @@ class Tuner:
         self._weights, self._overrides, self._longest = weights, overrides, longest
         self._generator = torch.Generator(target.device).manual_seed(0)
 
-    def plan(self, program: Program, limits: Sizes, progress: Progress) -> Plan:
-        """Choose for each distinct call of the program; ``limits`` are the largest step's sizes."""
-        plan = Plan(devices.label(self._target.device))
+    def extend(self, plan: Plan, program: Program, limits: Sizes, progress: Progress) -> None:
+        """Choose for each distinct call of the program that the plan lacks; ``limits`` are the largest step's sizes."""
         distinct: dict[str, Instruction] = {}
         for instruction in program.instructions:
             if isinstance(instruction.target, OpDeclaration):
                 name = signature(instruction, self._shapes, self._target.dtype)
-                distinct.setdefault(name, instruction)
+                if name not in plan.choices:
+                    distinct.setdefault(name, instruction)
                 plan.counts[name] = plan.counts.get(name, 0) + 1
         progress.start("bind kernels", len(distinct), "calls")
         for name, instruction in distinct.items():
             plan.choices[name] = self._choices(program, instruction, limits)
             progress.advance(1)
         progress.finish(f"{len(distinct)} distinct calls")
-        return plan
 
     def _choices(self, program: Program, instruction: Instruction, limits: Sizes) -> tuple[Choice, ...]:
         rows = rows_of(instruction, self._shapes)
@@ -87,6 +87,10 @@ class Tuner:
         reasons = tuple(Trial(name, refused=reason) for name, reason in refused.items())
         if not able:
             return Choice(rows, REFERENCE, "named by the user" if named else "no other kernel can run it", reasons)
+        if any(isinstance(argument, Ranks) and argument.size > 1 for argument in instruction.args):
+            return Choice(
+                rows, able[0].name, "named by the user" if named else "it takes other ranks to measure", reasons
+            )
         trials = tuple(self._try(kernel, op, program, instruction, sizes) for kernel in able)
         best = min(trials, key=lambda trial: trial.microseconds or 0.0)
         reason = "named by the user" if named else "the only one" if len(trials) == 1 else "fastest"

@@ -99,25 +99,30 @@ def store_bytes(caches: Mapping[str, CacheSpec], groups: tuple[CacheGroup, ...],
 
 
 class KVStore:
-    """Keys ``[B + 1, S, K, D]`` and values ``[B + 1, S, K, E]`` of every layer; the last block is padding's."""
+    """Keys ``[B + 1, S, K, D]`` and values ``[B + 1, S, K, E]`` of every layer; the last block is padding's.
+
+    Args:
+        caches: of this rank's layers, by path.
+        group_of: the number of each one's group; ``groups`` are the whole model's.
+    """
 
     def __init__(
         self,
         caches: Mapping[str, CacheSpec],
+        group_of: Mapping[str, int],
         groups: tuple[CacheGroup, ...],
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        specs = cache_groups(dict(caches))
         self.groups = groups
         self.tensors: dict[str, Tensor] = {}
         self._members: list[list[Tensor]] = [[] for _ in groups]
         for path, spec in caches.items():
-            group = groups[specs.index(spec)]
+            group = groups[group_of[path]]
             for name, size in (("k", spec.k_size), ("v", spec.v_size)):
                 shape = (group.num_blocks + 1, group.block_size, spec.kv_heads, size)
                 self.tensors[f"{name}.{path}"] = made = _zeros(shape, dtype, device)
-                self._members[specs.index(spec)].append(made)
+                self._members[group_of[path]].append(made)
 
     @property
     def nbytes(self) -> int:
