@@ -152,5 +152,5 @@ def _dim(value: Value, axis: int, runs: list[dict[Value, Tensor]]) -> Dim:
         if rest:
             raise PluginError("E-OP-SHAPE", value.name, f"axis {axis} does not grow linearly with the step's sizes")
         factors.append(factor)
-    constant = origin - sum(factor * size for factor, size in zip(factors, _ORIGIN, strict=True))
+    constant = origin - sum(factor * size for factor, size in zip(factors, _ORIGIN[:3], strict=True))
     return Dim(constant, *factors)
