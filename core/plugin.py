@@ -30,6 +30,12 @@ _KERNELS = {
     ),
     "attention": ("rope", "kv_write", "rope_kv_write", "paged_attention"),
 }
+#: Of those, the kernels that move data or round once at each step: a row's result depends on that row alone.
+_ROW_BY_ROW = ("add", "mul", "select_rows", "embedding", "rope", "kv_write", "rope_kv_write")
+_INVARIANT = {
+    "invariant": ("linear", "logits", "rms_norm", "add_rms_norm", "gated_activation", "rotary_table"),
+    "invariant_attention": ("paged_attention",),
+}
 
 
 @hookimpl
@@ -43,7 +49,12 @@ def bestiary_register_ops(register: Callable[[Op], None]) -> None:
 def bestiary_register_kernels(register: Callable[[Kernel], None]) -> None:
     for module, names in _KERNELS.items():
         for name in names:
-            register(Kernel(op=name, name="torch", run=f"bestiary.core.kernels.{module}:{name}"))
+            run = f"bestiary.core.kernels.{module}:{name}"
+            register(Kernel(op=name, name="torch", run=run, batch_invariant=name in _ROW_BY_ROW))
+    for module, names in _INVARIANT.items():
+        for name in names:
+            run = f"bestiary.core.kernels.{module}:{name}"
+            register(Kernel(op=name, name="invariant", run=run, batch_invariant=True))
     register(
         Kernel(
             op="linear",

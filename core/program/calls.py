@@ -52,11 +52,17 @@ def rows_of(instruction: Instruction, shapes: Mapping[Value, Shape]) -> Dim:
     return Dim(1)
 
 
-def candidates(call: Call, host: PluginHost) -> tuple[list[Kernel], dict[str, str]]:
-    """The registered kernels that say they can run the call, and the reasons of those that can't."""
+def candidates(call: Call, host: PluginHost, *, invariant: bool = False) -> tuple[list[Kernel], dict[str, str]]:
+    """The registered kernels that say they can run the call, and the reasons of those that can't.
+
+    Args:
+        invariant: admit batch-invariant kernels only.
+    """
     able, refused = [], {}
     for kernel in host.kernels(call.op):
         reason = unmet(kernel.requires) or kernel.supports(call)
+        if invariant and not kernel.batch_invariant:
+            reason = "it is not batch-invariant"
         if reason is None:
             able.append(kernel)
         else:
