@@ -108,13 +108,13 @@ def _work(starts: list[int], lengths: list[int], window: int | None, size: int, 
             sequences.append(n)
             tiles.append((row, position, count))
             splits.append((_first_seen(position, window) // SPLIT, (position + count - 1) // SPLIT + 1))
-    row, position, count = torch.tensor(tiles, device=device, dtype=torch.int64).view(-1, 3, 1).unbind(1)
+    first_rows, first_positions, counts = torch.tensor(tiles, device=device, dtype=torch.int64).view(-1, 3, 1).unbind(1)
     place = torch.arange(size, device=device)
-    own = place < count
+    own = place < counts
     return _Work(
-        rows=(row + place).minimum(row + count - 1).flatten(),
+        rows=(first_rows + place).minimum(first_rows + counts - 1).flatten(),
         own=own.flatten(),
-        positions=torch.where(own, position + place, -1),
+        positions=torch.where(own, first_positions + place, -1),
         sequences=sequences,
         splits=splits,
         oldest=torch.tensor(oldest, device=device),

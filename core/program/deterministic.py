@@ -82,12 +82,13 @@ def check_calls(program: Program, shapes: Mapping[Value, Shape]) -> None:
     """
     for instruction in program.instructions:
         call = instruction.target
-        if isinstance(call, TorchCall) and shapes[instruction.results[0]].base is None:
-            if call.name.removeprefix("torch.") not in _ELEMENTWISE:
-                raise ConfigError(
-                    "E-KERNEL-VARIANT",
-                    f"{call.name} in {instruction.scope or 'the model'}",
-                    "deterministic mode can't tell whether it is batch-invariant",
-                    expected="an op, a view, or one of " + ", ".join(sorted(_ELEMENTWISE)),
-                    hint="declare an op with a batch-invariant kernel, or build without deterministic",
-                )
+        if not isinstance(call, TorchCall) or shapes[instruction.results[0]].base is not None:
+            continue
+        if call.name.removeprefix("torch.") not in _ELEMENTWISE:
+            raise ConfigError(
+                "E-KERNEL-VARIANT",
+                f"{call.name} in {instruction.scope or 'the model'}",
+                "deterministic mode can't tell whether it is batch-invariant",
+                expected="an op, a view, or one of " + ", ".join(sorted(_ELEMENTWISE)),
+                hint="declare an op with a batch-invariant kernel, or build without deterministic",
+            )

@@ -83,7 +83,7 @@ class Plan:
                 raise DataError(
                     "E-ENGINE-PLAN", path.name, "unknown format", found=str(raw["format"]), expected=str(PLAN_FORMAT)
                 )
-            plan = cls(raw["device"], fusions=dict(raw["fusions"]), deterministic=bool(raw["deterministic"]))
+            plan = cls(raw["device"], fusions=dict(raw["fusions"]), deterministic=bool(raw.get("deterministic")))
             for call in raw["calls"]:
                 choices = tuple(_choice(choice) for choice in call["choices"])
                 if not choices or choices[-1].rows is not None:

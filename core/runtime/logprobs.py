@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from bestiary.core.outputs import Logprob, LogprobDict
+from bestiary.core.runtime.exact_rows import largest, log_probabilities
 
 # Rows whose float32 copy is made at a time; a prompt's chunk may have thousands of rows of a large vocabulary.
 _ROWS = 128
@@ -29,14 +30,12 @@ def logprobs(logits: Tensor, chosen: Sequence[int], count: Sequence[int]) -> lis
 
 
 def _some(logits: Tensor, chosen: Sequence[int], count: Sequence[int]) -> list[LogprobDict]:
-    values = torch.log_softmax(logits.float(), dim=-1)
+    values = log_probabilities(logits)
     ids = torch.tensor(chosen, device=logits.device).unsqueeze(1)
     own = values.gather(1, ids)
     own_values, own_ranks = own.squeeze(1).tolist(), ((values > own).sum(dim=-1) + 1).tolist()
     most = max(count)
-    best = values.topk(most, dim=-1) if most else None
-    best_values = best.values.tolist() if best else [[]] * len(chosen)
-    best_ids = best.indices.tolist() if best else [[]] * len(chosen)
+    best_values, best_ids = (part.tolist() for part in largest(values, most))
     out: list[LogprobDict] = []
     for row, token in enumerate(chosen):
         entry: LogprobDict = {token: Logprob(own_values[row], own_ranks[row])}
