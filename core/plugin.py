@@ -54,7 +54,8 @@ def bestiary_register_kernels(register: Callable[[Kernel], None]) -> None:
     for module, names in _INVARIANT.items():
         for name in names:
             run = f"bestiary.core.kernels.{module}:{name}"
-            register(Kernel(op=name, name="invariant", run=run, batch_invariant=True))
+            graph_safe = name != "paged_attention"  # it lists the tiles on the host
+            register(Kernel(op=name, name="invariant", run=run, batch_invariant=True, graph_safe=graph_safe))
     register(
         Kernel(
             op="linear",
