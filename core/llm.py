@@ -58,6 +58,8 @@ class LLM:
         seed: of random weights and of requests without a seed.
         reference: run the model's own forward on the ops' references: slow, and what everything is compared with.
         kernels: op → name of the kernel to use.
+        deterministic: tokens and log-probabilities that don't depend on what else runs, at a cost in speed; None: as the
+            engine was built, False for a new one.
         plugins: modules, objects or module names to load besides the installed plugins.
         prefer: name → distribution, where two plugins claim one name.
         strict_plugins: a broken plugin is an error at once.
@@ -96,6 +98,7 @@ class LLM:
         seed: int = 0,
         reference: bool = False,
         kernels: Mapping[str, str] | None = None,
+        deterministic: bool | None = None,
         plugins: Sequence[str | ModuleType | object] = (),
         prefer: Mapping[str, str] | None = None,
         strict_plugins: bool = False,
@@ -116,6 +119,7 @@ class LLM:
             "pipeline_parallel": pipeline_parallel,
             "quantization": quantization,
             "kernels": dict(kernels or {}),
+            "deterministic": deterministic,
         }
         opened = open_engine(
             model,

@@ -36,6 +36,12 @@ _KERNELS: dict[str, dict[str, Callable[[Call], int]]] = {
         "paged_attention": workspace.paged_attention,
     },
 }
+#: Of those, the kernels that move data or round once at each step: a row's result depends on that row alone.
+_ROW_BY_ROW = ("add", "mul", "select_rows", "embedding", "rope", "kv_write", "rope_kv_write")
+_INVARIANT = {
+    "invariant": ("linear", "logits", "rms_norm", "add_rms_norm", "gated_activation", "rotary_table"),
+    "invariant_attention": ("paged_attention",),
+}
 
 
 @hookimpl
@@ -49,7 +55,13 @@ def bestiary_register_ops(register: Callable[[Op], None]) -> None:
 def bestiary_register_kernels(register: Callable[[Kernel], None]) -> None:
     for module, kernels in _KERNELS.items():
         for name, takes in kernels.items():
-            register(Kernel(op=name, name="torch", run=f"bestiary.core.kernels.{module}:{name}", workspace=takes))
+            run = f"bestiary.core.kernels.{module}:{name}"
+            register(Kernel(op=name, name="torch", run=run, batch_invariant=name in _ROW_BY_ROW, workspace=takes))
+    for module, names in _INVARIANT.items():
+        for name in names:
+            run = f"bestiary.core.kernels.{module}:{name}"
+            graph_safe = name != "paged_attention"  # it lists the tiles on the host
+            register(Kernel(op=name, name="invariant", run=run, batch_invariant=True, graph_safe=graph_safe))
     register(
         Kernel(
             op="linear",

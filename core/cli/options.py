@@ -59,6 +59,9 @@ class Building:
         int | None, _build("--pipeline-parallel", "--pp", help="Stages that the layers are divided among.")
     ] = None
     quantization: Annotated[str | None, _build(help="Quantization method.")] = None
+    deterministic: Annotated[
+        bool | None, _build("--deterministic", help="Answers that don't depend on what else runs; slower.")
+    ] = None
     kernel: Annotated[
         list[str] | None, _build(help="Use this kernel for an op (* for all); repeatable.", metavar="OP=NAME")
     ] = None

@@ -106,7 +106,7 @@ def make_plan(
     networks: Sequence[Network], constants: Constants, host: PluginHost, options: BuildOptions, progress: Progress
 ) -> Plan:
     """Choose the kernels of a model's pipeline stages by checking and timing the candidates."""
-    plan = Plan(devices.label(networks[0].target.device))
+    plan = Plan(devices.label(networks[0].target.device), deterministic=options.deterministic)
     for network in networks:
 
         def inputs(sizes: Sizes, network: Network = network) -> Mapping[str, Tensor]:

@@ -92,7 +92,7 @@ def load_engine(
 
     Raises:
         MissingInputError, DataError: the directory is no engine, or damaged.
-        ConfigError: the options don't fit.
+        ConfigError: the options don't fit; in deterministic mode, an op has no batch-invariant kernel.
         PluginError: a plugin that is needed is missing.
     """
     manifest = EngineManifest.read(directory)
@@ -141,7 +141,7 @@ def random_engine(
         network = make_network(model, config, options, checkpoint_dtype=dtype, host=host, taps=taps)
         shapes = {name: tuple(p.shape) for name, p in network.module.named_parameters()}
         constants = Constants(at_random(seed, shapes, network.target.dtype, network.target.device))
-        plan = Plan(devices.label(network.target.device))
+        plan = Plan(devices.label(network.target.device), deterministic=options.deterministic)
         cap = MemoryCap.of(network, options, host, {}, memory_limit, reference)
         groups = plan_cache(network, options, cap.cache_memory(kv_cache_memory), num_blocks, UNDIVIDED)
         engine = _assemble(network, constants, plan, host, options, groups, directory, model, reference, cap)
@@ -167,6 +167,8 @@ def _assemble(
     store = KVStore(program.caches, program.group_of, groups, network.geometry.kv_dtype, device)
     inputs = StepInputs(store, network.limits, network.max_seq_len, device)
     runner: Runner | ReferenceRunner
+    if reference and options.deterministic:
+        raise ConfigError("E-ENGINE-OPTION", "reference", "the references are not batch-invariant: not deterministic")
     if reference:
         runner = ReferenceRunner(network.module, constants.source, inputs)
     else:
@@ -252,9 +254,12 @@ def _plan(directory: Path, network: Network, options: BuildOptions) -> Plan:
     label = devices.label(network.target.device)
     path = plan_file(directory, label, options)
     if path.is_file():
-        return Plan.read(path)
+        plan = Plan.read(path)
+        if plan.deterministic == options.deterministic:
+            return plan
+        log.warning("engine %s: %s was made for another mode", directory.name, path.name)
     log.warning("engine %s has no plan for %s: default kernels run it", directory.name, path.stem)
-    return Plan(label)
+    return Plan(label, deterministic=options.deterministic)
 
 
 def _report_drift(then: Mapping[str, str], now: Mapping[str, str]) -> None:

@@ -32,6 +32,8 @@ class BuildOptions:
         pipeline_parallel: stages that the layers are divided among.
         quantization: a registered method's name.
         kernels: op → kernel that must run it (``*`` for every op that has it).
+        deterministic: a request's tokens and log-probabilities depend on nothing but the request: each call is run by one
+            batch-invariant kernel at all sizes.
     """
 
     device: str = "auto"
@@ -45,12 +47,21 @@ class BuildOptions:
     pipeline_parallel: int = 1
     quantization: str | None = None
     kernels: Mapping[str, str] = field(default_factory=dict)
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
         for name in ("max_batch_size", "max_num_tokens", "block_size", "tensor_parallel", "pipeline_parallel"):
             _positive(name, getattr(self, name))
         if self.max_seq_len is not None:
             _positive("max_seq_len", self.max_seq_len)
+        if not isinstance(self.deterministic, bool):
+            raise ConfigError(
+                "E-BUILD-OPTION",
+                "deterministic",
+                "is not a boolean",
+                found=repr(self.deterministic),
+                expected="True or False",
+            )
         for name in ("dtype", "kv_dtype"):
             if getattr(self, name) not in _DTYPES:
                 raise ConfigError(

@@ -25,13 +25,13 @@ def rope_kv_write(
 
 
 def _turned(x: Tensor, table: Tensor) -> Tensor:
-    """x ``[T, H, D]`` rotated, in fp32."""
+    """x ``[T, H, D]`` rotated, in fp32. No fused multiply-add: what torch fuses depends on an element's place."""
     rotated = table.shape[-1]
     cosine, sine = table.unsqueeze(1).chunk(2, -1)
     wide = x.float()
     first, second = wide[..., :rotated].chunk(2, -1)
-    low = (first * cosine).addcmul_(second, sine, value=-1)
-    high = (second * cosine).addcmul_(first, sine)
+    low = (first * cosine).sub_(second * sine)
+    high = (second * cosine).add_(first * sine)
     rest = (wide[..., rotated:],) if rotated < x.shape[-1] else ()
     return torch.cat((low, high, *rest), -1)
 

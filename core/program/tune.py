@@ -20,6 +20,7 @@ from bestiary.core.program.bind import ROWS, Target, overridden, pack
 from bestiary.core.program.bound import reference_kernel
 from bestiary.core.program.calls import REFERENCE, candidates, describe, load_kernel, rows_of, signature
 from bestiary.core.program.compare import excess
+from bestiary.core.program.deterministic import able_at_all_sizes
 from bestiary.core.program.plan import Choice, Plan, Trial
 from bestiary.core.program.program import Instruction, Program, TorchCall, Value, Weight, fill
 from bestiary.core.program.shapes import Shape, Sizes
@@ -68,19 +69,21 @@ class Tuner:
         rows = rows_of(instruction, self._shapes)
         limit = rows.at(limits) if rows.tokens or rows.rows else 1
         sampled = [count for count in ROWS if count < limit] + [min(limit, ROWS[-1])]
-        choices = []
-        for count in dict.fromkeys(sampled):
-            sizes = Sizes(count, count, count) if rows.rows or count <= 8 else self._prompt(count)
-            choices.append(self._choice(program, instruction, count, sizes))
+        at = {
+            count: Sizes(count, count, count) if rows.rows or count <= 8 else self._prompt(count)
+            for count in dict.fromkeys(sampled)
+        }
+        if self._target.deterministic:
+            return (self._one_choice(program, instruction, list(at.values())),)
+        choices = [self._choice(program, instruction, count, sizes) for count, sizes in at.items()]
         choices[-1] = replace(choices[-1], rows=None)
         same = all(choice.kernel == REFERENCE for choice in choices)
         return (choices[-1],) if same else tuple(choices)
 
     def _choice(self, program: Program, instruction: Instruction, rows: int, sizes: Sizes) -> Choice:
-        op, target = instruction.target, self._target
+        op = instruction.target
         assert isinstance(op, OpDeclaration)
-        call = describe(op, instruction.args, self._shapes, target.dtype, target.device, target.features, sizes)
-        able, refused = candidates(call, self._host)
+        able, refused = self._candidates(op, instruction, sizes)
         named = overridden(op.name, self._overrides, able, refused)
         if named is not None:
             able = [kernel for kernel in able if kernel.name == named]
@@ -95,6 +98,30 @@ class Tuner:
         best = min(trials, key=lambda trial: trial.microseconds or 0.0)
         reason = "named by the user" if named else "the only one" if len(trials) == 1 else "fastest"
         return Choice(rows, best.kernel, reason, trials + reasons)
+
+    def _one_choice(self, program: Program, instruction: Instruction, sizes: list[Sizes]) -> Choice:
+        """Deterministic mode: one kernel for all sizes, the one with the least time a row, decodes and prompts together."""
+        op = instruction.target
+        assert isinstance(op, OpDeclaration)
+        able, refused = able_at_all_sizes(op, [self._candidates(op, instruction, at) for at in sizes])
+        named = overridden(op.name, self._overrides, able, refused)
+        tried = [kernel for kernel in able if named in (None, kernel.name)]
+        trials = {k.name: [self._try(k, op, program, instruction, at) for at in sizes] for k in tried}
+        cost = {
+            name: sum((trial.microseconds or 0.0) / at.tokens for trial, at in zip(made, sizes, strict=True))
+            for name, made in trials.items()
+        }
+        best = min(cost, key=cost.__getitem__)
+        reason = "named by the user" if named else "fastest" if len(tried) > 1 else "the only batch-invariant one"
+        reasons = tuple(Trial(name, refused=text) for name, text in refused.items())
+        return Choice(None, best, reason, tuple(made[-1] for made in trials.values()) + reasons)
+
+    def _candidates(
+        self, op: OpDeclaration[..., Any], instruction: Instruction, sizes: Sizes
+    ) -> tuple[list[Kernel], dict[str, str]]:
+        target = self._target
+        call = describe(op, instruction.args, self._shapes, target.dtype, target.device, target.features, sizes)
+        return candidates(call, self._host, invariant=target.deterministic)
 
     def _prompt(self, tokens: int) -> Sizes:
         """One prompt of so many tokens, or as many equal ones as the longest sequence makes necessary."""
