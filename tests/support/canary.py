@@ -1,21 +1,50 @@
 """A model whose next token is a checksum of all its own cache contents and positions, read through the block tables.
 
-Any stale, shifted, foreign or missing slot changes its output. A stored value depends on the value before it, as a second
-layer's keys do, so that equal tokens after different prefixes store different values. Exact integers, no torch.
+Any stale, shifted, foreign, zeroed or poisoned slot changes its output. A stored key depends on the key before it, as a
+second layer's keys do, so that equal tokens after different prefixes store different values. All numbers are integers
+below 2**24, exact in float32. No torch: ``canary_model`` is the same arithmetic as a model plugin.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
+from typing import Any
 
-from bestiary.core.runtime.batch import Batch, Segment
+import numpy as np
+
+from bestiary.core.errors import EngineError
+from bestiary.core.outputs import LogprobDict
 from bestiary.core.runtime.cache_groups import CacheGroup
-from bestiary.core.runtime.random_stream import mix
+from bestiary.core.runtime.loop import EngineLoop
+from bestiary.core.runtime.messages import Logprobs, SampledMessage, SampleMessage, Scored, StepMessage
 from bestiary.core.runtime.request import Request
+from bestiary.core.runtime.scheduler import Scheduler
 from bestiary.core.sampling_params import ResolvedParams, SamplingParams
 
-VOCAB = 97
+PRIME = 4093
+VOCAB = PRIME
+
+
+def key(before: Any, token: Any, position: Any, group: int) -> Any:
+    """What a token stores as its key after the key ``before`` of the token before it (0 for the first)."""
+    return (1531 * before + 61 * token + 131 * position + 1009 * group + 1) % PRIME
+
+
+def value(key: Any, position: Any) -> Any:
+    """What it stores as its value."""
+    return (key * (position + 3) + 17) % PRIME
+
+
+def term(key: Any, value: Any, position: Any) -> Any:
+    """What a stored token adds to the checksum of a query that sees it."""
+    return (key * (position + 5)) % PRIME + (value * (3 * position + 1)) % PRIME
+
+
+def first_seen(window: int | None, position: int) -> int:
+    """The first position that a query sees."""
+    return 0 if window is None else max(0, position - window + 1)
 
 
 def params(**said: object) -> ResolvedParams:
@@ -24,63 +53,312 @@ def params(**said: object) -> ResolvedParams:
     return SamplingParams(**said).resolve(vocab_size=VOCAB)  # type: ignore[arg-type]
 
 
-class Canary:
-    """Runs steps on its own paged cache."""
-
-    def __init__(self, groups: Sequence[CacheGroup]) -> None:
-        self.groups = tuple(groups)
-        self.cache: list[dict[tuple[int, int], int]] = [{} for _ in groups]
-        self.writes = 0
-
-    def run(self, batch: Batch) -> list[list[int]]:
-        """Per segment the next token after each wanted row."""
-        assert all(segment.count > 0 for segment in batch.segments), "an empty segment"
-        for segment in batch.segments:
-            self._write(segment)
-        return [
-            [self._next(segment.request, segment.start + row) for row in segment.rows] for segment in batch.segments
-        ]
-
-    def _slot(self, request: Request, g: int, position: int) -> tuple[int, int]:
-        size = self.groups[g].block_size
-        block = request.blocks[g][position // size]
-        assert 0 <= block < self.groups[g].num_blocks, f"group {g} position {position} lies in block {block}"
-        return block, position % size
-
-    def _write(self, segment: Segment) -> None:
-        request = segment.request
-        for position in range(segment.start, segment.start + segment.count):
-            for g in range(len(self.groups)):
-                before = self.cache[g][self._slot(request, g, position - 1)] if position else 0
-                value = mix(before + mix(request.tokens[position] * 8 + g) + position)
-                self.cache[g][self._slot(request, g, position)] = value
-                self.writes += 1
-
-    def _next(self, request: Request, position: int) -> int:
-        total = 0
-        for g, group in enumerate(self.groups):
-            first = 0 if group.window is None else max(0, position - group.window + 1)
-            for p in range(first, position + 1):
-                total += mix(self.cache[g][self._slot(request, g, p)] ^ p)
-        return total % VOCAB
-
-
 def alone(groups: Sequence[CacheGroup], prompt: Sequence[int], length: int) -> list[int]:
     """The ``length`` tokens that follow a prompt, computed without blocks."""
-    return list(_alone(tuple(group.window for group in groups), tuple(prompt), length))
+    return list(_alone(tuple(group.window for group in groups), tuple(prompt), length)[0])
+
+
+def scores_alone(groups: Sequence[CacheGroup], prompt: Sequence[int]) -> list[float]:
+    """The canary's log-probabilities of a prompt's tokens from the second on."""
+    sums = _alone(tuple(group.window for group in groups), tuple(prompt), 1)[1]
+    return [score(sums[place - 1], prompt[place]) for place in range(1, len(prompt))]
+
+
+def score(checksum: float, target: int) -> float:
+    """A made-up log-probability that depends on all that the row saw."""
+    return -float((checksum + target) % PRIME)
 
 
 @lru_cache(maxsize=4096)
-def _alone(windows: tuple[int | None, ...], prompt: tuple[int, ...], length: int) -> list[int]:
-    tokens, values = list(prompt), [list[int]() for _ in windows]
+def _alone(windows: tuple[int | None, ...], prompt: tuple[int, ...], length: int) -> tuple[list[int], list[int]]:
+    tokens, keys, sums = list(prompt), [list[int]() for _ in windows], list[int]()
     for position in range(len(prompt) + length - 1):
-        for g in range(len(windows)):
-            before = values[g][-1] if position else 0
-            values[g].append(mix(before + mix(tokens[position] * 8 + g) + position))
+        total = 0
+        for g, (window, own) in enumerate(zip(windows, keys, strict=True)):
+            own.append(key(own[-1] if own else 0, tokens[position], position, g))
+            seen = range(first_seen(window, position), position + 1)
+            total += sum(term(own[p], value(own[p], p), p) for p in seen)
+        sums.append(total % PRIME)
         if position >= len(prompt) - 1:
-            total = 0
-            for g, window in enumerate(windows):
-                first = 0 if window is None else max(0, position - window + 1)
-                total += sum(mix(values[g][p] ^ p) for p in range(first, position + 1))
-            tokens.append(total % VOCAB)
-    return tokens[len(prompt) :]
+            tokens.append(sums[-1])
+    return tokens[len(prompt) :], sums
+
+
+class Rank:
+    """A rank's state by slot and its paged cache, changed by messages in the order in which real ranks do it."""
+
+    def __init__(self, groups: Sequence[CacheGroup], slots: int, max_seq_len: int) -> None:
+        self.groups = tuple(groups)
+        self.last, self.stored = np.zeros(slots, np.int64), np.zeros(slots, np.int64)
+        self.tables = [np.full((slots, -(-max_seq_len // g.block_size)), g.num_blocks) for g in groups]
+        self.keys = [np.full((g.num_blocks + 1, g.block_size), math.nan) for g in groups]
+        self.values = [np.full((g.num_blocks + 1, g.block_size), math.nan) for g in groups]
+        self.writes = 0
+        self.sums: list[float] = []  # of the last step's rows
+
+    def forward(self, message: StepMessage) -> None:
+        for one in message.opened:
+            self.stored[one.slot] = one.stored
+        for g, changes in enumerate(message.tables):
+            for cache in (self.keys[g], self.values[g]):
+                cache[changes.scrubbed] = 0
+                cache[changes.targets] = cache[changes.sources]
+            self.tables[g][changes.slots, changes.places] = changes.blocks
+        given = iter(message.tokens.tolist())
+        sums: list[float] = []
+        for n, (slot, count) in enumerate(zip(message.slots.tolist(), message.counts.tolist(), strict=True)):
+            assert count > 0, "an empty sequence"
+            tokens = [int(self.last[slot])] if n < message.decodes else [next(given) for _ in range(count)]
+            sums += self._sequence(slot, tokens)
+        rows = np.cumsum(message.counts) - 1 if message.rows is None else message.rows
+        self.sums = [sums[row] for row in rows.tolist()]
+
+    def _sequence(self, slot: int, tokens: list[int]) -> list[float]:
+        """Store the tokens, each layer all of them before any is read; the checksum of each."""
+        start = int(self.stored[slot])
+        end = self.stored[slot] = start + len(tokens)
+        sums = [0.0] * len(tokens)
+        for g, group in enumerate(self.groups):
+            places = np.arange(first_seen(group.window, start) if start else 0, end)
+            blocks, offsets = self.tables[g][slot, places // group.block_size], places % group.block_size
+            assert (blocks[start - end :] < group.num_blocks).all(), f"slot {slot} writes outside its blocks"
+            before = float(self.keys[g][blocks[start - end - 1], offsets[start - end - 1]]) if start else 0.0
+            for at, token in enumerate(tokens, start - end):
+                before = key(before, token, int(places[at]), g)
+                self.keys[g][blocks[at], offsets[at]] = before
+                self.values[g][blocks[at], offsets[at]] = value(before, int(places[at]))
+                self.writes += 1
+            terms = term(self.keys[g][blocks, offsets], self.values[g][blocks, offsets], places)
+            for row, position in enumerate(range(start, end)):
+                first = first_seen(group.window, position) - int(places[0])
+                sums[row] += float(terms[first : position + 1 - int(places[0])].sum())
+        return [total % PRIME for total in sums]
+
+    def sample(self, wanted: SampleMessage) -> SampledMessage:
+        rows = range(len(wanted.slots)) if wanted.rows is None else wanted.rows.tolist()
+        chosen = [self.sums[row] for row in rows]
+        tokens = np.array([-1 if math.isnan(one) else int(one) for one in chosen], np.int32)
+        self.last[wanted.slots] = tokens.clip(0)
+        return SampledMessage(tokens, scored=tuple(self._scored(one) for one in wanted.scored))
+
+    def _scored(self, wanted: Scored) -> Logprobs:
+        targets = wanted.targets.tolist()
+        found = [score(self.sums[wanted.first + at], target) for at, target in enumerate(targets)]
+        none = np.zeros((len(targets), wanted.count))
+        ones = np.ones(len(targets), np.int32)
+        return Logprobs(np.array(found, np.float32), ones, none.astype(np.int32), none.astype(np.float32))
+
+    def poison(self, group: int, blocks: Iterable[int]) -> None:
+        """Whoever reads one of these blocks gets no token."""
+        where = list(blocks)
+        self.keys[group][where] = self.values[group][where] = math.nan
+
+
+class CanaryExecutor:
+    """Runs steps on a :class:`Rank`. Where it overlaps, nothing runs before a result of it is read.
+
+    Args:
+        broken: numbers of the steps whose forward raises.
+    """
+
+    def __init__(
+        self, groups: Sequence[CacheGroup], slots: int, max_seq_len: int, *, overlaps: bool, broken: Iterable[int] = ()
+    ) -> None:
+        self.rank, self.overlaps = Rank(groups, slots, max_seq_len), overlaps
+        self.failure: EngineError | None = None
+        self.broken = set(broken)
+        self.steps: list[StepMessage] = []
+        self._launched: list[Callable[[], object]] = []
+
+    def forward(self, step: StepMessage) -> None:
+        if step.number in self.broken:
+            raise RuntimeError("a kernel failed")
+        self.steps.append(step)
+        self._launch(lambda: self.rank.forward(step))
+
+    def sample(self, wanted: SampleMessage) -> _Pending:
+        pending = _Pending(self, wanted)
+        self._launch(pending.run)
+        return pending
+
+    def poison(self, scheduler: Scheduler) -> None:
+        """Break what the blocks hold that are free now, once the steps launched so far have run."""
+        for g, pool in enumerate(scheduler.tables.pools):
+            self._launch(lambda g=g, blocks=list(pool._free): self.rank.poison(g, blocks))  # type: ignore[misc]
+
+    def catch_up(self) -> None:
+        """Run all that was launched."""
+        launched, self._launched = self._launched, []
+        for each in launched:
+            each()
+
+    def close(self) -> None:
+        self.failure = EngineError("E-RUN-CLOSED", "engine", "it has been closed")
+
+    def _launch(self, run: Callable[[], object]) -> None:
+        self._launched.append(run)
+        if not self.overlaps:
+            self.catch_up()
+
+    def until(self, run: Callable[[], object]) -> None:
+        """Run what was launched, ``run`` the last of it."""
+        while run in self._launched:
+            self._launched.pop(0)()
+
+
+class _Pending:
+    def __init__(self, executor: CanaryExecutor, wanted: SampleMessage) -> None:
+        self._executor, self._wanted = executor, wanted
+        self._found: SampledMessage | None = None
+
+    def run(self) -> None:
+        self._found = self._executor.rank.sample(self._wanted)
+
+    def read(self) -> SampledMessage:
+        self._executor.until(self.run)
+        assert self._found is not None
+        return self._found
+
+
+class Recorder:
+    """An answer that only counts what it is told; ``fails`` names the method that raises."""
+
+    def __init__(self, *, watches: bool = False, fails: str | None = None) -> None:
+        self.watches, self.fails = watches, fails
+        self.tokens = self.firsts = self.ends = 0
+        self.scores: list[float] = []
+
+    def first_token(self, now: float) -> None:
+        self.firsts += 1
+        self._maybe("first_token")
+
+    def prompt_scored(self, entries: list[LogprobDict]) -> None:
+        self.scores += [next(iter(entry.values())).logprob for entry in entries]
+        self._maybe("prompt_scored")
+
+    def added(self, logprobs: LogprobDict | None) -> str | None:
+        self.tokens += 1
+        if self.tokens == 2:
+            self._maybe("added")
+        return None
+
+    def end(self, now: float) -> None:
+        self.ends += 1
+        self._maybe("end")
+
+    def _maybe(self, method: str) -> None:
+        if method == self.fails:
+            raise ValueError("no such piece")
+
+
+class Engine:
+    """A loop over a canary, and what was submitted to it."""
+
+    def __init__(
+        self,
+        groups: Sequence[CacheGroup] = (CacheGroup(32, 4),),
+        *,
+        batch: int = 8,
+        tokens: int = 64,
+        max_seq_len: int = 128,
+        overlaps: bool = False,
+        broken: Iterable[int] = (),
+        **options: Any,
+    ) -> None:
+        self.groups, self.max_seq_len = tuple(groups), max_seq_len
+        self.looks = True  # check looks at the rank, which lets it catch up
+        self.scheduler = Scheduler(
+            groups,
+            max_batch_size=batch,
+            max_num_tokens=tokens,
+            max_seq_len=max_seq_len,
+            **{"key": b"k", **options},
+        )
+        self.executor = CanaryExecutor(
+            groups, self.scheduler.slots.count, max_seq_len, overlaps=overlaps, broken=broken
+        )
+        self.loop = EngineLoop(self.executor, self.scheduler, vocab_size=VOCAB)
+        self.requests: list[Request] = []
+        self.answers: dict[str, Recorder] = {}
+
+    def submit(
+        self,
+        prompt: Sequence[int],
+        max_tokens: int = 4,
+        *,
+        name: str | None = None,
+        answer: Recorder | None = None,
+        sibling: Request | None = None,
+        streams: bool = False,
+        **said: object,
+    ) -> Request:
+        made = Request(
+            name or str(len(self.requests)),
+            prompt,
+            params(max_tokens=max_tokens, **said),
+            max_seq_len=self.max_seq_len,
+            sibling=sibling,
+            streams=streams,
+        )
+        answer = answer or Recorder(watches=streams)
+        self.loop.submit(made, answer)
+        self.requests.append(made)
+        self.answers[made.id] = answer
+        return made
+
+    def step(self, *, poison: bool = False) -> StepMessage | None:
+        """One step, with everything checked after it; its message, if one was launched."""
+        before = len(self.executor.steps)
+        self.loop.step()
+        if poison:
+            self.executor.poison(self.scheduler)
+        self.check()
+        return self.executor.steps[-1] if len(self.executor.steps) > before else None
+
+    def drain(self, *, poison: bool = False, most: int = 2000) -> list[StepMessage]:
+        """Step to the end; what ran."""
+        steps = []
+        for _ in range(most):
+            if self.loop.idle:
+                break
+            message = self.step(poison=poison)
+            if message is not None:
+                steps.append(message)
+        assert self.loop.idle, f"{len(self.scheduler.running)} running and {len(self.scheduler.waiting)} waiting remain"
+        return steps
+
+    def check(self) -> None:
+        """Blocks are accounted for, and the rank's slots are what the host thinks they are."""
+        self.scheduler.check()
+        if self.looks:
+            self.executor.catch_up()
+            self._check_rank()
+
+    def _check_rank(self) -> None:
+        scheduler, rank = self.scheduler, self.executor.rank
+        pending = set(scheduler._opened)
+        for request in scheduler.running:
+            slot = request.slot
+            if slot not in pending:
+                assert rank.stored[slot] == scheduler.slots.stored[slot], f"{request}: another length on the rank"
+            for g, table in enumerate(request.blocks):
+                shown = rank.tables[g][slot, : len(table)].tolist()
+                for (of, place), block in scheduler.tables._changes[g]._placed.items():
+                    if of == slot and place < len(shown):
+                        shown[place] = block
+                held = [(place, block) for place, block in enumerate(table) if block >= 0]
+                assert held == [(place, shown[place]) for place, _ in held], f"{request}: another table on the rank"
+
+    def check_drained(self) -> None:
+        """Nothing is left of any request."""
+        scheduler = self.scheduler
+        assert not scheduler.running and not scheduler.waiting and self.loop.idle
+        assert scheduler.slots.num_free == scheduler.slots.count
+        assert all(pool.num_used == 0 for pool in scheduler.tables.pools)
+        assert scheduler.tables._promised == [0] * len(self.groups)
+        assert all(answer.ends == 1 for answer in self.answers.values()), "not exactly one end each"
+        assert sum(self.loop.meters.finished.values()) == len(self.requests)
+
+    def expected(self, request: Request) -> list[int]:
+        """What the request gives when nobody disturbs it."""
+        return alone(self.groups, request.prompt, request.max_length - request.prompt_length)
