@@ -93,6 +93,11 @@ def mark(device: torch.device) -> Callable[[], None]:
     return event.synchronize
 
 
+def records(device: torch.device) -> bool:
+    """Whether :class:`GraphRecorder` works on the device."""
+    return device.type == "cuda"
+
+
 class GraphRecorder:
     """Records what a function gives the device, to be given again at once. Memory is shared by all that one recorder made."""
 

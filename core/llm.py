@@ -60,6 +60,7 @@ class LLM:
         kernels: op → name of the kernel to use.
         deterministic: tokens and log-probabilities that don't depend on what else runs, at a cost in speed; None: as the
             engine was built, False for a new one.
+        graphs: run steps that only decode as recorded graphs, on devices that record them; None: as the engine was built.
         plugins: modules, objects or module names to load besides the installed plugins.
         prefer: name → distribution, where two plugins claim one name.
         strict_plugins: a broken plugin is an error at once.
@@ -99,6 +100,7 @@ class LLM:
         reference: bool = False,
         kernels: Mapping[str, str] | None = None,
         deterministic: bool | None = None,
+        graphs: bool | None = None,
         plugins: Sequence[str | ModuleType | object] = (),
         prefer: Mapping[str, str] | None = None,
         strict_plugins: bool = False,
@@ -120,6 +122,7 @@ class LLM:
             "quantization": quantization,
             "kernels": dict(kernels or {}),
             "deterministic": deterministic,
+            "graphs": graphs,
         }
         opened = open_engine(
             model,

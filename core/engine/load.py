@@ -30,6 +30,7 @@ from bestiary.core.program.program import Program
 from bestiary.core.program.trace import cache_groups
 from bestiary.core.progress import Progress, Silent, step
 from bestiary.core.runtime.cache_groups import CacheGroup
+from bestiary.core.runtime.graphs import DecodeGraphs
 from bestiary.core.runtime.inputs import StepInputs
 from bestiary.core.runtime.kv_store import KVStore, plan_groups
 from bestiary.core.runtime.reference import ReferenceRunner
@@ -71,6 +72,7 @@ def load_engine(
     max_batch_size: int | None = None,
     max_seq_len: int | None = None,
     memory_limit: int | None = None,
+    graphs: bool | None = None,
     place: Place = UNDIVIDED,
     taps: Sequence[str] = (),
     reference: bool = False,
@@ -84,7 +86,7 @@ def load_engine(
             each rank). The ranks of a divided engine agree on the fewest blocks that one of them can hold.
         num_blocks: blocks of each cache group, in place of ``kv_cache_memory``.
         kernels: op → kernel, over what the plan says.
-        max_batch_size, max_seq_len: in place of the build's.
+        max_batch_size, max_seq_len, graphs: in place of the build's.
         memory_limit: most bytes of the device's memory for this process with the engine; the cache gets what is left.
         place: this process's place in a divided engine.
         taps: module paths whose outputs ``Runner.forward_all`` also returns.
@@ -96,7 +98,12 @@ def load_engine(
         PluginError: a plugin that is needed is missing.
     """
     manifest = EngineManifest.read(directory)
-    changes: dict[str, Any] = {"device": device, "max_batch_size": max_batch_size, "max_seq_len": max_seq_len}
+    changes: dict[str, Any] = {
+        "device": device,
+        "max_batch_size": max_batch_size,
+        "max_seq_len": max_seq_len,
+        "graphs": graphs,
+    }
     options = replace(manifest.options, **{name: value for name, value in changes.items() if value is not None})
     options = replace(options, kernels={**options.kernels, **(kernels or {})})
     _check_place(options, place, reference)
@@ -176,7 +183,8 @@ def _assemble(
         weights = {weight: constants(weight) for weight in network.program.weights()}
         steps = StepProgram(network.program, network.shapes, kernels, weights, inputs.views, device)
         cap.reserve(steps)
-        runner = Runner(steps, inputs)
+        recorded = options.graphs and devices.records(device)
+        runner = Runner(steps, inputs, DecodeGraphs(steps, inputs, network.limits, device) if recorded else None)
     return LoadedEngine(
         runner=runner,
         cache_groups=groups,

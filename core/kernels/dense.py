@@ -46,6 +46,8 @@ def linear_widened(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out
 def logits(x: Tensor, weight: Tensor, *, out: Tensor) -> None:
     if x.dtype is torch.float32:
         torch.mm(x, weight.t(), out=out)
+    elif x.device.type != "cpu":
+        torch.mm(x, weight.t(), out_dtype=torch.float32, out=out)
     else:
         linear_widened(x, weight, out=out)
 
