@@ -30,8 +30,12 @@ def tile_rows(device: torch.device) -> int:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor) -> None:
-    """In fp32 on a processor, as ``linear_widened``."""
-    _product(x, weight, bias, out, wide=x.device.type == "cpu")
+    _product(x, weight, bias, out, wide=False)
+
+
+def linear_widened(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor) -> None:
+    """In fp32, as ``dense.linear_widened``: for processors without 16-bit products."""
+    _product(x, weight, bias, out, wide=True)
 
 
 def logits(x: Tensor, weight: Tensor, *, out: Tensor) -> None:
