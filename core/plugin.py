@@ -62,15 +62,17 @@ def bestiary_register_kernels(register: Callable[[Kernel], None]) -> None:
             run = f"bestiary.core.kernels.{module}:{name}"
             graph_safe = name != "paged_attention"  # it lists the tiles on the host
             register(Kernel(op=name, name="invariant", run=run, batch_invariant=True, graph_safe=graph_safe))
-    register(
-        Kernel(
-            op="linear",
-            name="widened",
-            run="bestiary.core.kernels.dense:linear_widened",
-            supports=_sixteen_bit_on_cpu,
-            workspace=workspace.linear_widened,
+    for module, name in (("dense", "widened"), ("invariant", "invariant_widened")):
+        register(
+            Kernel(
+                op="linear",
+                name=name,
+                run=f"bestiary.core.kernels.{module}:linear_widened",
+                supports=_sixteen_bit_on_cpu,
+                batch_invariant=module == "invariant",
+                workspace=workspace.linear_widened,
+            )
         )
-    )
 
 
 @hookimpl

@@ -30,8 +30,12 @@ def tile_rows(device: torch.device) -> int:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor) -> None:
-    """In fp32 on a processor, as ``linear_widened``."""
-    _product(x, weight, bias, out, wide=x.device.type == "cpu")
+    _product(x, weight, bias, out, wide=False)
+
+
+def linear_widened(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor) -> None:
+    """In fp32, as ``dense.linear_widened``: for processors without 16-bit products."""
+    _product(x, weight, bias, out, wide=True)
 
 
 def logits(x: Tensor, weight: Tensor, *, out: Tensor) -> None:
@@ -47,23 +51,20 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, *, wid
         count, features = right.shape
         if features % PADDING or count < PADDING:
             right = F.pad(right, (0, padded(features) - features, 0, max(0, PADDING - count)))
-        product = _tiled(x, right.t())[:, :count]
-        out[:, part] = product if bias is None else product + bias[part].to(dtype)
+        _tiled(x, right.t(), None if bias is None else bias[part].to(dtype), out[:, part])
 
 
-def _tiled(x: Tensor, right: Tensor) -> Tensor:
-    """``x · right`` in products of ``tile_rows`` rows: x ``[T, K]`` of any dtype, right ``[K or more, N]``."""
-    rows, tokens = tile_rows(x.device), x.shape[0]
-    tiles = -(-tokens // rows)
+def _tiled(x: Tensor, right: Tensor, bias: Tensor | None, out: Tensor) -> None:
+    """``out = x · right + bias`` in products of ``tile_rows`` rows: x ``[T, K]``, right ``[K or more, N or more]``, out ``[T, N]``."""
+    rows = tile_rows(x.device)
     # Operands have memory of their own: at another address a library may take another way.
     left, product = right.new_zeros(rows, right.shape[0]), right.new_empty(rows, right.shape[1])
-    made = right.new_empty(tiles, rows, right.shape[1])
-    for tile in range(tiles):
-        some = x[tile * rows : (tile + 1) * rows]
+    for start in range(0, x.shape[0], rows):
+        some = x[start : start + rows]
         left[: some.shape[0], : x.shape[1]] = some
         torch.mm(left, right, out=product)
-        made[tile] = product
-    return made.flatten(0, 1)[:tokens]
+        made = product[: some.shape[0], : out.shape[1]]
+        out[start : start + rows] = made if bias is None else made + bias
 
 
 def padded(size: int) -> int:
@@ -74,8 +75,10 @@ def padded(size: int) -> int:
 def rms_norm(x: Tensor, weight: Tensor, eps: float, *, out: Tensor) -> None:
     wide = x.float()
     features = x.shape[-1]
-    squares = _tiled(wide.square().view(-1, features), wide.new_ones(padded(features), 1))
-    scale = squares.div_(features).add_(eps).rsqrt_().view(*x.shape[:-1], 1)
+    squares = wide.square().view(-1, features)
+    sums = wide.new_empty(squares.shape[0], 1)
+    _tiled(squares, wide.new_ones(padded(features), 1), None, sums)
+    scale = sums.div_(features).add_(eps).rsqrt_().view(*x.shape[:-1], 1)
     out.copy_((wide * scale).mul_(weight))
 
 

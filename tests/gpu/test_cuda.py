@@ -24,7 +24,7 @@ OPTIONS = BuildOptions(device="cuda", max_batch_size=8, max_num_tokens=128)
 @pytest.mark.parametrize("case", kernel_cases(load_plugins(), device="cuda"), ids=str)
 def test_kernel(case: KernelCase) -> None:
     ran = check_kernel(case)
-    assert ran or case.kernel.name == "widened"
+    assert ran or case.kernel.name.endswith("widened")
 
 
 @pytest.mark.parametrize("name", CONFIGS)

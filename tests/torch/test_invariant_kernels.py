@@ -38,6 +38,8 @@ def threads(request):
 
 def kernel(op, name=None):
     """A kernel of an op as a function that returns its result: the one named, else the batch-invariant one."""
+    op, _, chosen = op.partition("=")
+    name = name or chosen or ("invariant" if op == "linear" else None)
     found = [k for k in HOST.kernels(op) if (k.batch_invariant if name is None else k.name == name)]
     assert len(found) == 1
     declaration = load_op(op, HOST)
@@ -80,12 +82,12 @@ def cases(op, dtype, size):
         "rope": [[heads, table]],
         "rotary_table": [[positions, lengths, rope, 2 * (size // 2)] for rope in (Rope(), DYNAMIC)],
         "embedding": [[positions, made(17 * ROWS, size)]],
-    }[op]
+    }[op.partition("=")[0]]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("op", ["linear", "logits", "rms_norm", "add_rms_norm", "gated_activation", "add", "mul", "rope",
-                                "rotary_table", "embedding"])  # fmt: skip
+@pytest.mark.parametrize("op", ["linear", "linear=invariant_widened", "logits", "rms_norm", "add_rms_norm",
+                                "gated_activation", "add", "mul", "rope", "rotary_table", "embedding"])  # fmt: skip
 def test_a_row_alone_is_the_row_in_any_batch(op, dtype, threads):
     run = kernel(op)
     for size in (5, 49, 576):
