@@ -38,7 +38,7 @@ def plan_memory(
     memory: int | None = None,
     progress: Progress | None = None,
 ) -> MemoryPlan:
-    """Plan the memory of an engine of MODEL; of a tensor-parallel one, that of its first rank.
+    """Plan the memory of an engine of MODEL; of a divided one, that of the rank that takes most.
 
     Args:
         model: a Hugging Face directory (its config.json is enough), a GGUF file, a hub id, a checkpoint or an engine.
@@ -55,12 +55,15 @@ def plan_memory(
 
     known = _known(model, host, said, progress or Silent())
     options = known.options
-    place = Place(Ranks(0, options.tensor_parallel), Ranks(0, options.pipeline_parallel))
-    network = make_network(known.model, known.config, options, checkpoint_dtype=known.dtype, host=host, place=place)
-    held, there = process_memory(network)
-    longest = known.config.max_length
-    planner = MemoryPlanner(network, options, host, stored=known.stored, longest=longest, held=held)
-    return planner.plan(there if memory is None else memory)
+    plans = []
+    for stage in range(options.pipeline_parallel):
+        place = Place(Ranks(0, options.tensor_parallel), Ranks(stage, options.pipeline_parallel))
+        network = make_network(known.model, known.config, options, checkpoint_dtype=known.dtype, host=host, place=place)
+        held, there = process_memory(network)
+        longest = known.config.max_length
+        planner = MemoryPlanner(network, options, host, stored=known.stored, longest=longest, held=held)
+        plans.append(planner.plan(there if memory is None else memory))
+    return max(plans, key=lambda plan: plan.shares.total)
 
 
 def _known(model: str | Path, host: PluginHost, said: Mapping[str, Any], progress: Progress) -> _Known:

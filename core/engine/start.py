@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,4 +77,6 @@ def in_ranks(
         worker="bestiary.core.engine.rank_worker:make",
         arguments={"directory": str(directory.absolute()), **options},
     )
-    return executor, EngineFacts.from_dict(executor.facts[0])
+    facts = [EngineFacts.from_dict(found) for found in executor.facts]
+    # A stage knows its own layers only: one whose keys depend on the prompt's length decides for all.
+    return executor, replace(facts[0], prefix_caching=all(one.prefix_caching for one in facts))

@@ -94,6 +94,11 @@ class RankExecutor:
             raise
         self.facts = tuple(rank.facts or {} for rank in self._ranks)
 
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Process ids, by rank."""
+        return tuple(rank.process.pid for rank in self._ranks)
+
     def forward(self, step: StepMessage) -> None:
         """Launch a step on every rank.
 
@@ -259,7 +264,8 @@ def _died(rank: _Rank) -> EngineError:
         found = "it closed its connection"
     else:
         found = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
-    return EngineError("E-RUN-RANK", rank.label, "died", found=found)
+    hint = "the system kills processes when memory is short" if found.endswith("SIGKILL") else None
+    return EngineError("E-RUN-RANK", rank.label, "died", found=found, hint=hint)
 
 
 def _raised(rank: _Rank, words: Failed, started: bool) -> BestiaryError:

@@ -36,7 +36,6 @@ class Summing:
             "least": place.least([place.rank + 5, 9 - place.rank], device),
             "device": str(device),
             "plugins": list(host.plugin_names()),
-            "pid": os.getpid(),
         }
         self.total = torch.zeros(0, device=device)
 

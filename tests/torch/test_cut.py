@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import queue_kernels
 import torch
-from tiny import SMALL, make_engine, request, whole
+from tiny import SMALL, make_engine, whole
 from torch import Tensor, nn
 
 from bestiary import ConfigError, Model, hookimpl
@@ -76,10 +76,10 @@ def test_the_stages_in_turn_equal_the_whole_program(tmp_path: Path, changes: dic
     ]
     undivided = load_engine(tmp_path / "engine", host=host, num_blocks=8)
     for tokens in (list(range(3, 33)), list(range(3, 34))):
-        batch = whole(request(tokens, [5, 2]))
-        results = [engine.runner.forward_all(batch) for engine in engines]
+        message = whole(tokens, [5, 2])
+        results = [engine.runner.forward(message) for engine in engines]
         assert [list(result) for result in results] == [[]] * (stages - 1) + [["logits"]]
-        assert torch.equal(results[-1]["logits"], undivided.runner.forward(batch))
+        assert torch.equal(results[-1]["logits"], undivided.runner.forward(message)["logits"])
         assert not queue
     plan = engines[0].plan
     assert plan_file(tmp_path / "divided", plan.device, options).name == f"{plan.device}-tp1pp{stages}.json"

@@ -91,6 +91,7 @@ def _borders(program: Program, layers: list[str], model: nn.Module, stages: int)
             "the model has fewer layers than there are to be stages, and a stage has one layer at least",
             found=f"{stages} stages and {len(layers)} layer{'' if len(layers) == 1 else 's'}",
             expected=f"at most {len(layers)} stages" if layers else "a model whose layers are in a LayerStack",
+            hint="ask for fewer stages, or divide each layer with tensor_parallel",
         )
     # Counted before tensor-parallel slicing, so that all ranks of a stage agree.
     weights = [sum(p.numel() * p.element_size() for p in model.get_submodule(path).parameters()) for path in layers]
@@ -152,6 +153,7 @@ def _receive(value: Result, shape: Shape, inputs: dict[str, Input], stage: Ranks
             "crosses a pipeline border in a shape that can't be received",
             found=str(shape),
             expected="a first axis of tokens, sequences or logit rows, and fixed others",
+            hint="choose another number of stages, or let the model pass such a value between its layers",
         )
     features = tuple(dim.constant for dim in shape.dims[1:])
     return Instruction(collective.receive, (inputs[like], features, shape.dtype, stage), (value,), "")
