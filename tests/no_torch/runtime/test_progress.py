@@ -7,6 +7,8 @@ import random
 import pytest
 from canary import Engine
 
+from bestiary.core.errors import EngineError
+from bestiary.core.runtime.batch import Batch
 from bestiary.core.runtime.cache_groups import CacheGroup
 from bestiary.core.runtime.policies import PATIENCE
 from bestiary.core.runtime.request import Request, State
@@ -24,7 +26,7 @@ def adversary(seed, engine, arrivals):
     """What arrives: big and small ones, siblings, good and bad priorities; now and then somebody leaves."""
     rng = random.Random(seed)
     prompts = [[rng.randrange(50) for _ in range(39)] for _ in range(3)]
-    while arrivals:
+    while arrivals > 0:
         for _ in range(rng.randint(0, 3)):
             arrivals -= 1
             said = {"priority": rng.choice([-1, 0, 0, 3]), "streams": rng.random() < 0.3}
@@ -63,9 +65,7 @@ def test_every_request_ends(groups, capacity, order, overlaps):
 
 @pytest.mark.parametrize("capacity", ["no-evict", "max-utilization"])
 def test_a_stream_of_better_requests_lets_a_worse_one_through(capacity):
-    engine = Engine(
-        [CacheGroup(10, 4)], batch=2, tokens=12, max_seq_len=40, order="priority", capacity=capacity
-    )
+    engine = Engine([CacheGroup(10, 4)], batch=2, tokens=12, max_seq_len=40, order="priority", capacity=capacity)
     worst = engine.submit([1] * 20, 4, priority=1)
     others = 0
     while worst.state is not State.FINISHED:
@@ -96,25 +96,44 @@ def test_the_search_finds_an_order_that_starves(monkeypatch):
     assert waiting_too_long(strict)
 
 
-def test_the_search_finds_a_policy_that_preempts_the_first(monkeypatch):
-    """Whoever needs a block takes it from the one that runs longest: they take it from each other for ever."""
+def find(groups=POOLS["one longest request"]):
+    for seed in range(12):
+        search(seed, groups, capacity="max-utilization", prefix_caching=False)
 
-    def extend(self, live, short):
-        slots = self.slots
-        for slot in short.tolist():
-            request = slots.requests[slot]
-            end = int(slots.planned[slot])
-            while request is not None and request.state is State.RUNNING and self.tables.grow(request, end) < end:
-                others = [other for other in self.running if other is not request]
-                self._preempt(max(others or [request], key=lambda other: int(slots.known[other.slot])))
-            if request is not None and request.state is State.RUNNING:
-                slots.room[slot] = self.tables.room(request)
-        return live[[slots.requests[slot] is not None for slot in live.tolist()]]
 
-    monkeypatch.setattr(Scheduler, "_extend", extend)
+def test_prompts_that_hold_each_other_up_give_way(monkeypatch):
+    """Were more admitted than fit, each would hold blocks that another needs."""
+
+    def two():
+        engine = Engine([CacheGroup(10, 4)], tokens=12, max_seq_len=40, order="priority", capacity="max-utilization")
+        engine.submit([1] * 39, 1)
+        engine.step()
+        engine.step()
+        better = engine.submit([2] * 39, 1, priority=-1)
+        engine.scheduler._enter(better, engine.scheduler.tables.match(better, engine.scheduler.number))
+        return engine
+
+    engine = two()
+    engine.drain()
+    assert [r.preemptions for r in engine.requests] == [1, 0]
+    assert all(r.output == engine.expected(r) for r in engine.requests)
+    monkeypatch.setattr(Scheduler, "_make_progress", lambda self, pack: None)
+    with pytest.raises(EngineError, match="E-RUN-STALL"):
+        two().drain()
+
+
+def test_the_search_finds_a_victim_that_never_gets_ahead(monkeypatch):
+    """The first gives way in every step, so that no prompt longer than a step is ever done."""
+
+    def decide(self: Scheduler) -> Batch | None:
+        if self.running:
+            self._preempt(self.running[0])
+        return real(self)
+
+    real = Scheduler.decide
+    monkeypatch.setattr(Scheduler, "decide", decide)
     with pytest.raises(AssertionError, match="remain"):
-        for seed in range(20):
-            search(seed, POOLS["one longest request"], capacity="max-utilization", prefix_caching=False)
+        find()
 
 
 def test_the_search_finds_a_queue_that_forgets(monkeypatch):

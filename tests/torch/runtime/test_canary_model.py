@@ -25,7 +25,13 @@ def make(tmp_path):
 
     def llm(windows=(None,), **options):
         directory = canary_model.write_config(tmp_path / "canary", windows=windows)
-        small = {"block_size": 4, "max_batch_size": 8, "max_num_tokens": 16, "kv_cache_memory": 1 << 14, "max_seq_len": 64}
+        small = {
+            "block_size": 4,
+            "max_batch_size": 8,
+            "max_num_tokens": 16,
+            "kv_cache_memory": 1 << 14,
+            "max_seq_len": 64,
+        }
         made = LLM(directory, weights="random", tokenizer=None, plugins=[canary_model], **{**small, **options})
         opened.append(made)
         return made
