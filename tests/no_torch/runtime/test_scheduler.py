@@ -280,7 +280,7 @@ def test_the_canary_reads_what_its_table_shows():
         r.keys[0][blocks[0], 1] = r.keys[0][blocks[0], 0]
 
     def shifted(r):
-        r.values[0][blocks[1]] = list(r.values[0][blocks[1]][1:]) + [r.values[0][blocks[1]][0]]
+        r.values[0][blocks[1]] = r.values[0][blocks[1]][[1, 2, 3, 0]]
 
     def zeroed(r):
         r.keys[0][blocks[0]] = r.values[0][blocks[0]] = 0

@@ -6,7 +6,7 @@ import os
 
 import hypothesis.strategies as st
 import pytest
-from canary import Engine, VOCAB, Recorder, alone, scores_alone
+from canary import VOCAB, Engine, Recorder, alone, scores_alone
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
