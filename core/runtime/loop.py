@@ -102,8 +102,20 @@ class EngineLoop:
             The requests that ended. A step that fails ends its requests with an error, and the others go on.
 
         Raises:
-            EngineError: the engine is dead; every request has ended with an error that says by what.
+            EngineError: the engine is dead; every request has ended with an error that says by what. What nobody
+                contains, such as an error in the scheduler, leaves a state that nobody knows, so it ends the engine too.
         """
+        try:
+            self._advance()
+        except Exception as error:
+            log.error("the engine loop failed: %s", error, exc_info=error)
+            broken = error if isinstance(error, EngineError) else _broken(error)
+            self.executor.failure = self.executor.failure or broken
+        self._bury()
+        ended, self._ended = self._ended, []
+        return ended
+
+    def _advance(self) -> None:
         started = time.perf_counter()
         batch = self.scheduler.decide()
         self._host += time.perf_counter() - started
@@ -118,9 +130,6 @@ class EngineLoop:
                 self._land(self._flight)
         if self._flight is None and self.scheduler.idle:
             self._landed_at = None
-        self._bury()
-        ended, self._ended = self._ended, []
-        return ended
 
     def drain(self) -> list[Request]:
         """Step until nothing is left; the requests that ended, in that order."""
@@ -303,6 +312,35 @@ class EngineLoop:
 
     def _end(self, request: Request, now: float) -> None:
         """The one terminal event of a request, if it is not past."""
+<<<<<<< HEAD
         if self._answers.end(request, now):
             self._restrictions.drop(request)
             self.meters.ended(request)
+=======
+        answer = self._answers.pop(request.id, None)
+        if answer is None:
+            return
+        self._restrictions.pop(request.id, None)
+        try:
+            answer.end(now)
+        except Exception as error:
+            self._blame(request, error)
+        self.meters.ended(request.finish_reason or "error")
+
+
+_NO_TOKENS: Ints = np.zeros(0, np.int32)
+
+
+def _broken(error: Exception) -> EngineError:
+    return EngineError("E-RUN-LOOP", "engine loop", "failed", found=f"{type(error).__name__}: {error}")
+
+
+def _entry(found: Logprobs, row: int, token: int, count: int) -> LogprobDict:
+    return logprob_dict(
+        token,
+        float(found.chosen[row]),
+        int(found.ranks[row]),
+        found.ids[row, :count].tolist(),
+        found.values[row, :count].tolist(),
+    )
+>>>>>>> canary

@@ -14,7 +14,8 @@ _MEMORY: Final = 0.2  # weight of the newest measurement
 class Pace:
     """Learns from the steps' times what a decode step and a prompt token cost.
 
-    Until both are known, chunks beside streams are small: a stream that has just begun must not wait for a guess.
+    Until both are known, chunks beside streams are small: a stream that has just begun must not wait for a guess. A prompt
+    token that seems to cost nothing is not known: its step was quicker than the decodes before it.
     """
 
     def __init__(self) -> None:
@@ -23,7 +24,7 @@ class Pace:
 
     def chunk(self) -> int:
         """Most prompt tokens that may run in a step beside streams."""
-        if self._decode is None or self._token is None:
+        if self._decode is None or not self._token:
             return _LEAST
         return max(_LEAST, int((STRETCH - 1) * self._decode / self._token))
 

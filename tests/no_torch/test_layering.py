@@ -11,14 +11,32 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PUBLIC = ("bestiary", "bestiary.layers", "bestiary.ops", "bestiary.converters", "bestiary.spec", "bestiary.testing", "bestiary.hookspecs")  # fmt: skip
 TORCH_FREE = (
+    "bestiary.core.runtime.admission",
     "bestiary.core.runtime.bad_words",
+    "bestiary.core.runtime.batch",
     "bestiary.core.runtime.beam",
     "bestiary.core.runtime.bitmasks",
+    "bestiary.core.runtime.block_tables",
     "bestiary.core.runtime.blocks",
+    "bestiary.core.runtime.cache_groups",
+    "bestiary.core.runtime.changes",
+    "bestiary.core.runtime.executor",
     "bestiary.core.runtime.logprob_dicts",
+    "bestiary.core.runtime.loop",
+    "bestiary.core.runtime.messages",
     "bestiary.core.runtime.ngrams",
+    "bestiary.core.runtime.pace",
+    "bestiary.core.runtime.packing",
+    "bestiary.core.runtime.policies",
+    "bestiary.core.runtime.prefixes",
+    "bestiary.core.runtime.queue",
+    "bestiary.core.runtime.random_stream",
     "bestiary.core.runtime.request",
+    "bestiary.core.runtime.restrictions",
+    "bestiary.core.runtime.reuse",
     "bestiary.core.runtime.scheduler",
+    "bestiary.core.runtime.slots",
+    "bestiary.core.runtime.stats",
 )
 LOW = ("bestiary.core.ops", *TORCH_FREE)
 HIGH = ("bestiary.layers", "bestiary.converters", "bestiary.core.checkpoint", "bestiary.core.engine", "bestiary.core.cli", "bestiary.core.llm", "bestiary.core.prepare")  # fmt: skip

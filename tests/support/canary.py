@@ -263,6 +263,7 @@ class Engine:
         max_seq_len: int = 128,
         overlaps: bool = False,
         broken: Iterable[int] = (),
+        pace: int | None = None,
         **options: Any,
     ) -> None:
         self.groups, self.max_seq_len = tuple(groups), max_seq_len
@@ -274,6 +275,8 @@ class Engine:
             max_seq_len=max_seq_len,
             **{"key": b"k", **options},
         )
+        if pace is not None:  # prompt tokens beside a stream, in place of what a clock says
+            self.scheduler.pace.chunk = lambda: pace  # type: ignore[method-assign]
         self.executor = CanaryExecutor(
             groups, self.scheduler.slots.count, max_seq_len, overlaps=overlaps, broken=broken
         )

@@ -2,252 +2,304 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from dataclasses import replace
 
 import pytest
-from canary import VOCAB, Canary, alone, params
+from canary import PRIME, Engine, Rank, Recorder, alone
 
-from bestiary.core.errors import EngineError, RequestError
-from bestiary.core.runtime.blocks import BlockPool
+from bestiary.core.errors import ConfigError, EngineError, RequestError
+from bestiary.core.runtime import policies
 from bestiary.core.runtime.cache_groups import CacheGroup
 from bestiary.core.runtime.request import Request, State
-from bestiary.core.runtime.scheduler import Scheduler
-
-POOL = (CacheGroup(32, 4),)
 
 
-def make(groups=POOL, *, batch=8, tokens=64, **options):
-    return Scheduler(list(groups), max_batch_size=batch, max_num_tokens=tokens, key=b"k", **options)
+@pytest.fixture(params=[False, True], ids=["one by one", "ahead"])
+def overlaps(request):
+    return request.param
 
 
-def request(name, prompt, max_tokens=4, max_seq_len=128, **said):
-    return Request(name, prompt, params(max_tokens=max_tokens, **said), max_seq_len=max_seq_len)
+def shape(engine, message):
+    """Per sequence whose it is, where it begins, and its tokens; those with a row of logits."""
+    owners = engine.scheduler.slots.requests
+    names = [owners[slot].id for slot in message.slots.tolist()]
+    rows = list(range(len(names))) if message.rows is None else message.rows.tolist()
+    return list(zip(names, message.counts.tolist(), strict=True)), rows
 
 
-def step(scheduler, canary):
-    batch = scheduler.decide()
-    rows = canary.run(batch)
-    scheduler.apply(batch, [r[-1] if s.samples else None for s, r in zip(batch.segments, rows, strict=True)])
-    scheduler.check()
-    return batch
-
-
-def drain(scheduler, canary):
-    steps = []
-    while not scheduler.idle:
-        steps.append(step(scheduler, canary))
-        assert len(steps) < 1000
-    return steps
-
-
-def shape(batch):
-    return [(s.request.id, s.start, s.count, list(s.rows)) for s in batch.segments]
-
-
-def test_the_runtime_imports_no_torch():
-    modules = "cache_groups, request, batch, blocks, block_tables, scheduler, random_stream"
-    code = f"import sys; from bestiary.core.runtime import {modules}; import bestiary.core.sampling_params, bestiary.core.outputs"
-    found = subprocess.run(
-        [sys.executable, "-c", code + "; print('torch' in sys.modules)"], capture_output=True, text=True
-    )
-    assert found.stdout.strip() == "False", found.stderr
+def decide(engine):
+    """Decide and run a step, and look at it before its results are taken in."""
+    batch = engine.scheduler.decide()
+    found = shape(engine, batch.message)
+    engine.executor.forward(batch.message)
+    pending = engine.executor.sample(engine.loop._wanted(batch))
+    engine.scheduler.land(batch, pending.read().tokens)
+    engine.check()
+    return found
 
 
 def test_a_step_mixes_decode_first_with_chunks_of_prompts():
-    scheduler, canary = make(tokens=8), Canary([CacheGroup(32, 4)])
-    scheduler.submit(request("short", [1, 2]))
-    assert shape(step(scheduler, canary)) == [("short", 0, 2, [1])]
-    scheduler.submit(request("long", list(range(10))))
-    scheduler.submit(request("late", [5]))
-    assert shape(step(scheduler, canary)) == [("short", 2, 1, [0]), ("long", 0, 7, [])]
-    assert shape(step(scheduler, canary)) == [("short", 3, 1, [0]), ("long", 7, 3, [2]), ("late", 0, 1, [0])]
+    engine = Engine(tokens=8)
+    engine.submit([1, 2], name="short")
+    assert decide(engine) == ([("short", 2)], [1])
+    engine.submit(list(range(10)), name="long")
+    engine.submit([5], name="late")
+    assert decide(engine) == ([("short", 1), ("long", 7)], [0])
+    assert decide(engine) == ([("short", 1), ("long", 3), ("late", 1)], [0, 3, 4])
 
 
 def test_prompt_logprobs_want_every_row_and_no_cached_block():
-    scheduler, canary = make(), Canary([CacheGroup(32, 4)])
-    for name, scored in (("a", None), ("b", 0)):
-        scheduler.submit(request(name, list(range(9)), max_tokens=1, prompt_logprobs=scored))
-        last = drain(scheduler, canary)[-1]
-    assert shape(last) == [("b", 0, 9, list(range(9)))]
+    engine = Engine()
+    engine.submit(list(range(9)), 1, name="a")
+    engine.drain()
+    engine.submit(list(range(9)), 1, name="b", prompt_logprobs=0)
+    assert decide(engine) == ([("b", 9)], list(range(9)))
 
 
-def test_first_come_first_served_even_when_a_later_one_would_fit():
-    scheduler, canary = make([CacheGroup(4, 4)]), Canary([CacheGroup(4, 4)])
-    first, big, small = request("a", [1] * 8, 2), request("b", [2] * 9, 4), request("c", [3], 1)
-    for each in (first, big, small):
-        scheduler.submit(each)
-    assert [s.request.id for s in step(scheduler, canary).segments] == ["a"]
-    assert [r.id for r in scheduler.waiting] == ["b", "c"]
-    drain(scheduler, canary)
-    assert [r.finish_reason for r in (first, big, small)] == ["length"] * 3
+def test_rows_of_logits_are_a_budget_of_their_own():
+    engine = Engine(batch=2, max_rows=5)
+    engine.submit(list(range(9)), 1, name="scored", prompt_logprobs=0)
+    assert decide(engine) == ([("scored", 4)], [0, 1, 2, 3])
+    assert decide(engine) == ([("scored", 4)], [0, 1, 2, 3])
+    assert decide(engine) == ([("scored", 1)], [0])
+
+
+def test_first_come_first_served_even_when_a_later_one_would_fit(overlaps):
+    engine = Engine([CacheGroup(4, 4)], overlaps=overlaps)
+    first, _, _ = engine.submit([1] * 8, 2), engine.submit([2] * 9, 4), engine.submit([3], 1)
+    engine.step()
+    assert engine.scheduler.running == [first]
+    assert [r.id for r in engine.scheduler.waiting] == ["1", "2"]
+    engine.drain()
+    assert [r.finish_reason for r in engine.requests] == ["length"] * 3
 
 
 def test_what_can_never_fit_is_refused_with_the_arithmetic():
-    scheduler = make([CacheGroup(4, 4)])
+    engine = Engine([CacheGroup(4, 4)])
     with pytest.raises(
         RequestError, match=r"10 prompt \+ 8 output - 1 tokens = 5 blocks of 4 tokens, expected at most 4 b"
     ):
-        scheduler.submit(request("big", [1] * 10, 8))
-    scheduler.submit(request("fits", [1] * 10, 7))
-    assert [r.id for r in scheduler.waiting] == ["fits"]
+        engine.submit([1] * 10, 8)
+    fits = engine.submit([1] * 10, 7)
+    assert list(engine.scheduler.waiting) == [fits] and engine.loop._answers.keys() == {fits.id}
+    windowed = Engine([CacheGroup(4, 4, window=12)], tokens=8)
+    with pytest.raises(RequestError, match="of which a window of 12 and a chunk are held at once = 6 blocks"):
+        windowed.submit([1] * 40, 40)
 
 
-def test_a_prefix_is_reused_up_to_the_last_prompt_token():
-    scheduler, canary = make(), Canary([CacheGroup(32, 4)])
-    for prompt, cached in ((8, 0), (8, 4), (9, 8), (12, 8)):
-        again = request(f"{prompt}-{cached}", list(range(prompt)), 1)
-        scheduler.submit(again)
-        drain(scheduler, canary)
-        assert again.num_cached == cached
-        assert again.output == alone(canary.groups, again.prompt, 1)
-
-
-def test_output_blocks_are_reused_by_the_next_turn():
-    scheduler, canary = make(), Canary([CacheGroup(32, 4)])
-    first = request("turn 1", list(range(6)), 8)
-    scheduler.submit(first)
-    drain(scheduler, canary)
-    second = request("turn 2", [*first.tokens, 1, 2, 3], 2)
-    scheduler.submit(second)
-    drain(scheduler, canary)
-    assert second.num_cached == 12 and second.output == alone(canary.groups, second.prompt, 2)
-
-
-def test_reset_forgets_prefixes_and_running_requests_offer_none():
-    scheduler, canary = make(), Canary([CacheGroup(32, 4)])
-    running = request("running", list(range(9)), 6)
-    scheduler.submit(running)
-    step(scheduler, canary)
-    scheduler.reset_prefix_cache()
-    later = request("later", list(range(9)), 6)
-    scheduler.submit(later)
-    drain(scheduler, canary)
-    assert later.num_cached == 0 and running.output == later.output
-    assert request("x", []).state is State.WAITING
-
-
-def test_a_hit_is_the_longest_prefix_that_every_group_still_has():
-    groups = [CacheGroup(32, 4), CacheGroup(12, 4, window=6)]
-    scheduler, canary = make(groups), Canary(groups)
-    first = request("first", list(range(40)), 1)
-    scheduler.submit(first)
-    drain(scheduler, canary)
-    assert scheduler.tables.pools[1].num_used == 0
-    whole = request("whole", list(range(40)), 3)
-    scheduler.submit(whole)
-    drain(scheduler, canary)
-    assert whole.num_cached == 36 and whole.output == alone(groups, whole.prompt, 3)
-    # Other requests push the window's blocks out while the other group still has the prefix.
-    scheduler.tables.pools[1].reset()
-    again = request("again", list(range(40)), 3)
-    scheduler.submit(again)
-    drain(scheduler, canary)
-    assert again.num_cached == 0 and again.output == whole.output
-
-
-def test_blocks_before_a_window_are_let_go():
-    groups = [CacheGroup(8, 4, window=6)]
-    scheduler, canary = make(groups, tokens=8), Canary(groups)
-    long = request("long", list(range(50)), 20)
-    scheduler.submit(long)
-    drain(scheduler, canary)
-    assert long.output == alone(groups, long.prompt, 20)
+def test_blocks_before_a_window_are_let_go(overlaps):
+    engine = Engine([CacheGroup(8, 4, window=6)], tokens=8, overlaps=overlaps)
+    long = engine.submit([i % 7 for i in range(50)], 20)
+    engine.drain(poison=True)
+    assert long.output == engine.expected(long)
 
 
 @pytest.mark.parametrize("state", ["waiting", "prefill", "decode", "finished"])
-def test_abort_in_any_state_frees_everything(state):
-    scheduler, canary = make(tokens=8), Canary([CacheGroup(32, 4)])
-    victim = request("victim", list(range(12)), 3)
-    scheduler.submit(victim)
-    for _ in range({"waiting": 0, "prefill": 1, "decode": 2, "finished": 9}[state]):
-        step(scheduler, canary)
-    assert scheduler.finish(victim, "abort") is (state != "finished")
-    assert not scheduler.finish(victim, "abort")
-    scheduler.check()
-    assert scheduler.idle and scheduler.tables.pools[0].num_used == 0
+def test_abort_in_any_state_frees_everything(state, overlaps):
+    engine = Engine(tokens=8, overlaps=overlaps)
+    victim = engine.submit(list(range(12)), 3)
+    for _ in range({"waiting": 0, "prefill": 1, "decode": 3, "finished": 9}[state]):
+        engine.step()
+    assert engine.loop.abort(victim) is (state != "finished")
+    assert not engine.loop.abort(victim)
     assert victim.finish_reason == ("length" if state == "finished" else "abort")
+    engine.check()
+    assert engine.scheduler.tables.pools[0].num_used == 0
+    engine.loop.step()
+    engine.check_drained()
 
 
 def test_results_of_a_request_ended_meanwhile_are_dropped():
-    scheduler, canary = make(), Canary([CacheGroup(32, 4)])
-    victim = request("victim", [1, 2, 3])
-    scheduler.submit(victim)
-    batch = scheduler.decide()
-    canary.run(batch)
-    scheduler.finish(victim, "abort")
-    assert scheduler.apply(batch, [5]) == [] and victim.output == []
-    scheduler.check()
+    engine = Engine()
+    victim = engine.submit([1, 2, 3])
+    batch = engine.scheduler.decide()
+    engine.executor.forward(batch.message)
+    engine.scheduler.finish(victim, "abort")
+    heir = engine.submit([4, 5, 6])
+    engine.scheduler.decide()
+    assert heir.state is State.RUNNING and engine.scheduler.slots.requests[batch.slots[0]] is heir
+    assert engine.scheduler.land(batch, batch.slots * 0 + 5) == []
+    assert victim.output == heir.output == []
 
 
-def test_end_tokens_and_the_context_end_a_request():
-    scheduler = make()
-    cases = {
-        "eos": (request("eos", [1], 9), 7, "stop", None),
-        "stop token": (request("stop token", [1], 9, stop_token_ids=[7]), 7, "stop", 7),
-        "context": (request("context", [1] * 5, 9, max_seq_len=6), 8, "length", None),
-        "max tokens": (request("max tokens", [1], 1), 8, "length", None),
-    }
-    from dataclasses import replace
-
-    eos = cases["eos"][0]
-    eos.params = replace(eos.params, end_token_ids=frozenset({7}))
-    for each, *_ in cases.values():
-        scheduler.submit(each)
-    batch = scheduler.decide()
-    scheduler.apply(batch, [token for _, token, *_ in cases.values()])
-    for each, _, reason, stop in cases.values():
-        assert (each.finish_reason, each.stop_reason) == (reason, stop), each
+def test_a_token_chosen_for_a_slots_earlier_stay_is_dropped(overlaps):
+    """Preempted and back in the same slot: the step that was under way chose a token that is chosen anew."""
+    engine = Engine(overlaps=overlaps)
+    request = engine.submit([1, 2, 3], 6)
+    engine.step()
+    engine.step()
+    engine.scheduler._preempt(request)
+    engine.drain()
+    assert request.output == engine.expected(request) and request.preemptions == 1
 
 
-def test_a_forced_hash_collision_is_never_served(monkeypatch):
-    monkeypatch.setattr(BlockPool, "_key", lambda self, parent, tokens: b"same")
-    groups = [CacheGroup(32, 2), CacheGroup(32, 2, window=3)]
-    scheduler, canary = make(groups), Canary(groups)
-    prompts = [[1, 1, 1, 1, 1], [2, 2, 1, 1, 1], [1, 1, 2, 2, 1], [1, 1, 1, 1, 2]]
-    for turn, prompt in enumerate(prompts * 2):
-        each = request(str(turn), prompt, 3)
-        scheduler.submit(each)
-        drain(scheduler, canary)
-        assert each.output == alone(groups, prompt, 3), prompt
+@pytest.mark.parametrize(
+    ("max_tokens", "ends", "reason"),
+    [
+        (9, "eos", "stop"),
+        (9, "stop token", "stop"),
+        (200, None, "length"),
+        (3, None, "length"),
+        (2, "eos", "length"),
+        (3, "eos", "stop"),
+    ],
+    ids=["eos", "stop token", "context", "max tokens", "max tokens first", "both at once"],
+)
+def test_end_tokens_and_lengths_end_a_request(max_tokens, ends, reason, overlaps):
+    engine = Engine([CacheGroup(64, 4)], max_seq_len=32, overlaps=overlaps)
+    token = alone(engine.groups, [1, 2], 3)[2]
+    made = engine.submit([1, 2], max_tokens, stop_token_ids=[token] if ends == "stop token" else None)
+    if ends == "eos":
+        engine.loop.abort(made)
+        made = Request("eos", [1, 2], replace(made.params, end_token_ids=frozenset({token})), max_seq_len=32)
+        engine.loop.submit(made, Recorder())
+    engine.drain()
+    assert (made.finish_reason, made.stop_reason) == (reason, token if ends == "stop token" else None)
+    count = 3 if reason == "stop" else min(max_tokens, 30)
+    assert made.output == alone(engine.groups, [1, 2], count)
 
 
-def test_a_reused_tail_is_checked_against_its_whole_prefix():
-    pool = BlockPool(4, 2, key=b"k")
-    first = pool.find(None, [1, 1])
-    second = pool.find(first, [2, 2])
-    other = pool.find(None, [9, 9])
-    other.key = first.key
-    pool.register(second, pool.take())
-    assert pool.find(first, [2, 2]) is second
-    assert pool.find(pool.find(None, [1, 1]), [2, 2]) is second, "an equal prefix computed anew is the same prefix"
-    assert pool.find(other, [2, 2]) is not second
+def test_an_end_token_before_min_tokens_does_not_end():
+    engine = Engine()
+    token = alone(engine.groups, [1, 2], 3)[2]
+    made = engine.submit([1, 2], 5, stop_token_ids=[token], min_tokens=3)
+    engine.scheduler.decide()
+    engine.scheduler.slots.tokens[made.slot, 2:5] = alone(engine.groups, [1, 2], 3)
+    engine.scheduler.slots.known[made.slot] = 5
+    slots = engine.scheduler._decoding[:0]
+    assert engine.scheduler._ended(slots, slots) == [] and made.num_output == 3
+    import numpy as np
+
+    assert engine.scheduler._ended(np.array([made.slot]), np.array([token])) == [] and made.state is State.RUNNING
 
 
-def test_the_least_recently_used_prefix_is_evicted_first():
-    scheduler, canary = make([CacheGroup(6, 4)]), Canary([CacheGroup(6, 4)])
-    for name, token in (("a", 1), ("b", 2), ("a again", 1), ("c", 3)):
-        scheduler.submit(request(name, [token] * 9, 1))
-        drain(scheduler, canary)
-    kept_a, kept_b = request("a", [1] * 9, 1), request("b", [2] * 9, 1)
-    assert scheduler.tables.match(kept_a).length > scheduler.tables.match(kept_b).length
+def test_a_decode_is_never_held_up_by_prompts():
+    """Every running answer gets its token in every step, whatever arrives."""
+    engine = Engine([CacheGroup(400, 4)], batch=8, tokens=16, max_seq_len=512)
+    answers = [engine.submit([i], 40) for i in range(4)]
+    engine.step()
+    engine.submit([7] * 300, 1)
+    for count in range(2, 20):
+        engine.step()
+        assert [r.num_output for r in answers] == [count] * 4
 
 
-def test_an_empty_pool_says_so():
-    pool = BlockPool(1, 4)
-    pool.take()
-    with pytest.raises(EngineError, match="no block is left"):
-        pool.take()
+def test_a_long_prompt_beside_a_stream_runs_in_small_chunks():
+    engine = Engine([CacheGroup(400, 4)], batch=8, tokens=256, max_seq_len=512)
+    engine.scheduler.pace.saw = lambda *args: None
+    engine.submit([1], 40, streams=True)
+    engine.step()
+    engine.submit([7] * 300, 1)
+    assert [m.num_tokens for m in engine.drain()][:3] == [17, 17, 17]
+    engine.submit([1], 40)
+    engine.step()
+    engine.submit([8] * 300, 1)
+    assert engine.step().num_tokens == 256
+
+
+def test_the_policies_are_named():
+    with pytest.raises(ConfigError, match="no-evict or max-utilization"):
+        Engine(capacity="fair")
+    with pytest.raises(ConfigError, match="first-come or priority"):
+        Engine(order="random")
+    assert [policies.by_priority(1, 0), policies.by_priority(0, 300)] == [256, 300]
+
+
+def test_priorities_run_sooner_and_ties_by_arrival():
+    engine = Engine(batch=1, order="priority")
+    for priority in (0, 5, -1, 5, 0):
+        engine.submit([1, 2], 1, priority=priority)
+    ended = []
+    while not engine.loop.idle:
+        ended += [r.id for r in engine.loop.step()]
+    assert ended == ["2", "0", "4", "1", "3"]
+
+
+def test_without_promises_the_last_gives_way_and_is_computed_anew(overlaps):
+    engine = Engine([CacheGroup(9, 4)], capacity="max-utilization", overlaps=overlaps)
+    first, second = engine.submit(list(range(8)), 24), engine.submit(list(range(50, 58)), 24)
+    engine.drain(poison=True)
+    assert first.preemptions == 0 and second.preemptions >= 1
+    assert [r.output for r in (first, second)] == [engine.expected(r) for r in (first, second)]
+    assert engine.scheduler.num_preemptions == second.preemptions
+    engine.check_drained()
+
+
+def test_with_promises_nobody_is_preempted(overlaps):
+    engine = Engine([CacheGroup(9, 4)], overlaps=overlaps)
+    for i in range(6):
+        engine.submit([i * 50 + j for j in range(8)], 20)
+    engine.drain(poison=True)
+    assert engine.scheduler.num_preemptions == 0
+    assert all(r.output == engine.expected(r) for r in engine.requests)
 
 
 def test_accounting_errors_are_found():
-    scheduler, canary = make(), Canary([CacheGroup(32, 4)])
-    scheduler.submit(request("a", list(range(9))))
-    step(scheduler, canary)
-    scheduler.tables.pools[0].refs[3] += 1
-    with pytest.raises(EngineError, match="E-RUN-ACCOUNT"):
-        scheduler.check()
+    def broken(change, code="E-RUN-ACCOUNT"):
+        engine = Engine()
+        request = engine.submit(list(range(9)))
+        engine.step()
+        change(engine, request, engine.scheduler.tables.pools[0])
+        with pytest.raises(EngineError, match=code):
+            engine.scheduler.check()
+
+    def twice(engine, request, pool):
+        request.blocks[0][1] = request.blocks[0][0]
+
+    def lost(engine, request, pool):
+        pool._free.pop()
+
+    def counted(engine, request, pool):
+        pool.refs[request.blocks[0][0]] += 1
+
+    def writable(engine, request, pool):
+        engine.scheduler.slots.stored[request.slot] = 3
+
+    def promised(engine, request, pool):
+        engine.scheduler.tables._promised[0] -= 1
+
+    for change in (twice, lost, counted, writable, promised):
+        broken(change)
 
 
-def test_tokens_of_the_canary_stay_in_its_vocabulary():
-    assert all(0 <= token < VOCAB for token in alone([CacheGroup(1, 1)], [1, 2], 50))
+def test_the_canary_reads_what_its_table_shows():
+    """The oracle itself: each fault of a table or a block changes the sum."""
+    engine = Engine()
+    request = engine.submit(list(range(9)), 8)
+    engine.step()
+    rank, blocks = engine.executor.rank, list(request.blocks[0])
+
+    def fault(change):
+        other = Rank(engine.groups, 8, 128)
+        for name in ("last", "stored"):
+            getattr(other, name)[:] = getattr(rank, name)
+        other.tables[0][:], other.keys[0][:], other.values[0][:] = rank.tables[0], rank.keys[0], rank.values[0]
+        change(other)
+        return other._sequence(request.slot, [int(other.last[request.slot])])[0]
+
+    def stale(r):
+        r.keys[0][blocks[0], 1] = r.keys[0][blocks[0], 0]
+
+    def shifted(r):
+        r.values[0][blocks[1]] = r.values[0][blocks[1]][[1, 2, 3, 0]]
+
+    def zeroed(r):
+        r.keys[0][blocks[0]] = r.values[0][blocks[0]] = 0
+
+    def foreign(r):
+        r.tables[0][request.slot, 0] = blocks[1]
+
+    def swapped(r):
+        r.tables[0][request.slot, :2] = blocks[1::-1]
+
+    def position(r):
+        r.stored[request.slot] -= 1
+
+    right = fault(lambda r: None)
+    assert right == alone(engine.groups, request.prompt, 2)[1]
+    faults = (stale, shifted, zeroed, foreign, swapped, position, lambda r: r.poison(0, [blocks[0]]))
+    assert all(fault(change) != right for change in faults)
+
+
+def test_the_canarys_numbers_are_exact_in_float32():
+    assert (PRIME - 1) * (4000 + 5) < 2**24 and 2 * PRIME * 2000 < 2**24
+    assert 1531 * PRIME + 61 * PRIME + 131 * 4096 + 1009 * 8 < 2**24

@@ -6,7 +6,7 @@ import os
 
 import hypothesis.strategies as st
 import pytest
-from canary import Engine, VOCAB, Recorder, alone, scores_alone
+from canary import VOCAB, Engine, Recorder, alone, scores_alone
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -43,6 +43,7 @@ class Programs(RuleBasedStateMachine):
         order=st.sampled_from(["first-come", "priority"]),
         mode=st.sampled_from(["one by one", "ahead", "ahead and late"]),
         poison=st.booleans(),
+        pace=st.integers(1, 24),
     )
     def start(
         self,
@@ -54,6 +55,7 @@ class Programs(RuleBasedStateMachine):
         order: str,
         mode: str,
         poison: bool,
+        pace: int,
     ) -> None:
         self.now = 0.0
         self.engine = Engine(
@@ -65,6 +67,7 @@ class Programs(RuleBasedStateMachine):
             prefix_caching=caching,
             capacity=capacity,
             order=order,
+            pace=pace,
             clock=lambda: self.now,
         )
         self.engine.looks = mode != "ahead and late"

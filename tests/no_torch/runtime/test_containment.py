@@ -1,0 +1,258 @@
+"""What goes wrong in one request, or in one step, ends what it concerns and nothing else; everyone is told once."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+from canary import VOCAB, Engine, Recorder
+
+from bestiary.core.errors import EngineError
+from bestiary.core.runtime.cache_groups import CacheGroup
+from bestiary.core.runtime.request import State
+
+GROUPS = [CacheGroup(200, 4)]
+
+
+@pytest.fixture(params=[False, True], ids=["one by one", "ahead"])
+def overlaps(request):
+    return request.param
+
+
+def load(engine, count=64, **said):
+    """Mixed requests, most of them with a shared beginning, some of them read along."""
+    rng = random.Random(3)
+    shared = [rng.randrange(VOCAB) for _ in range(20)]
+    for i in range(count):
+        own = [rng.randrange(VOCAB) for _ in range(rng.randint(1, 12))]
+        engine.submit([*shared[: rng.choice([0, 8, 20])], *own], rng.randint(1, 16), streams=i % 3 == 0, **said)
+    return list(engine.requests)
+
+
+def undisturbed(engine, requests):
+    for request in requests:
+        assert (request.finish_reason, request.output) == ("length", engine.expected(request)), request
+
+
+@pytest.mark.parametrize("method", ["first_token", "prompt_scored", "added", "end"])
+def test_an_exception_in_an_answer_ends_that_request_only(method, overlaps):
+    engine = Engine(GROUPS, batch=64, overlaps=overlaps)
+    others = load(engine, 63)
+    victim = engine.submit([4, 5, 6], 4, prompt_logprobs=0, answer=Recorder(watches=True, fails=method))
+    engine.drain(poison=True)
+    assert (victim.finish_reason, victim.stop_reason) == ("error", "ValueError: no such piece")
+    undisturbed(engine, others)
+    engine.check_drained()
+    assert engine.loop.meters.finished["length"] == 63 and engine.loop.meters.finished["error"] == 1
+
+
+def test_random_aborts_disturb_nobody(overlaps):
+    """C01: 30 % leave, at any moment of their lives."""
+    engine = Engine(GROUPS, batch=16, overlaps=overlaps)
+    everyone = load(engine)
+    rng = random.Random(7)
+    leaving = set(rng.sample([r.id for r in everyone], 20))
+    for _ in range(400):
+        if engine.loop.idle:
+            break
+        live = [r for r in everyone if r.id in leaving and r.state is not State.FINISHED]
+        if live and rng.random() < 0.5:
+            engine.loop.abort(rng.choice(live))
+        engine.step(poison=True)
+    undisturbed(engine, [r for r in everyone if r.finish_reason != "abort"])
+    assert sum(r.finish_reason == "abort" for r in everyone) > 5
+    engine.check_drained()
+
+
+def test_an_abort_frees_its_blocks_within_two_steps(overlaps):
+    engine = Engine(GROUPS, overlaps=overlaps)
+    victim, other = engine.submit(list(range(40)), 40), engine.submit([1, 2], 60)
+    for _ in range(5):
+        engine.step()
+    pool = engine.scheduler.tables.pools[0]
+    before = pool.num_used
+    engine.loop.abort(victim)
+    for _ in range(2):
+        engine.step()
+    assert before - pool.num_used >= 9 and pool.num_used == len(other.blocks[0])
+
+
+def test_preemption_every_few_steps_changes_no_answer(overlaps):
+    """C03."""
+    engine = Engine([CacheGroup(14, 4)], batch=16, overlaps=overlaps, capacity="max-utilization")
+    everyone = load(engine, 32)
+    engine.drain(poison=True)
+    undisturbed(engine, everyone)
+    assert engine.scheduler.num_preemptions > 5
+    engine.check_drained()
+
+
+def test_a_failing_forward_ends_the_requests_of_that_step(overlaps):
+    """C07: the engine goes on, with those that were waiting and with new ones."""
+    engine = Engine(GROUPS, batch=8, overlaps=overlaps, broken=[4])
+    everyone = load(engine, 24)
+    engine.drain(poison=True)
+    failed = [r for r in everyone if r.finish_reason == "error"]
+    assert 1 <= len(failed) <= 8 and {r.stop_reason for r in failed} == {"RuntimeError: a kernel failed"}
+    undisturbed(engine, [r for r in everyone if r not in failed])
+    again = [engine.submit(r.prompt, 5) for r in failed]
+    engine.drain(poison=True)
+    undisturbed(engine, again)
+    engine.check_drained()
+
+
+def test_what_a_failed_step_stored_is_neither_cached_nor_left_behind(overlaps):
+    engine = Engine(GROUPS, overlaps=overlaps, broken=[3])
+    victim = engine.submit(list(range(30)), 9)
+    engine.step()
+    engine.step()
+    blocks = list(victim.blocks[0]) or None
+    while victim.state is not State.FINISHED:
+        blocks = list(victim.blocks[0])
+        engine.step()
+    assert engine.scheduler.tables.pools[0].num_cached == 0
+    engine.submit([1], 1)
+    engine.drain()
+    scrubbed = [block for step in engine.executor.steps for change in step.tables for block in change.scrubbed.tolist()]
+    assert set(blocks) <= set(scrubbed)
+
+
+def corrupt(engine, request, value):
+    """What the request's first key is on the rank from now on."""
+    engine.executor.catch_up()
+    engine.executor.rank.keys[0][request.blocks[0][-1], 0] = value
+
+
+def test_broken_numbers_end_that_request_alone(overlaps):
+    """C19: no token, so an error; its blocks are neither cached nor left as they are."""
+    engine = Engine(GROUPS, batch=64, overlaps=overlaps)
+    others = load(engine, 63)
+    victim = engine.submit(list(range(100, 130)), 12)
+    while victim.num_output < 3:
+        engine.step()
+    corrupt(engine, victim, math.nan)
+    engine.drain()
+    assert victim.finish_reason == "error" and victim.stop_reason.startswith("numerical_error")
+    undisturbed(engine, others)
+    again = engine.submit(victim.prompt, 12)
+    engine.drain()
+    assert again.num_cached == 0
+    undisturbed(engine, [again])
+    engine.check_drained()
+
+
+def test_a_shared_prefix_of_a_broken_request_is_offered_to_nobody():
+    engine = Engine(GROUPS)
+    victim, other = engine.submit(list(range(20)), 9), engine.submit([*range(16), 77], 9)
+    engine.step()
+    assert other.num_cached == 16
+    corrupt(engine, victim, math.nan)
+    engine.step()
+    assert victim.finish_reason == "error"
+    later = engine.submit(list(range(20)), 9)
+    engine.drain()
+    assert later.num_cached == 0
+    undisturbed(engine, [other, later])
+
+
+def test_a_failing_read_ends_that_steps_requests(overlaps):
+    engine = Engine(GROUPS, batch=4, overlaps=overlaps)
+    everyone = load(engine, 12)
+    sample = engine.executor.sample
+
+    def failing(wanted):
+        pending = sample(wanted)
+        if len(engine.executor.steps) == 3:
+            read = pending.read
+            pending.read = lambda: (read(), 1 / 0)
+        return pending
+
+    engine.executor.sample = failing
+    engine.drain()
+    failed = [r for r in everyone if r.finish_reason == "error"]
+    assert failed and {r.stop_reason for r in failed} == {"ZeroDivisionError: division by zero"}
+    undisturbed(engine, [r for r in everyone if r not in failed])
+    engine.check_drained()
+
+
+def test_a_failing_choice_ends_that_steps_requests(overlaps):
+    engine = Engine(GROUPS, batch=4, overlaps=overlaps)
+    everyone = load(engine, 12)
+    sample = engine.executor.sample
+    engine.executor.sample = lambda wanted: 1 / 0 if len(engine.executor.steps) == 3 else sample(wanted)
+    engine.drain()
+    failed = [r for r in everyone if r.finish_reason == "error"]
+    assert failed and {r.stop_reason for r in failed} == {"ZeroDivisionError: division by zero"}
+    undisturbed(engine, [r for r in everyone if r not in failed])
+    engine.check_drained()
+
+
+@pytest.mark.parametrize("where", ["forward", "sample", "read"])
+def test_a_dead_executor_ends_everything_and_refuses_new_work(where, overlaps):
+    engine = Engine(GROUPS, batch=4, overlaps=overlaps)
+    everyone = load(engine, 12)
+    engine.step()
+    engine.step()
+
+    def die(*args):
+        engine.executor.failure = EngineError("E-RUN-RANK", "rank 1", "is gone", found="signal 9")
+        raise ConnectionError("closed")
+
+    if where == "read":
+        real = engine.executor.sample
+
+        def sample(wanted):
+            pending = real(wanted)
+            pending.read = die
+            return pending
+
+        engine.executor.sample = sample
+    else:
+        setattr(engine.executor, where, die)
+    with pytest.raises(EngineError, match="rank 1: is gone; found signal 9"):
+        for _ in range(3):
+            engine.loop.step()
+    assert engine.loop.idle
+    over = [r for r in everyone if r.finish_reason != "length"]
+    assert all("ConnectionError" in r.stop_reason or "rank 1: is gone" in r.stop_reason for r in over)
+    with pytest.raises(EngineError, match="takes no requests any more; found rank 1: is gone") as refused:
+        engine.submit([1])
+    assert refused.value.code == "E-RUN-DEAD" and isinstance(refused.value.__cause__, EngineError)
+    assert all(answer.ends == 1 for answer in engine.answers.values())
+
+
+def test_a_scheduler_that_breaks_ends_the_engine_and_tells_everyone(overlaps):
+    """Nobody can say what state it is in, so nothing goes on; but nobody waits for ever either."""
+    engine = Engine(GROUPS, batch=4, overlaps=overlaps)
+    everyone = load(engine, 12)
+    engine.step()
+    engine.scheduler.decide = lambda: 1 / 0
+    with pytest.raises(EngineError, match="ZeroDivisionError"):
+        engine.loop.step()
+    assert engine.loop.idle and all(r.finish_reason in ("error", "length") for r in everyone)
+    assert all(answer.ends == 1 for answer in engine.answers.values())
+    with pytest.raises(EngineError, match="takes no requests any more"):
+        engine.submit([1])
+
+
+def test_a_second_request_of_one_id_is_refused():
+    engine = Engine()
+    engine.submit([1], name="same")
+    with pytest.raises(EngineError, match="E-RUN-ID"):
+        engine.submit([2], name="same")
+
+
+def test_counts_balance():
+    """E06: what was received is what ended; tokens are counted once."""
+    engine = Engine(GROUPS, batch=8, overlaps=True, broken=[9])
+    everyone = load(engine, 40)
+    for request in everyone[::5]:
+        engine.loop.abort(request)
+    engine.drain()
+    stats = engine.loop.stats()
+    assert sum(stats.finished.values()) == 40 and stats.finished["abort"] == 8
+    assert (stats.running, stats.waiting, stats.blocks_used) == (0, 0, 0)
+    assert stats.blocks_free + stats.blocks_cached == 200 and stats.kv_use == 0
+    good = [r for r in everyone if r.finish_reason == "length"]
+    assert stats.output_tokens >= sum(r.num_output for r in good)

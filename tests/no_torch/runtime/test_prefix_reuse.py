@@ -1,0 +1,261 @@
+"""What requests take over from each other: never anything else than what they would have computed."""
+
+from __future__ import annotations
+
+import pytest
+from canary import Engine
+
+from bestiary.core.errors import EngineError
+from bestiary.core.runtime.blocks import BlockPool
+from bestiary.core.runtime.cache_groups import CacheGroup
+from bestiary.core.runtime.prefixes import PrefixTree, Scope
+
+FOUR = [CacheGroup(32, 4)]
+TEXT = [(31 * i * i + 7) % 4093 for i in range(64)]
+
+
+def run(engine, prompt, max_tokens=1, **said):
+    """Run a request to its end and check its answer; what it took over, and why not more."""
+    made = engine.submit(prompt, max_tokens, **said)
+    engine.drain(poison=True)
+    assert made.output == engine.expected(made), f"{made} read what is not its own"
+    return made.num_cached, made.cache_miss
+
+
+def test_a_prefix_is_reused_up_to_the_last_prompt_token():
+    engine = Engine(FOUR)
+    assert run(engine, TEXT[:8]) == (0, "unseen")
+    assert run(engine, TEXT[:8]) == (7, None), "the last block is copied"
+    assert run(engine, TEXT[:9]) == (8, None)
+    assert run(engine, TEXT[:12]) == (9, "unseen"), "the ninth token lies in a block of its own"
+    assert run(engine, [TEXT[0]]) == (0, None), "there is nothing to take over"
+
+
+def test_the_end_of_a_finished_request_is_reused_by_copy():
+    engine = Engine(FOUR)
+    run(engine, TEXT[:7])
+    engine.executor.steps.clear()
+    assert run(engine, [*TEXT[:7], 1, 2]) == (7, "unseen")
+    copies = [change for step in engine.executor.steps for change in step.tables if len(change.targets)]
+    assert len(copies) == 1 and copies[0].sources[0] != copies[0].targets[0]
+
+
+def test_a_block_that_differs_within_is_copied_as_far_as_it_is_equal():
+    engine = Engine(FOUR)
+    run(engine, TEXT[:12])
+    assert run(engine, [*TEXT[:6], 1, 2, 3, 4]) == (6, "unseen")
+    assert run(engine, [*TEXT[:10], 1]) == (10, None)
+
+
+def test_output_blocks_are_reused_by_the_next_turn():
+    engine = Engine(FOUR)
+    first = engine.submit(TEXT[:6], 8)
+    engine.drain()
+    assert run(engine, [*first.tokens.tolist(), 1, 2, 3], 2) == (13, "unseen")
+
+
+def test_reset_forgets_prefixes_and_running_requests_offer_none():
+    engine = Engine(FOUR)
+    running = engine.submit(TEXT[:9], 6)
+    engine.step()
+    engine.scheduler.reset_prefix_cache()
+    assert run(engine, TEXT[:9], 6) == (0, "unseen")
+    assert running.output == engine.requests[-1].output
+
+
+def test_a_hit_is_the_longest_prefix_that_every_group_still_has():
+    engine = Engine([CacheGroup(32, 4), CacheGroup(12, 4, window=6)], tokens=16)
+    run(engine, TEXT[:40])
+    assert run(engine, TEXT[:40], 3) == (39, None)
+    # The window's blocks are gone while the other group still has the prefix.
+    engine.scheduler.tables.pools[1].reset()
+    assert run(engine, TEXT[:40], 3)[0] == 0
+
+
+def test_groups_of_other_block_sizes_share_whole_multiples():
+    engine = Engine([CacheGroup(40, 4), CacheGroup(40, 3, window=7)])
+    run(engine, TEXT[:30])
+    assert run(engine, TEXT[:30]) == (24, "unseen")
+
+
+def test_256_requests_of_one_step_compute_their_shared_2048_tokens_once():
+    shared = [(17 * i + 5) % 4093 for i in range(2048)]
+    engine = Engine([CacheGroup(600, 16)], batch=256, tokens=4096, max_seq_len=2100)
+    for i in range(256):
+        engine.submit([*shared, i], 2)
+    messages = engine.drain()
+    assert all(r.output == engine.expected(r) for r in engine.requests[::37])
+    assert sum(message.num_tokens for message in messages) == 2048 + 256 * 2
+    assert engine.executor.rank.writes == 2048 + 256 * 2
+    assert len(messages[0].slots) == 256, "they did not all run in the first step"
+    assert [r.num_cached for r in engine.requests] == [0] + [2048] * 255
+
+
+@pytest.mark.parametrize("overlaps", [False, True], ids=["one by one", "ahead"])
+@pytest.mark.parametrize("groups", [FOUR, [CacheGroup(40, 4), CacheGroup(40, 4, window=5)]], ids=["one group", "two"])
+def test_siblings_share_the_prompt_and_write_apart(overlaps, groups):
+    engine = Engine(groups, overlaps=overlaps)
+    first = engine.submit(TEXT[:11], 6)
+    others = [engine.submit(TEXT[:11], 6, sibling=first) for _ in range(3)]
+    messages = engine.drain(poison=True)
+    assert all(r.output == engine.expected(r) for r in engine.requests)
+    assert [r.num_cached for r in others] == [10] * 3
+    assert sum(message.num_tokens for message in messages) == 11 + 3 * 1 + 4 * 5
+    engine.check_drained()
+
+
+@pytest.mark.parametrize("ending", ["abort", "preempt", "finish"])
+def test_siblings_of_one_that_is_gone_go_on(ending):
+    engine = Engine([CacheGroup(12, 4)], batch=2, capacity="max-utilization")
+    first = engine.submit(TEXT[:11], 1 if ending == "finish" else 12)
+    others = [engine.submit(TEXT[:11], 6, sibling=first) for _ in range(3)]
+    engine.step()
+    if ending == "abort":
+        engine.loop.abort(first)
+    elif ending == "preempt":
+        engine.scheduler._preempt(first)
+    engine.drain()
+    assert all(r.output == engine.expected(r) for r in others)
+    engine.check_drained()
+
+
+def test_the_least_recently_used_prefix_is_evicted_first():
+    engine = Engine([CacheGroup(6, 4)])
+    for token in (1, 2, 1, 3):
+        run(engine, [token] * 9)
+    assert run(engine, [2] * 9)[1] == "evicted"
+    engine = Engine([CacheGroup(6, 4)])
+    for token in (1, 2, 1, 3):
+        run(engine, [token] * 9)
+    assert run(engine, [1] * 9)[0] > 0
+
+
+def test_a_prefix_loses_its_end_before_its_beginning():
+    engine = Engine([CacheGroup(6, 4)])
+    run(engine, TEXT[:16])
+    run(engine, [1] * 11)
+    assert run(engine, TEXT[:16]) == (12, "evicted")
+
+
+def test_blocks_of_a_low_priority_go_first():
+    engine = Engine([CacheGroup(6, 4)])
+    run(engine, [1] * 9, cache_priority=80)
+    run(engine, [2] * 9, cache_priority=10)
+    run(engine, [3] * 9)
+    assert run(engine, [1] * 9)[0] == 8
+    assert run(engine, [2] * 9)[1] == "evicted"
+
+
+def test_a_time_to_live_ends_reuse():
+    now = [0.0]
+    engine = Engine(FOUR, clock=lambda: now[0])
+    run(engine, TEXT[:9], cache_ttl=10.0)
+    now[0] = 9.0
+    assert run(engine, TEXT[:9], reuse_prefix=True)[0] == 8
+    now[0] = 10.5
+    assert run(engine, TEXT[:9])[0] == 0
+    now[0] = 1e9
+    assert run(engine, TEXT[:9])[0] == 8, "what was computed anew has no time to live"
+
+
+def test_a_block_whose_time_is_over_while_it_is_held_stays_with_its_holder():
+    now = [0.0]
+    engine = Engine(FOUR, clock=lambda: now[0])
+    holder = engine.submit(TEXT[:9], 9, cache_ttl=1.0)
+    engine.step()
+    now[0] = 2.0
+    assert run(engine, TEXT[:9], 9)[0] == 0
+    assert holder.output == engine.expected(holder)
+
+
+def test_salts_keep_prefixes_apart_and_the_reason_is_told():
+    engine = Engine(FOUR)
+    run(engine, TEXT[:9], cache_salt="a")
+    assert run(engine, TEXT[:9]) == (0, "salt")
+    assert run(engine, TEXT[:9], cache_salt="b") == (0, "salt")
+    assert run(engine, TEXT[:9], cache_salt="a") == (8, None)
+
+
+def test_what_is_not_reused_says_that_it_is_disabled():
+    engine = Engine(FOUR)
+    run(engine, TEXT[:9])
+    assert run(engine, TEXT[:9], reuse_prefix=False) == (0, "disabled")
+    assert run(engine, TEXT[:9], prompt_logprobs=0) == (0, "disabled")
+    off = Engine(FOUR, prefix_caching=False)
+    run(off, TEXT[:9])
+    assert run(off, TEXT[:9]) == (0, "disabled")
+    assert off.scheduler.tables.pools[0].num_cached == 0
+
+
+def test_what_a_private_request_computed_is_offered_to_nobody():
+    engine = Engine(FOUR)
+    run(engine, TEXT[:9], reuse_prefix=False)
+    assert run(engine, TEXT[:9]) == (0, "unseen")
+
+
+def test_a_tail_that_is_being_written_is_not_copied():
+    engine = Engine(FOUR)
+    engine.submit(TEXT[:8], 2)
+    late = engine.submit([*TEXT[:6], 1, 2], 2)
+    engine.step()
+    assert (late.num_cached, late.cache_miss) == (4, "partial block")
+    engine.drain()
+    assert late.output == engine.expected(late)
+
+
+def test_a_forced_hash_collision_is_never_served(monkeypatch):
+    monkeypatch.setattr(PrefixTree, "key", lambda self, parent, tokens: b"same")
+    engine = Engine([CacheGroup(32, 2), CacheGroup(32, 2, window=3)])
+    prompts = [[1, 1, 1, 1, 1], [2, 2, 1, 1, 1], [1, 1, 2, 2, 1], [1, 1, 1, 1, 2], [3, 3, 1, 1, 1]]
+    for prompt in prompts * 2:
+        run(engine, prompt, 3)
+        run(engine, prompt, 3, cache_salt="s")
+
+
+def test_collisions_of_few_keys_are_never_served(monkeypatch):
+    real = PrefixTree.key
+    monkeypatch.setattr(PrefixTree, "key", lambda self, parent, tokens: real(self, parent, tokens)[:1])
+    engine = Engine([CacheGroup(20, 2)])
+    for turn in range(60):
+        run(engine, [(turn * i) % 5 for i in range(3 + turn % 9)], 3)
+
+
+def test_a_prefix_counts_only_with_all_that_comes_before_it():
+    tree = PrefixTree(key=b"k")
+    root = tree.root(Scope())
+    first = tree.find(root, [1, 1])
+    second = tree.find(first, [2, 2])
+    second.block = 0
+    tree.add(second, Scope())
+    other = tree.find(root, [9, 9])
+    other.key = first.key
+    assert tree.find(first, [2, 2]) is second
+    assert tree.find(tree.find(root, [1, 1]), [2, 2]) is second, "an equal prefix computed anew is the same prefix"
+    assert tree.find(other, [2, 2]) is not second
+
+
+def test_keys_of_two_engines_have_nothing_in_common():
+    trees = [PrefixTree(), PrefixTree()]
+    assert len({tree.find(tree.root(Scope()), [1, 2]).key for tree in trees}) == 2
+
+
+def test_events_tell_what_is_stored_and_removed():
+    engine = Engine([CacheGroup(4, 4)])
+    pool = engine.scheduler.tables.pools[0]
+    pool.watch()
+    run(engine, TEXT[:9])
+    stored = list(pool.events)
+    assert [(e.kind, e.tokens) for e in stored] == [("stored", 4), ("stored", 4), ("stored", 1)]
+    assert stored[1].parent == stored[0].key
+    pool.events.clear()
+    run(engine, [1] * 13)
+    assert {e.key for e in pool.events if e.kind == "removed"} == {e.key for e in stored}
+    engine.scheduler.reset_prefix_cache()
+    assert pool.events[-1].kind == "cleared"
+
+
+def test_an_empty_pool_says_so():
+    pool = BlockPool(1, 4)
+    pool.take()
+    with pytest.raises(EngineError, match="no block is left"):
+        pool.take()
