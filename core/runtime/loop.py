@@ -17,7 +17,7 @@ from bestiary.core.outputs import FinishReason
 from bestiary.core.runtime.answers import Answer, Answers
 from bestiary.core.runtime.batch import Batch
 from bestiary.core.runtime.executor import Executor, Pending
-from bestiary.core.runtime.messages import Ints, SampledMessage, SampleMessage
+from bestiary.core.runtime.messages import Ints, SampledMessage
 from bestiary.core.runtime.request import Request
 from bestiary.core.runtime.restrictions import Restrictions
 from bestiary.core.runtime.scheduler import Scheduler
@@ -118,6 +118,8 @@ class EngineLoop:
     def _advance(self) -> None:
         started = time.perf_counter()
         batch = self.scheduler.decide()
+        for request, error in self.scheduler.take_failed():
+            self._blame(request, error)
         self._host += time.perf_counter() - started
         launched = batch is not None and self._launch(batch)
         if self._flight is not None:
@@ -167,7 +169,9 @@ class EngineLoop:
     def _choose(self, batch: Batch) -> None:
         """Start the choice of a step's tokens."""
         started = time.perf_counter()
-        wanted = self._wanted(batch)
+        wanted, failed = self._restrictions.ask(batch, self.scheduler.slots)
+        for request, error in failed:
+            self._blame(request, error)
         self._host += time.perf_counter() - started
         pending = None
         if len(wanted.slots) or wanted.scored:
@@ -177,38 +181,6 @@ class EngineLoop:
                 self._fail(batch, error)
                 return
         self._flight = _Flight(batch, pending, wanted.logprobs)
-
-    def _wanted(self, batch: Batch) -> SampleMessage:
-        slots, chosen = self.scheduler.slots, batch.slots
-        scored = tuple(score.rows for score in batch.scores)
-        if slots.plain[chosen].all():
-            return SampleMessage(chosen, batch.rows, scored=scored)
-        rows = []
-        for row in slots.restricted[chosen].nonzero()[0].tolist():
-            request = slots.requests[chosen[row]]
-            if request is not None:  # not ended by the step before
-                rows.append((row, request))
-        found = self._restrictions.collect(rows)
-        for request, error in found.failed:
-            self._blame(request, error)
-        logprobs = None
-        if slots.scored[chosen].any():
-            logprobs = np.array([self._logprobs_of(slot) for slot in chosen.tolist()], np.int32)
-        return SampleMessage(
-            chosen,
-            batch.rows,
-            False,
-            found.bans,
-            found.allowed,
-            found.histories,
-            found.guided,
-            logprobs,
-            scored,
-        )
-
-    def _logprobs_of(self, slot: int) -> int:
-        request = self.scheduler.slots.requests[slot]
-        return -1 if request is None or request.params.logprobs is None else request.params.logprobs
 
     def _land(self, flight: _Flight) -> None:
         """Read a step's results and take them in."""
@@ -312,35 +284,10 @@ class EngineLoop:
 
     def _end(self, request: Request, now: float) -> None:
         """The one terminal event of a request, if it is not past."""
-<<<<<<< HEAD
         if self._answers.end(request, now):
             self._restrictions.drop(request)
             self.meters.ended(request)
-=======
-        answer = self._answers.pop(request.id, None)
-        if answer is None:
-            return
-        self._restrictions.pop(request.id, None)
-        try:
-            answer.end(now)
-        except Exception as error:
-            self._blame(request, error)
-        self.meters.ended(request.finish_reason or "error")
-
-
-_NO_TOKENS: Ints = np.zeros(0, np.int32)
 
 
 def _broken(error: Exception) -> EngineError:
     return EngineError("E-RUN-LOOP", "engine loop", "failed", found=f"{type(error).__name__}: {error}")
-
-
-def _entry(found: Logprobs, row: int, token: int, count: int) -> LogprobDict:
-    return logprob_dict(
-        token,
-        float(found.chosen[row]),
-        int(found.ranks[row]),
-        found.ids[row, :count].tolist(),
-        found.values[row, :count].tolist(),
-    )
->>>>>>> canary

@@ -7,10 +7,12 @@ from typing import NamedTuple
 import numpy as np
 
 from bestiary.core.runtime.bad_words import BadWords
+from bestiary.core.runtime.batch import Batch
 from bestiary.core.runtime.bitmasks import Bitmask, bitmask, words
-from bestiary.core.runtime.messages import Bans, History, Ints, Masks
+from bestiary.core.runtime.messages import Bans, History, Ints, Masks, SampleMessage
 from bestiary.core.runtime.ngrams import NgramIndex
 from bestiary.core.runtime.request import Request
+from bestiary.core.runtime.slots import Slots
 from bestiary.spec import GrammarMatcher
 
 
@@ -89,6 +91,33 @@ class Restrictions:
         """It has ended."""
         self._known.pop(request.id, None)
 
+    def ask(self, batch: Batch, slots: Slots) -> tuple[SampleMessage, list[tuple[Request, Exception]]]:
+        """What to choose from a step's logits, and what requests' own code raised, which ends only them."""
+        chosen, scored = batch.slots, tuple(score.rows for score in batch.scores)
+        if slots.plain[chosen].all():
+            return SampleMessage(chosen, batch.rows, scored=scored), []
+        rows = []
+        for row in slots.restricted[chosen].nonzero()[0].tolist():
+            request = slots.requests[chosen[row]]
+            if request is not None:  # not ended by the step before
+                rows.append((row, request))
+        found = self.collect(rows)
+        logprobs = None
+        if slots.scored[chosen].any():
+            logprobs = np.array([_logprobs(slots.requests[slot]) for slot in chosen.tolist()], np.int32)
+        wanted = SampleMessage(
+            chosen,
+            batch.rows,
+            False,
+            found.bans,
+            found.allowed,
+            found.histories,
+            found.guided,
+            logprobs,
+            scored,
+        )
+        return wanted, found.failed
+
     def collect(self, rows: list[tuple[int, Request]]) -> StepRestrictions:
         """What the requests of these rows may not take, packed. An exception belongs to its own request only."""
         bans: list[tuple[int, int]] = []
@@ -124,6 +153,10 @@ class StepRestrictions(NamedTuple):
     histories: tuple[History, ...]
     guided: Masks | None
     failed: list[tuple[Request, Exception]]
+
+
+def _logprobs(request: Request | None) -> int:
+    return -1 if request is None or request.params.logprobs is None else request.params.logprobs
 
 
 def _masks(rows: list[tuple[int, Bitmask]]) -> Masks | None:

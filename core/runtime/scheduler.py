@@ -81,6 +81,7 @@ class Scheduler:
         self._decoding: Ints = np.zeros(0, np.int32)  # slots of the other running ones
         self._stale = False  # _decoding is
         self._opened: dict[int, Opened] = {}  # by slot, since the last step
+        self._failed: list[tuple[Request, Exception]] = []
         self._arrivals = 0
         self._stuck_at = -1  # the tables' version at which the first waiting request did not fit
         self._streams = 0  # running requests that someone reads along with
@@ -89,6 +90,11 @@ class Scheduler:
     def idle(self) -> bool:
         """Nothing runs and nothing waits."""
         return not self.running and not self.waiting
+
+    def take_failed(self) -> list[tuple[Request, Exception]]:
+        """Waiting requests that could not be looked at, and why; they are still to be finished."""
+        failed, self._failed = self._failed, []
+        return failed
 
     def submit(self, request: Request) -> None:
         """Queue a request.
@@ -207,7 +213,11 @@ class Scheduler:
             sibling = request.sibling
             if sibling is not None and sibling.state is State.RUNNING and not 0 < sibling.prompt_step < self.number:
                 continue  # its prompt is being computed by the one before it
-            hit = self._hit(request)
+            try:
+                hit = self._hit(request)
+            except Exception as error:
+                self._failed.append((request, error))
+                continue
             # Without promises, a block for each that runs keeps them from being preempted at once.
             if not self.tables.fits(request, hit, spare=len(self.running)):
                 self._stuck_at = self.tables.version
