@@ -16,10 +16,10 @@ _MEANINGS = {
     "weights_made": ("weights, copied", "merged, sliced, cast, or on the device"),
     "kv_cache": ("KV cache", "{batch} sequences of {length} tokens"),
     "activations": ("activations", "results of a step of {tokens} tokens; {scored} of it for prompt logprobs"),
-    "inputs": ("step inputs", "token ids, positions, block tables"),
-    "sampler": ("sampler", "for {batch} requests that sample at once"),
+    "inputs": ("step inputs", "token ids, positions, block tables; the state of {batch} slots"),
+    "sampler": ("sampler", "for {batch} requests that sample at once, all penalized"),
     "workspace": ("workspace", "of the kernel that takes most"),
-    "graphs": ("graphs", "an estimate; none on a processor"),
+    "graphs": ("graphs", "an estimate of all that may be recorded; none on a processor"),
     "held": ("held already", "Python, torch, and on a GPU its context"),
 }
 
@@ -69,7 +69,8 @@ def _show(plan: MemoryPlan) -> None:
         for name, size in plan.shares._asdict().items()
     ]
     total = plan.shares.total
-    share = f"on {plan.device}" + (f", one of {plan.tensor_parallel} ranks" if plan.tensor_parallel > 1 else "")
+    ranks = plan.tensor_parallel * plan.pipeline_parallel
+    share = f"on {plan.device}" + (f", the one of {ranks} ranks that takes most" if ranks > 1 else "")
     table(("", "bytes", "", "what"), [*rows, ("total", f"{total:,}", gib(total), share)])
     verdict = "fits" if plan.fits else "does not fit"
     print(f"\n{verdict} into {plan.available:,} bytes ({gib(plan.available)})" + _because(plan.shortage))

@@ -1,7 +1,7 @@
 """What an engine will take of its device's memory, from shapes alone: no weight is read and nothing is allocated.
 
-T tokens of a step · N sequences · R rows of logits · V vocabulary. The largest step bounds every part, because buffers grow with
-each of T, N and R. R is ``max_num_tokens``: a prompt whose log-probabilities are wanted has a row of logits for each token.
+T tokens of a step · N sequences · R rows of logits. The largest step bounds every part, because buffers grow with each of T, N
+and R. A step has a row of logits for each sequence, and up to ``PROMPT_ROWS`` for prompt log-probabilities.
 """
 
 from __future__ import annotations
@@ -13,24 +13,18 @@ from typing import Any, NamedTuple
 
 from bestiary.core import device as devices
 from bestiary.core.checkpoint.weights import Weights
-from bestiary.core.engine.network import Network
+from bestiary.core.engine.network import PROMPT_ROWS, Network
 from bestiary.core.engine.options import BuildOptions
+from bestiary.core.engine.step_bytes import graph_bytes, input_bytes, sampler_bytes
 from bestiary.core.engine.takes import KernelTakes
 from bestiary.core.errors import ConfigError
 from bestiary.core.plugins import PluginHost
 from bestiary.core.program.buffers import assign, needed
 from bestiary.core.program.program import Part, Value
-from bestiary.core.program.shapes import Dim, Shape, Sizes, input_tensors
+from bestiary.core.program.shapes import Dim, Shape, Sizes
 from bestiary.core.runtime.cache_groups import CacheGroup
 from bestiary.core.runtime.inputs import table_width
 from bestiary.core.runtime.kv_store import demands, store_bytes
-
-# Bytes for each logit of the requests that sample together: copies in fp32 and fp64 for top-p, and the penalties' counts.
-_SAMPLED = 56
-# Log-probabilities are made for so many rows at a time, with so many bytes for each of their logits.
-_SCORED_ROWS, _SCORED = 128, 16
-# A launch in a captured graph: the node's parameters and what the driver keeps of it.
-_GRAPH_NODE = 4096
 
 
 class Shares(NamedTuple):
@@ -41,10 +35,10 @@ class Shares(NamedTuple):
         weights_made: copies: merged or sliced weights, those cast to another dtype, all on a device of its own.
         kv_cache: all cache groups' blocks.
         activations: the buffers of a step's results, logits included.
-        inputs: a step's inputs.
-        sampler: what choosing tokens takes for a moment.
+        inputs: a step's inputs, and the state of each slot.
+        sampler: counts of penalized requests' tokens, and what choosing tokens takes for a moment.
         workspace: what the hungriest kernel takes for a moment.
-        graphs: an estimate of captured graphs; 0 where there are none.
+        graphs: an estimate of recorded graphs; 0 where there are none.
         held: what the process holds before the engine is loaded.
     """
 
@@ -81,6 +75,7 @@ class MemoryPlan:
     max_seq_len: int
     max_num_tokens: int
     tensor_parallel: int
+    pipeline_parallel: int
     shares: Shares
     prompt_logprobs: int
     available: int
@@ -128,20 +123,20 @@ class MemoryPlanner:
     def shares(self, batch: int, length: int) -> Shares:
         """Bytes by purpose with so many sequences of so many tokens at a time."""
         network, tokens = self.network, self.options.max_num_tokens
-        geometry = replace(network.geometry, table=table_width(length, network.geometry.block_size))
-        sizes = Sizes(tokens, min(batch, tokens), network.limits.rows)
-        workspace = self.takes.workspace(self._shapes(geometry.table), sizes)
+        sequences = min(batch, tokens)
+        sizes = Sizes(tokens, sequences, sequences + PROMPT_ROWS)
+        workspace = self.takes.workspace(self._shapes(table_width(length, network.geometry.block_size)), sizes)
         mapped, made = self._weights
-        given = input_tensors(network.program, geometry, sizes)
+        records = self.options.graphs and devices.records(network.target.device)
         return Shares(
             weights_mapped=mapped,
             weights_made=made + self.takes.packed,
             kv_cache=self.kv_bytes(batch, length),
             activations=self._activations(sizes),
-            inputs=sum(tensor.nbytes for name, tensor in given.items() if not name.startswith(("k.", "v."))),
-            sampler=network.vocab_size * max(_SAMPLED * sizes.sequences, _SCORED * min(_SCORED_ROWS, sizes.rows)),
+            inputs=input_bytes(network, sizes, length),
+            sampler=sampler_bytes(network, sizes),
             workspace=workspace,
-            graphs=self._graphs(sizes.sequences, workspace),
+            graphs=graph_bytes(network, sequences, length, workspace) if records else 0,
             held=self.held,
         )
 
@@ -160,6 +155,7 @@ class MemoryPlanner:
             max_seq_len=length,
             max_num_tokens=tokens,
             tensor_parallel=self.options.tensor_parallel,
+            pipeline_parallel=self.options.pipeline_parallel,
             shares=shares,
             prompt_logprobs=shares.activations - self._activations(few),
             available=available,
@@ -221,13 +217,6 @@ class MemoryPlanner:
         for value in self._tables:
             widened[value] = replace(widened[value], dims=(widened[value].dims[0], Dim(table)))
         return widened
-
-    def _graphs(self, sequences: int, workspace: int) -> int:
-        """Decode graphs at batch sizes 1, 2, 4 … N: activations are the arena's, kernels share one pool, nodes add up."""
-        if self.network.target.device.type == "cpu":
-            return 0
-        captured = math.ceil(math.log2(sequences)) + 1
-        return workspace + captured * len(self.network.program.instructions) * _GRAPH_NODE
 
     def _shortage(self, shares: Shares, available: int) -> str | None:
         if shares.total <= available:

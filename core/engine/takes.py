@@ -62,11 +62,12 @@ class KernelTakes:
     def _kernels(
         self, instruction: Instruction, op: OpDeclaration[..., object], overrides: Mapping[str, str]
     ) -> tuple[Kernel, ...]:
-        """Those that can run the call at some size; only the named one where the user named one; none: the reference."""
+        """Those that can run the call at some size and in the mode; only the named one where the user named one; none: the
+        reference."""
         found: dict[str, Kernel] = {}
         for rows in ROWS:
             facts = self._facts(instruction, op, self._network.shapes, Sizes(rows, rows, rows))
-            able, refused = candidates(facts, self._host)
+            able, refused = candidates(facts, self._host, invariant=self._network.target.deterministic)
             named = overridden(op.name, overrides, able, refused)
             if named != REFERENCE:
                 found.update({kernel.name: kernel for kernel in able if named in (None, kernel.name)})

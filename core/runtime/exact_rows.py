@@ -45,4 +45,9 @@ def _largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 def _at_a_time(rows: Tensor) -> int:
     """Rows whose copies a processor's cache holds; fresh memory would cost it more than the arithmetic."""
-    return max(1, (2**16 if rows.device.type == "cpu" else 2**24) // rows.shape[-1])
+    return max(1, elements_at_a_time(rows.device) // rows.shape[-1])
+
+
+def elements_at_a_time(device: torch.device) -> int:
+    """Numbers of which there are fp64 and int64 copies at a time; one row at least, however long it is."""
+    return 2**16 if device.type == "cpu" else 2**24

@@ -21,7 +21,8 @@ from bestiary.core.runtime.messages import EMPTY, Ints, StepMessage
 
 log = logging.getLogger("bestiary.graphs")
 
-_NARROWEST = 16  # blocks of the narrowest tables; each next width is twice that
+#: Blocks of the narrowest tables; each next width is twice that.
+NARROWEST = 16
 
 
 class DecodeGraphs:
@@ -59,7 +60,7 @@ class DecodeGraphs:
     def _shape(self, count: int, longest: int) -> Sizes:
         size = next(size for size in self._sizes if size >= count)
         smallest = min(group.block_size for group in self._inputs.store.groups)
-        blocks = _NARROWEST
+        blocks = NARROWEST
         while blocks * smallest < longest:
             blocks *= 2
         widest = max(table.shape[1] for table in self._inputs.state.tables)

@@ -12,8 +12,8 @@ from bestiary.core.outputs import LogprobDict
 from bestiary.core.runtime.exact_rows import largest, log_probabilities
 from bestiary.core.runtime.logprob_dicts import logprob_dict
 
-# Rows whose float32 copy is made at a time; a prompt's chunk may have thousands of rows of a large vocabulary.
-_ROWS = 128
+#: Rows whose float32 copy is made at a time: a step may have hundreds of rows of a large vocabulary.
+ROWS_AT_A_TIME = 128
 
 
 class LogprobRows(NamedTuple):
@@ -45,7 +45,8 @@ def logprob_rows(logits: Tensor, chosen: Tensor, most: int) -> LogprobRows:
         chosen: [R] int64 token ids; a row with -1 gives numbers that mean nothing.
         most: K, how many of the likeliest tokens to give; 0 for none.
     """
-    parts = [_some(logits[i : i + _ROWS], chosen[i : i + _ROWS], most) for i in range(0, len(chosen), _ROWS)]
+    size = ROWS_AT_A_TIME
+    parts = [_some(logits[i : i + size], chosen[i : i + size], most) for i in range(0, len(chosen), size)]
     if len(parts) == 1:
         return parts[0]
     return LogprobRows(*(torch.cat(part) for part in zip(*parts, strict=True)))

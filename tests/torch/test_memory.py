@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from allocations import peak
@@ -17,15 +18,17 @@ from bestiary.converters.convert import convert
 from bestiary.core.checkpoint.weights import Weights
 from bestiary.core.cli.main import invoke
 from bestiary.core.engine.build import build
+from bestiary.core.engine.facts import EngineFacts
 from bestiary.core.engine.load import LoadedEngine, load_engine
 from bestiary.core.engine.memory import MemoryPlanner, Shares
 from bestiary.core.engine.options import BuildOptions
+from bestiary.core.engine.start import in_process, start
+from bestiary.core.engine.step_bytes import graph_bytes, sampler_bytes
 from bestiary.core.home import bytes_of
 from bestiary.core.plugins import PluginHost
 from bestiary.core.program.program import TorchCall
 from bestiary.core.program.shapes import Sizes
-from bestiary.core.runtime.batch import Batch, Segment
-from bestiary.core.runtime.request import Request
+from bestiary.core.runtime.loop import EngineLoop
 from bestiary.core.runtime.sampler import Sampler
 
 BASE: dict[str, Any] = {"device": "cpu", "max_batch_size": 4, "max_num_tokens": 64, "max_seq_len": 128}
@@ -77,6 +80,8 @@ def mapped_ranges() -> list[tuple[int, int]]:
 
 def tensors_in(thing: Any, seen: set[int]) -> int:
     """Bytes of the tensors that an object holds, each once."""
+    if isinstance(thing, np.ndarray):
+        thing = torch.from_numpy(thing)
     if isinstance(thing, torch.Tensor):
         new = thing.data_ptr() not in seen
         seen.add(thing.data_ptr())
@@ -85,6 +90,23 @@ def tensors_in(thing: Any, seen: set[int]) -> int:
         return sum(tensors_in(one, seen) for one in thing)
     inside = getattr(thing, "__dict__", None)
     return sum(tensors_in(one, seen) for one in inside.values()) if inside else 0
+
+
+def state_of(engine: LoadedEngine, host: PluginHost) -> int:
+    """Bytes of the inputs' tensors, the slots', and the tokens that the host keeps."""
+    loop = loop_of(engine, host)
+    inputs = engine.runner.inputs
+    params = sampler_of(loop)._params
+    tensors = [params.numbers, params.top_k, params.seeds, loop.scheduler.slots.tokens]
+    return tensors_in([inputs, tensors], {tensor.data_ptr() for tensor in inputs.store.tensors.values()})
+
+
+def loop_of(engine: LoadedEngine, host: PluginHost) -> EngineLoop:
+    return start(EngineFacts.of(engine), in_process(engine, host))
+
+
+def sampler_of(loop: EngineLoop) -> Sampler:
+    return loop.executor.worker._sampler
 
 
 def test_weights_are_as_planned(loaded, host):
@@ -100,13 +122,11 @@ def test_weights_are_as_planned(loaded, host):
 
 
 def test_the_cache_is_as_planned(loaded, host):
-    assert loaded.runner.inputs._store.nbytes == shares_of(loaded, host).kv_cache
+    assert loaded.runner.inputs.store.nbytes == shares_of(loaded, host).kv_cache
 
 
-def test_inputs_are_as_planned(loaded, host):
-    inputs = loaded.runner.inputs
-    held = tensors_in(inputs, {tensor.data_ptr() for tensor in inputs._store.tensors.values()})
-    assert held <= shares_of(loaded, host).inputs <= 1.3 * held
+def test_inputs_and_slots_are_as_planned(loaded, host):
+    assert state_of(loaded, host) == shares_of(loaded, host).inputs
 
 
 def test_activations_of_the_largest_steps_stay_within_the_plan(loaded, host):
@@ -180,28 +200,44 @@ def test_attention_states_what_decodes_and_prompts_take(host, dtype, monkeypatch
         assert took <= stated <= 2 * took + 2**20, f"{(sequences, tokens, window)}: took {took}, states {stated}"
 
 
-def test_the_hungriest_sampling_stays_within_the_plan(loaded, host):
-    count, vocab = min(40, loaded.network.limits.tokens), loaded.vocab_size
+def most_while_sampling(llm: LLM, params: list[SamplingParams], prompts: list[list[int]]) -> int:
+    """Most bytes that the sampler held at a time: its counts, and what a choice takes."""
+    loop, most = llm._driver.loop, 0
+    sample = loop.executor.sample
+
+    def measured(wanted: Any) -> Any:
+        nonlocal most
+        before, found = tensors_in(sampler_of(loop)._counts, set()), []
+        most = max(most, before + peak(lambda: found.append(sample(wanted))))
+        return found[0]
+
+    loop.executor.sample = measured
+    llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], params, use_tqdm=False)
+    return most
+
+
+@pytest.mark.parametrize("count", [5, 33])
+def test_the_hungriest_sampling_stays_within_the_plan(models, host, count):
     everything = SamplingParams(
-        top_p=0.9, top_k=3000, min_p=0.01, repetition_penalty=1.2, presence_penalty=0.1, logit_bias={3: 1.0}, logprobs=5
-    )
+        temperature=100, top_p=0.9, top_k=3000, min_p=0.01, repetition_penalty=1.2, presence_penalty=0.1, logit_bias={3: 1.0},
+        logprobs=5, no_repeat_ngram_size=2, allowed_token_ids=range(4000), max_tokens=3, ignore_eos=True,
+    )  # fmt: skip
     # One that is plainly greedy beside them makes the sampler divide the rows.
-    params = [everything] * (count - 1) + [SamplingParams(temperature=0)]
-    requests = [Request(str(n), [1, 2, 3], p.resolve(vocab_size=vocab), max_seq_len=64) for n, p in enumerate(params)]
-    batch = Batch(tuple(Segment(request, 2, 1, range(1)) for request in requests))
-    sampler, logits = Sampler(), torch.randn(len(requests), vocab) * 0.01
-    took = peak(lambda: sampler.sample(logits, batch))
-    planned = planner_of(loaded, host).shares(count, loaded.max_seq_len).sampler
-    assert took <= planned <= 1.6 * took
+    params = [everything] * (count - 1) + [SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)]
+    options = {"weights": "random", "tokenizer": None, **BASE, "max_batch_size": count, "max_num_tokens": 4 * count}
+    with LLM(models / "hf", **options) as llm:
+        took = most_while_sampling(llm, params, [[n, 7, n, 8] for n in range(count)])
+        sizes = llm.engine.network.limits
+        assert took <= sampler_bytes(llm.engine.network, sizes._replace(rows=0)) <= 1.6 * took
 
 
-def test_scoring_a_prompt_stays_within_the_plan(loaded, host):
-    rows = loaded.network.limits.rows
-    asked = SamplingParams(prompt_logprobs=5, temperature=0).resolve(vocab_size=loaded.vocab_size)
-    request = Request("r", [1] * (rows + 1), asked, max_seq_len=4096)
-    batch = Batch((Segment(request, 0, rows, range(rows)),))
-    logits = torch.randn(rows, loaded.vocab_size)
-    assert peak(lambda: Sampler().sample(logits, batch)) <= shares_of(loaded, host).sampler
+def test_scoring_a_prompt_stays_within_the_plan(models, host):
+    options = {"weights": "random", "tokenizer": None, **BASE, "max_num_tokens": 500, "max_seq_len": 400}
+    with LLM(models / "hf", **options) as llm:
+        params = SamplingParams(prompt_logprobs=5, temperature=0, max_tokens=1)
+        took = most_while_sampling(llm, [params], [[n % 4000 for n in range(399)]])
+        counts = sampler_bytes(llm.engine.network, llm.engine.network.limits._replace(sequences=1, rows=0))
+        assert took <= shares_of(llm.engine, host).sampler <= 1.6 * took + counts
 
 
 def test_what_the_largest_batch_and_sequence_mean(loaded, host):
@@ -235,11 +271,10 @@ def test_an_engine_keeps_to_its_limit(models, host, monkeypatch):
         params = SamplingParams(max_tokens=20, seed=1, top_p=0.9, prompt_logprobs=2, ignore_eos=True)
         answers = llm.generate([{"prompt_token_ids": p} for p in prompts], params, use_tqdm=False)
         assert [len(answer.outputs[0].token_ids) for answer in answers] == [20] * 8
-        program, inputs = llm.engine.runner.program, llm.engine.runner.inputs
-        store = inputs._store
+        program, store = llm.engine.runner.program, llm.engine.runner.inputs.store
         assert planner.kv_bytes(1, 128) < store.nbytes <= planner.kv_bytes(2, 128) + 100
         weights = sum({t.data_ptr(): t.nbytes for t in program._weights.values()}.values())
-        held = tensors_in(inputs, {t.data_ptr() for t in store.tensors.values()})
+        held = state_of(llm.engine, host)
         real = weights + store.nbytes + program.activation_bytes + held
         assert real + shares.sampler + shares.workspace + 1_000_000 <= limit
         assert program.activation_bytes == shares.activations
@@ -352,4 +387,17 @@ def test_plans_are_for_the_options_asked_for(loaded, host):
     )  # fmt: skip
     batch, length = 4, loaded.max_seq_len
     assert more.shares(batch, length).activations > planner.shares(batch, length).activations
-    assert planner.shares(batch, 2 * length).workspace > planner.shares(batch, length).workspace
+    longer, asked = planner.shares(batch, 2 * length), planner.shares(batch, length)
+    assert longer.inputs > asked.inputs and longer.workspace >= asked.workspace
+    larger = planner.shares(batch + 1, length)
+    assert larger.kv_cache > asked.kv_cache and larger.activations >= asked.activations
+
+
+def test_graphs_are_planned_for_every_size_and_width_that_may_be_recorded(loaded):
+    network = loaded.network
+    few, many = (graph_bytes(network, sequences, 8, 0) for sequences in (1, 16))
+    assert many == 7 * few  # 1, 2, 3, 4, 8, 12, 16
+    block = network.geometry.block_size
+    for blocks, widths in ((16, 1), (17, 2), (32, 2), (33, 3)):
+        assert graph_bytes(network, 1, blocks * block, 0) == widths * few
+    assert graph_bytes(network, 1, 8, 1000) == few + 1000
