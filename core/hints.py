@@ -9,6 +9,7 @@ _CONFIG = "compare config.json with the model's original, and correct or downloa
 _AUTHOR = "this is a fault of the plugin: tell its author, or load only others with BESTIARY_PLUGINS=NAME,NAME"
 _OTHER_KERNEL = "bestiary kernels lists what there is; name another with --kernel OP=NAME, or none"
 _REGULAR = "put the file itself there"
+_FAULT = "this is a fault of bestiary: load the model again, and report what the log says"
 
 # By code; a raise site that knows better gives its own hint.
 HINTS = {
@@ -57,6 +58,7 @@ HINTS = {
     "E-CONV-TOKENIZER": "put the tokenizer.json of the model beside it, which is then taken as it is",
     "E-CONV-UNEXPECTED": "the model has parts that its plugin does not know: look for a newer version of the plugin",
     "E-ENGINE-MANIFEST": _ENGINE,
+    "E-ENGINE-OPTION": "leave it out, or build another engine with bestiary build",
     "E-ENGINE-PLAN": _ENGINE,
     "E-ENGINE-RANKS": "load it with that many ranks, or build another engine with bestiary build",
     "E-ENGINE-REQUEST": "run it again with --debug, and report what it prints",
@@ -72,7 +74,9 @@ HINTS = {
     "E-KERNEL-NAME": _OTHER_KERNEL,
     "E-KERNEL-SIGNATURE": _AUTHOR,
     "E-KERNEL-SUPPORT": _OTHER_KERNEL,
+    "E-KERNEL-VARIANT": "install a plugin with a batch-invariant kernel for it, or leave deterministic out",
     "E-KV-MEMORY": "leave it out to get the default, 0.9",
+    "E-MEMORY-LIMIT": "leave memory_limit out, or raise it; bestiary plan-memory shows what an engine takes",
     "E-MODEL-KIND": "check that this is the model you mean, and that its download is complete",
     "E-MODEL-MISSING": "check the path; a hub id is written org/name",
     "E-OP-DECLARATION": _AUTHOR,
@@ -96,9 +100,18 @@ HINTS = {
     "E-REQ-STREAM": "call stream once for each prompt, or use generate",
     "E-REQ-TEMPLATE": "correct the chat template, or pass another with chat_template=",
     "E-REQ-TOKENIZER": "load the model with its tokenizer",
+    "E-RUN-ACCOUNT": _FAULT,
+    "E-RUN-BLOCKS": _FAULT,
     "E-RUN-CLOSED": "make a new LLM",
+    "E-RUN-FRAME": _FAULT,
+    "E-RUN-ID": "give every request an id of its own",
+    "E-RUN-LOOP": _FAULT,
+    "E-RUN-RANK": "what the log has of the rank says why it ended; load the model again",
+    "E-RUN-RANKS": "use a model that is not divided, or only what LLM itself offers",
+    "E-RUN-STALL": _FAULT,
     "E-TEXT-SIZE": "check that it is this model's tokenizer.json",
     "E-TEXT-TOKENIZER": _DAMAGED,
+    "E-USE-BYTES": "write a number of bytes, or one with KiB, MiB or GiB, such as 4GiB",
     "E-USE-DTYPE": "give one of them",
     "E-USE-SEED": "give an integer",
     "E-USE-WEIGHTS": "give one of them",

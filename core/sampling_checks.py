@@ -73,6 +73,7 @@ def refuse(field: str, problem: str, found: object, expected: str, hint: str | N
     if len(text) > 80:
         text = text[:77] + "…"
     code = f"E-REQ-{field.upper().replace('_', '-')}"
+    hint = hint or f"correct {field}, or leave it out"
     return RequestError(code, field, problem, found=text, expected=expected, hint=hint)
 
 

@@ -89,7 +89,13 @@ class Codec:
             return {"class": [type(value).__name__, *parts]}
         if type(value) is tuple:
             return {"tuple": [self._plain(item, arrays) for item in value]}
-        raise EngineError("E-RUN-FRAME", "message", "is no plain data", found=f"{type(value).__name__}: {value!r:.80}")
+        raise EngineError(
+            "E-RUN-FRAME",
+            "message",
+            "is no plain data",
+            found=f"{type(value).__name__}: {value!r:.80}",
+            hint="functions can't be sent to ranks: register a logits processor, and pass its name",
+        )
 
     def _built(self, value: Any, arrays: list[np.ndarray[Any, Any]]) -> Any:
         if isinstance(value, list):
