@@ -41,6 +41,7 @@ HINTS = {
     "E-CKPT-SHARDS": "download or copy the missing files beside the index",
     "E-CKPT-SIZE": _DAMAGED,
     "E-CKPT-TENSOR": _DAMAGED,
+    "E-CLI-BEAMS": "leave the option out, or leave --beam-width out",
     "E-CLI-CACHE": "bestiary cache ls shows the names",
     "E-CLI-LOG": "give one of them, or leave it out",
     "E-CLI-PAIR": "give the option once for each pair",

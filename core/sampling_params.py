@@ -121,10 +121,10 @@ class SamplingParams:
     reuse_prefix: the prompt's keys and values may come from the prefix cache and go there.
     cache_salt: 1 … 256 bytes; prefixes are reused only among requests with an equal salt. None is a salt of its own.
     cache_priority: 0 … 100; of the cached blocks those of the lowest priority are dropped first.
-    cache_ttl: seconds, above 0, after which its cached blocks count as priority 0. None: never.
+    cache_ttl: seconds, above 0, after which the prefixes it left in the cache are forgotten. None: never.
     priority: -2**31 … 2**31 - 1; the scheduler's priority policy runs lower ones sooner.
 
-    Logits are changed in this order: logit_bias, end tokens before min_tokens, penalties, no_repeat_ngram_size, bad_words,
+    Logits are changed in this order: logit_bias, end tokens before min_tokens, no_repeat_ngram_size, bad_words, penalties,
     allowed_token_ids, logits_processors, guided; then temperature, top_k, top_p, min_p.
 
     Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +11,7 @@ import typer
 from bestiary.core.cli.options import Json, MemoryLimit, Sampling, print_json, spread
 
 if TYPE_CHECKING:
-    from bestiary import RequestOutput
+    from bestiary import CompletionOutput, RequestOutput
 
 
 @spread
@@ -24,7 +25,14 @@ def generate(
         typer.Option(metavar="FILE", help="A prompt a line; in .jsonl, a string or an object with 'prompt'."),
     ] = None,
     sampling: Sampling,
+    beam_width: Annotated[
+        int | None, typer.Option(metavar="N", help="Search for the likeliest answer with N beams, and draw nothing.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    capacity: Annotated[
+        str | None,
+        typer.Option(help="no-evict, or max-utilization: run more at a time, and compute some of it twice."),
+    ] = None,
     memory_limit: MemoryLimit = None,
     json: Json = False,
 ) -> None:
@@ -32,23 +40,30 @@ def generate(
     from bestiary.core.cli import answer
     from bestiary.core.cli.report import progress
     from bestiary.core.cli.session import session_of
-    from bestiary.core.errors import UsageError
+    from bestiary.core.errors import INTERNAL, UsageError
 
-    session, params = session_of(ctx), sampling.params()
+    session = session_of(ctx)
+    params = sampling.params() if beam_width is None else sampling.beams(beam_width)
     everything: list[Any] = [*(prompt or []), *(read_prompts(prompts) if prompts else [])]
     if not everything:
         raise UsageError("E-CLI-PROMPT", "PROMPT", "no prompt", hint="give prompts as arguments, or --prompts FILE")
     directory = answer.require_engine(engine, session)
     with (
         progress(silent=json) as steps,
-        answer.open_llm(directory, session, steps, device=device, memory_limit=memory_limit) as llm,
+        answer.open_llm(directory, session, steps, device=device, memory_limit=memory_limit, capacity=capacity) as llm,
     ):
-        outputs = llm.generate(everything, params, use_tqdm=False)
+        shown = len(everything) > 1 and not json and sys.stderr.isatty()
+        outputs = llm.generate(everything, params, use_tqdm=shown)
     if json:
         print_json([_as_dict(output) for output in outputs])
     else:
         for number, output in enumerate(outputs):
             print(f"{'' if number == 0 else chr(10)}{_shown(output)}{output.outputs[0].text}")
+    failed = [output for output in outputs if output.outputs[0].finish_reason == "error"]
+    if failed:
+        for output in failed:
+            print(f"request {output.request_id} failed: {output.outputs[0].stop_reason}", file=sys.stderr)
+        raise typer.Exit(INTERNAL)
 
 
 def read_prompts(path: Path) -> list[Any]:
@@ -101,11 +116,13 @@ def _shown(output: RequestOutput) -> str:
 
 
 def _as_dict(output: RequestOutput) -> dict[str, Any]:
-    first = output.outputs[0]
-    return {
-        "prompt": output.prompt,
-        "prompt_tokens": len(output.prompt_token_ids),
-        "text": first.text,
-        "token_ids": list(first.token_ids),
-        "finish_reason": first.finish_reason,
-    }
+    first, *others = (_answer(one) for one in output.outputs)
+    found = {"prompt": output.prompt, "prompt_tokens": len(output.prompt_token_ids), **first}
+    return {**found, "others": others} if others else found
+
+
+def _answer(one: CompletionOutput) -> dict[str, Any]:
+    said = {"text": one.text, "token_ids": list(one.token_ids), "finish_reason": one.finish_reason}
+    if one.finish_reason == "error":
+        said["error"] = one.stop_reason
+    return said if one.score is None else {**said, "score": one.score}

@@ -16,7 +16,7 @@ import typer
 from bestiary.core.cli.session import pairs
 
 if TYPE_CHECKING:
-    from bestiary import SamplingParams
+    from bestiary import BeamSearchParams, SamplingParams
     from bestiary.core.engine.options import BuildOptions
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result, or the error, as JSON.")]
@@ -106,6 +106,23 @@ class Sampling:
         from bestiary import SamplingParams
 
         return SamplingParams(**{name: value for name, value in vars(self).items() if value is not None})
+
+    def beams(self, width: int) -> BeamSearchParams:
+        """What was said, for a beam search.
+
+        Raises:
+            UsageError: an option that only sampling knows.
+        """
+        from bestiary import BeamSearchParams
+        from bestiary.core.errors import UsageError
+
+        fields = {field.name: field.default for field in dataclasses.fields(self)}
+        known = ("max_tokens", "ignore_eos")
+        others = [n for n, default in fields.items() if n not in known and getattr(self, n) != default]
+        if others:
+            found = ", ".join("--" + name.replace("_", "-") for name in others)
+            raise UsageError("E-CLI-BEAMS", "--beam-width", "a beam search draws nothing", found=found)
+        return BeamSearchParams(beam_width=width, max_tokens=self.max_tokens, ignore_eos=self.ignore_eos)
 
 
 def spread(command: Callable[..., None]) -> Callable[..., None]:

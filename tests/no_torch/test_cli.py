@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import pytest
 
-from bestiary import DataError
+from bestiary import BeamSearchParams, DataError
 from bestiary.core.cli import failures
 from bestiary.core.cli.main import invoke
 from bestiary.core.cli.options import Building, Sampling
@@ -156,6 +156,31 @@ def test_generate_takes_arguments_and_files(engine, tmp_path, capsys):
     assert invoke(["generate", str(engine), "--prompts", str(lines), "--json"]) == 0
     assert [one["prompt"] for one in json.loads(capsys.readouterr().out)] == ["three", "four", None]
     assert FakeLLM.asked[-1][0] == ["three", "four", {"prompt_token_ids": [1, 2]}]
+
+
+def test_generate_searches_with_beams(engine, capsys):
+    line = ["generate", str(engine), "zero", "--beam-width", "3", "-n", "9", "--capacity", "max-utilization"]
+    assert invoke(line) == 0
+    assert FakeLLM.asked == [(["zero"], BeamSearchParams(beam_width=3, max_tokens=9))]
+    assert FakeLLM.made[1]["capacity"] == "max-utilization"
+    assert invoke([*line, "--top-p", "0.5", "--stop", "x"]) == 2
+    assert "--top-p, --stop" in capsys.readouterr().err
+
+
+def test_generate_says_which_request_failed(engine, monkeypatch, capsys):
+    answers = FakeLLM.generate
+
+    def broken(self, prompts, params, *, use_tqdm):
+        outputs = answers(self, prompts, params, use_tqdm=use_tqdm)
+        outputs[1].outputs[0].finish_reason, outputs[1].outputs[0].stop_reason = "error", "ValueError: no"
+        return outputs
+
+    monkeypatch.setattr(FakeLLM, "generate", broken)
+    assert invoke(["generate", str(engine), "zero", "one", "two"]) == 70
+    printed = capsys.readouterr()
+    assert printed.err == "request 1 failed: ValueError: no\n" and "two and 2" in printed.out
+    assert invoke(["generate", str(engine), "zero", "one", "--json"]) == 70
+    assert [one.get("error") for one in json.loads(capsys.readouterr().out)] == [None, "ValueError: no"]
 
 
 @pytest.mark.parametrize(
