@@ -62,6 +62,9 @@ class Building:
     deterministic: Annotated[
         bool | None, _build("--deterministic", help="Answers that don't depend on what else runs; slower.")
     ] = None
+    graphs: Annotated[
+        bool | None, _build("--graphs/--no-graphs", help="Record steps that only decode, on devices that can.")
+    ] = None
     kernel: Annotated[
         list[str] | None, _build(help="Use this kernel for an op (* for all); repeatable.", metavar="OP=NAME")
     ] = None
