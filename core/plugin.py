@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from bestiary import Fusion, Kernel, Op, Reader, hookimpl
-from bestiary.core.kernels import workspace
+from bestiary.core.kernels import invariant_workspace, workspace
 from bestiary.spec import Call
 
 _OPS = {
@@ -39,8 +39,15 @@ _KERNELS: dict[str, dict[str, Callable[[Call], int]]] = {
 #: Of those, the kernels that move data or round once at each step: a row's result depends on that row alone.
 _ROW_BY_ROW = ("add", "mul", "select_rows", "embedding", "rope", "kv_write", "rope_kv_write")
 _INVARIANT = {
-    "invariant": ("linear", "logits", "rms_norm", "add_rms_norm", "gated_activation", "rotary_table"),
-    "invariant_attention": ("paged_attention",),
+    "invariant": {
+        "linear": invariant_workspace.linear,
+        "logits": invariant_workspace.logits,
+        "rms_norm": invariant_workspace.norm,
+        "add_rms_norm": invariant_workspace.norm,
+        "gated_activation": invariant_workspace.gated_activation,
+        "rotary_table": None,
+    },
+    "invariant_attention": {"paged_attention": invariant_workspace.paged_attention},
 }
 
 
@@ -57,11 +64,13 @@ def bestiary_register_kernels(register: Callable[[Kernel], None]) -> None:
         for name, takes in kernels.items():
             run = f"bestiary.core.kernels.{module}:{name}"
             register(Kernel(op=name, name="torch", run=run, batch_invariant=name in _ROW_BY_ROW, workspace=takes))
-    for module, names in _INVARIANT.items():
-        for name in names:
+    for module, takers in _INVARIANT.items():
+        for name, own in takers.items():
             run = f"bestiary.core.kernels.{module}:{name}"
             graph_safe = name != "paged_attention"  # it lists the tiles on the host
-            register(Kernel(op=name, name="invariant", run=run, batch_invariant=True, graph_safe=graph_safe))
+            register(
+                Kernel(op=name, name="invariant", run=run, batch_invariant=True, graph_safe=graph_safe, workspace=own)
+            )
     for module, name in (("dense", "widened"), ("invariant", "invariant_widened")):
         register(
             Kernel(

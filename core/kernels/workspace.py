@@ -30,7 +30,7 @@ def nothing(call: Call) -> int:
 
 def linear(call: Call) -> int:
     """None, but for 16-bit products on a processor, whose library packs tiles of both sides."""
-    return _packed_tiles() if call.device == "cpu" and call.arguments["x"].dtype != "float32" else 0
+    return packed_tiles() if call.device == "cpu" and call.arguments["x"].dtype != "float32" else 0
 
 
 def norm(call: Call) -> int:
@@ -59,7 +59,8 @@ def logits(call: Call) -> int:
     return 0 if call.arguments["x"].dtype == "float32" else linear_widened(call)
 
 
-def _packed_tiles() -> int:
+def packed_tiles() -> int:
+    """What a processor's library packs of both sides of a 16-bit product."""
     return _TILES * (os.cpu_count() or 1)
 
 

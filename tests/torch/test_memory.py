@@ -36,6 +36,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "bf16": {"dtype": "bfloat16", "block_size": 8},
     "narrow_cache": {"kv_dtype": "float16", "max_batch_size": 7, "max_seq_len": 100},
+    "deterministic": {"deterministic": True},
     "more_requests_than_tokens": {"max_batch_size": 9, "max_num_tokens": 5, "max_seq_len": 33},
 }
 
@@ -154,12 +155,12 @@ def test_no_call_of_a_largest_step_takes_more_workspace_than_planned(loaded, hos
             assert peak(call) <= planned
 
 
+@pytest.mark.parametrize("mode", [{}, {"deterministic": True}], ids=["usual", "deterministic"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_what_kernels_state_is_near_what_they_take(models, host, dtype, monkeypatch):
+def test_what_kernels_state_is_near_what_they_take(models, host, dtype, mode, monkeypatch):
     monkeypatch.setattr("os.cpu_count", lambda: 1)
-    with LLM(
-        models / "hf", weights="random", tokenizer=None, dtype=dtype, device="cpu", max_num_tokens=256, max_seq_len=256
-    ) as llm:
+    options = {"weights": "random", "tokenizer": None, "device": "cpu", "max_num_tokens": 256, "max_seq_len": 256}
+    with LLM(models / "hf", dtype=dtype, **options, **mode) as llm:
         engine, takes = llm.engine, planner_of(llm.engine, host, {}).takes
         sizes = Sizes(256, 16, 16)
         calls = iter(engine.runner.program.bind(sizes)[0])
@@ -178,12 +179,14 @@ def test_what_kernels_state_is_near_what_they_take(models, host, dtype, monkeypa
             assert took <= stated <= 2 * took + tiles, f"{target.name}={kernel.name} took {took} and states {stated}"
 
 
+@pytest.mark.parametrize("name", ["torch", "invariant"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_attention_states_what_decodes_and_prompts_take(host, dtype, monkeypatch):
-    from bestiary.core.kernels import attention
+def test_attention_states_what_decodes_and_prompts_take(host, dtype, name, monkeypatch):
+    from bestiary.core.kernels import attention, invariant_attention
     from bestiary.spec import Call, TensorFacts
 
-    kernel = next(k for k in host.kernels("paged_attention") if k.name == "torch")
+    run = {"torch": attention, "invariant": invariant_attention}[name].paged_attention
+    kernel = next(k for k in host.kernels("paged_attention") if k.name == name)
     monkeypatch.setattr("os.cpu_count", lambda: 1)
     wide = getattr(torch, dtype)
     for sequences, tokens, length, window in ((16, 16, 512, None), (1, 512, 1024, None), (16, 16, 512, 100)):
@@ -193,7 +196,7 @@ def test_attention_states_what_decodes_and_prompts_take(host, dtype, monkeypatch
         starts = torch.tensor([*range(sequences), tokens], dtype=torch.int32)
         lengths = torch.tensor([length - 1] * (sequences - 1) + [length], dtype=torch.int32)
         out = torch.empty_like(q)
-        took = peak(lambda: attention.paged_attention(q, *caches, tables, starts, lengths, 0.2, window, out=out))  # noqa: B023
+        took = peak(lambda: run(q, *caches, tables, starts, lengths, 0.2, window, out=out))  # noqa: B023
         named = {"q": q, "k_cache": caches[0], "v_cache": caches[1], "block_tables": tables}
         facts = {name: TensorFacts(tuple(tensor.shape), dtype) for name, tensor in named.items()}
         stated = kernel.workspace(Call("paged_attention", {**facts, "window": window}, "cpu"))
