@@ -104,7 +104,7 @@ def _decode_on_device(
     mixed = F.scaled_dot_product_attention(
         q.view(sequences, kv_heads, -1, q.shape[-1]), keys, values, attn_mask=~hidden[:, None, None], scale=scale
     )
-    out.copy_(mixed.view(out.shape))
+    out.copy_(mixed.reshape(out.shape))
 
 
 def _decode(
