@@ -119,6 +119,7 @@ def load_engine(
         files = Weights.open(directory)
         constants = Constants(from_files(files, network.target.dtype, network.target.device))
         cap = MemoryCap.of(network, options, host, mapped_dtypes(files), memory_limit, reference)
+        constants.make(() if reference else network.program.weights())
         groups = plan_cache(network, options, cap.cache_memory(kv_cache_memory), num_blocks, place)
         engine = _assemble(network, constants, plan, host, options, groups, directory, model, reference, cap)
         note.text = f"{constants.nbytes / 1e6:,.0f} MB of weights"
@@ -150,6 +151,7 @@ def random_engine(
         constants = Constants(at_random(seed, shapes, network.target.dtype, network.target.device))
         plan = Plan(devices.label(network.target.device), deterministic=options.deterministic)
         cap = MemoryCap.of(network, options, host, {}, memory_limit, reference)
+        constants.make(() if reference else network.program.weights())
         groups = plan_cache(network, options, cap.cache_memory(kv_cache_memory), num_blocks, UNDIVIDED)
         engine = _assemble(network, constants, plan, host, options, groups, directory, model, reference, cap)
         note.text = f"{constants.nbytes / 1e6:,.0f} MB of random weights"

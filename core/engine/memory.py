@@ -186,6 +186,11 @@ class MemoryPlanner:
             )
         return limit - rest
 
+    def step_bytes(self) -> int:
+        """Bytes that the largest step takes beside weights and caches."""
+        shares = self.shares(self.options.max_batch_size, self.network.max_seq_len)
+        return shares.activations + shares.inputs + shares.sampler + shares.workspace + shares.graphs
+
     def kv_bytes(self, batch: int, length: int) -> int:
         """Bytes of the caches of so many sequences of so many tokens."""
         geometry = self.network.geometry

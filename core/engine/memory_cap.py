@@ -50,11 +50,19 @@ class MemoryCap:
     def cache_memory(self, asked: float | int) -> float | int:
         """``kv_cache_memory`` so that the engine stays within the limit: in bytes, at most what was asked for.
 
+        Without a limit, a fraction is one of what the device has left beside the largest step. A processor's memory is
+        taken when it is touched, and shared with all else that runs there: a fraction of it is one of all that is free.
+
         Raises:
             ConfigError: the limit does not hold one longest sequence; with the arithmetic.
         """
-        if self.limit is None or not isinstance(asked, (int, float)) or asked <= 0:
-            return asked
+        if isinstance(asked, bool) or not isinstance(asked, (int, float)) or asked <= 0:
+            return asked  # refused where it is used
+        device = self.planner.network.target.device
+        if self.limit is None:
+            if asked > 1 or device.type == "cpu":
+                return asked
+            return max(2, int(asked * (devices.free_memory(device) - self.planner.step_bytes())))
         left = self.planner.cache_budget(self.limit)
         wanted = asked * devices.free_memory(self.planner.network.target.device) if asked <= 1 else asked
         return max(2, min(left, int(wanted)))  # 1 would mean all that is free

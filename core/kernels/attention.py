@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bestiary.core.kernels.workspace import GATHERED
+
 
 def rope(x: Tensor, table: Tensor, *, out: Tensor) -> None:
     out.copy_(_turned(x, table))
@@ -87,6 +89,22 @@ def _decode_on_device(
     out: Tensor,
 ) -> None:
     """One query each, over all columns of the tables: L = P · S entries, of which those behind a length are hidden."""
+    entry = k_cache[0, 0].numel() * q.element_size() * block_tables.shape[1] * k_cache.shape[1]
+    some = max(1, GATHERED // entry)
+    for first in range(0, q.shape[0], some):
+        rows = slice(first, first + some)
+        out[rows] = _gathered(q[rows], k_cache, v_cache, block_tables[rows], kv_lengths[rows], scale, window)
+
+
+def _gathered(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_tables: Tensor,
+    kv_lengths: Tensor,
+    scale: float,
+    window: int | None,
+) -> Tensor:
     sequences, kv_heads, block_size = q.shape[0], k_cache.shape[2], k_cache.shape[1]
     places = torch.arange(block_tables.shape[1] * block_size, device=q.device)
     ends = kv_lengths.unsqueeze(1)
@@ -101,10 +119,9 @@ def _decode_on_device(
         for cache in (k_cache, v_cache)
     )
     # The query heads of a key-value head as its queries: no copy of the keys for each of them.
-    mixed = F.scaled_dot_product_attention(
-        q.view(sequences, kv_heads, -1, q.shape[-1]), keys, values, attn_mask=~hidden[:, None, None], scale=scale
-    )
-    out.copy_(mixed.view(out.shape))
+    grouped = q.reshape(sequences, kv_heads, -1, q.shape[-1])
+    mixed = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=~hidden[:, None, None], scale=scale)
+    return mixed.reshape(sequences, -1, v_cache.shape[-1])
 
 
 def _decode(

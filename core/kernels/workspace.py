@@ -17,6 +17,10 @@ _TILES = 192 * 2**10  # a thread of a 16-bit product
 _FLASH_SCRATCH = 640 * 2**10  # a thread of torch's attention: 256 queries × 512 keys in fp32, and their sums
 
 
+#: Bytes of keys, or of values, that decodes gather at a time on a device; hiding and laying out copies them.
+GATHERED = 2**27
+
+
 def itemsize(dtype: str) -> int:
     """Bytes of an element: ``float32`` → 4, ``float8_e4m3fn`` → 1."""
     digits = dtype.split("_", 1)[0].lstrip("abcdefghijklmnopqrstuvwxyz")
@@ -106,6 +110,8 @@ def paged_attention(call: Call) -> int:
         page += heads * ((size + value_size) * (wide + _WIDE) + 2 * _WIDE)
     seen = length if window is None else min(length, window)
     decode = sequences * seen * (page + 32) + sequences * heads * (size + value_size) * wide
+    if not on_host:
+        decode = min(decode, 8 * GATHERED)
     behind = length if window is None else min(length, window + tokens)
     prompt = behind * page + 14 * min(tokens, length) * behind
     scratch = _FLASH_SCRATCH * (os.cpu_count() or 1) if on_host else 0

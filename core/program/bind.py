@@ -112,7 +112,8 @@ def bind(
             if key not in runs:
                 runs[key] = load_kernel(kernel, op) if kernel else reference_kernel(op)
             packed = pack(kernel, op, instruction, weights) if kernel and kernel.pack else {}
-            bound.append(BoundKernel(choice.rows, kernel.name if kernel else REFERENCE, runs[key], packed))
+            safe = kernel is not None and kernel.graph_safe
+            bound.append(BoundKernel(choice.rows, kernel.name if kernel else REFERENCE, runs[key], packed, safe))
         return tuple(bound)
 
     return {

@@ -38,7 +38,7 @@ class DecodeGraphs:
         self._sizes = batch_sizes(limits.sequences)
         self._recorder = devices.GraphRecorder(device)
         self._known: dict[Sizes, tuple[Callable[[], None], Mapping[str, Tensor]]] = {}
-        self._usable = bool(inputs.store.groups)
+        self._usable = bool(inputs.store.groups) and program.graph_safe
 
     def forward(self, step: StepMessage) -> dict[str, Tensor] | None:
         """The outputs of a step that only decodes; None where it must run as a list of calls."""
