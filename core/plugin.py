@@ -38,7 +38,7 @@ _KERNELS: dict[str, dict[str, Callable[[Call], int]]] = {
 }
 #: Of those, the kernels that move data or round once at each step: a row's result depends on that row alone.
 _ROW_BY_ROW = ("add", "mul", "select_rows", "embedding", "rope", "kv_write", "rope_kv_write")
-_INVARIANT = {
+_INVARIANT: dict[str, dict[str, Callable[[Call], int] | None]] = {
     "invariant": {
         "linear": invariant_workspace.linear,
         "logits": invariant_workspace.logits,

@@ -122,7 +122,7 @@ def _as_dict(output: RequestOutput) -> dict[str, Any]:
 
 
 def _answer(one: CompletionOutput) -> dict[str, Any]:
-    said = {"text": one.text, "token_ids": list(one.token_ids), "finish_reason": one.finish_reason}
+    said: dict[str, Any] = {"text": one.text, "token_ids": list(one.token_ids), "finish_reason": one.finish_reason}
     if one.finish_reason == "error":
         said["error"] = one.stop_reason
     return said if one.score is None else {**said, "score": one.score}

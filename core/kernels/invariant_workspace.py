@@ -47,7 +47,7 @@ def gated_activation(call: Call) -> int:
 
 def paged_attention(call: Call) -> int:
     """Queries and sums of all tiles, and twice or thrice the scores of a split, since the last one's still exist."""
-    q, k_cache, v_cache, tables = (call.arguments[n] for n in ("q", "k_cache", "v_cache", "block_tables"))
+    q, v_cache, tables = (call.arguments[name] for name in ("q", "v_cache", "block_tables"))
     tokens, heads, size = q.shape
     kv_heads, value_size = v_cache.shape[2:]
     sequences, tile = tables.shape[0], _tile(call.device)
