@@ -127,7 +127,7 @@ class MemoryPlanner:
         sizes = Sizes(tokens, sequences, sequences + PROMPT_ROWS)
         workspace = self.takes.workspace(self._shapes(table_width(length, network.geometry.block_size)), sizes)
         mapped, made = self._weights
-        records = self.options.graphs and devices.records(network.target.device)
+        records = self.options.graphs and self.takes.recordable and devices.records(network.target.device)
         return Shares(
             weights_mapped=mapped,
             weights_made=made + self.takes.packed,

@@ -21,6 +21,7 @@ class KernelTakes:
 
     Attributes:
         packed: bytes of constants in the layouts of kernels with a ``pack``, taken to be as many as unpacked.
+        recordable: whether every call has a kernel that may be recorded in a graph.
         unstated: ``op=kernel`` of kernels that don't say what they allocate.
     """
 
@@ -38,6 +39,7 @@ class KernelTakes:
                 self._able.append((instruction, known[name]))
             if any(kernel.pack for kernel in known[name]):
                 self.packed += sum(math.prod(w.shape) for w in _constants(instruction)) * network.target.dtype.itemsize
+        self.recordable = all(any(kernel.graph_safe for kernel in able) for _, able in self._able)
         self.unstated = tuple(sorted({label for i, able in self._able for label in _unstated(i, able)}))
 
     def workspace(self, shapes: Mapping[Value, Shape], sizes: Sizes) -> int:

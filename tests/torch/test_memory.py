@@ -396,6 +396,14 @@ def test_plans_are_for_the_options_asked_for(loaded, host):
     assert larger.kv_cache > asked.kv_cache and larger.activations >= asked.activations
 
 
+def test_graphs_are_planned_where_they_are_recorded(loaded, host, monkeypatch):
+    monkeypatch.setattr("bestiary.core.device.records", lambda device: True)
+    assert bool(shares_of(loaded, host).graphs) is not loaded.options.deterministic  # its attention waits for the host
+    planner = planner_of(loaded, host)
+    planner.options = replace(loaded.options, graphs=False)
+    assert planner.shares(1, 8).graphs == 0
+
+
 def test_graphs_are_planned_for_every_size_and_width_that_may_be_recorded(loaded):
     network = loaded.network
     few, many = (graph_bytes(network, sequences, 8, 0) for sequences in (1, 16))
