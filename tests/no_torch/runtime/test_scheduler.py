@@ -80,7 +80,7 @@ def test_what_can_never_fit_is_refused_with_the_arithmetic():
     ):
         engine.submit([1] * 10, 8)
     fits = engine.submit([1] * 10, 7)
-    assert list(engine.scheduler.waiting) == [fits] and engine.loop._answers.keys() == {fits.id}
+    assert list(engine.scheduler.waiting) == [fits] and not engine.loop.idle
     windowed = Engine([CacheGroup(4, 4, window=12)], tokens=8)
     with pytest.raises(RequestError, match="of which a window of 12 and a chunk are held at once = 6 blocks"):
         windowed.submit([1] * 40, 40)
