@@ -130,9 +130,7 @@ class EngineLoop:
             self._advance()
         except Exception as error:
             log.error("the engine loop failed: %s", error, exc_info=error)
-            found = f"{type(error).__name__}: {error}"
-            broken = EngineError("E-RUN-LOOP", "engine loop", "failed", found=found)
-            broken = error if isinstance(error, EngineError) else broken
+            broken = error if isinstance(error, EngineError) else _broken(error)
             self.executor.failure = self.executor.failure or broken
         self._bury()
         ended, self._ended = self._ended, []
@@ -403,6 +401,10 @@ class EngineLoop:
 
 
 _NO_TOKENS: Ints = np.zeros(0, np.int32)
+
+
+def _broken(error: Exception) -> EngineError:
+    return EngineError("E-RUN-LOOP", "engine loop", "failed", found=f"{type(error).__name__}: {error}")
 
 
 def _entry(found: Logprobs, row: int, token: int, count: int) -> LogprobDict:

@@ -142,9 +142,9 @@ class Rank:
         return SampledMessage(tokens, scored=tuple(self._scored(one) for one in wanted.scored))
 
     def _scored(self, wanted: Scored) -> Logprobs:
-        first, targets, best = wanted
-        found = [score(self.sums[first + at], target) for at, target in enumerate(targets.tolist())]
-        none = np.zeros((len(targets), best))
+        targets = wanted.targets.tolist()
+        found = [score(self.sums[wanted.first + at], target) for at, target in enumerate(targets)]
+        none = np.zeros((len(targets), wanted.count))
         ones = np.ones(len(targets), np.int32)
         return Logprobs(np.array(found, np.float32), ones, none.astype(np.int32), none.astype(np.float32))
 
