@@ -10,6 +10,7 @@ from canary import PRIME, Engine, Rank, Recorder, alone
 from bestiary.core.errors import ConfigError, EngineError, RequestError
 from bestiary.core.runtime import policies
 from bestiary.core.runtime.cache_groups import CacheGroup
+from bestiary.core.runtime.messages import SampleMessage
 from bestiary.core.runtime.request import Request, State
 
 
@@ -31,7 +32,8 @@ def decide(engine):
     batch = engine.scheduler.decide()
     found = shape(engine, batch.message)
     engine.executor.forward(batch.message)
-    pending = engine.executor.sample(engine.loop._wanted(batch))
+    scored = tuple(score.rows for score in batch.scores)
+    pending = engine.executor.sample(SampleMessage(batch.slots, batch.rows, scored=scored))
     engine.scheduler.land(batch, pending.read().tokens)
     engine.check()
     return found
