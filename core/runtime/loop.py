@@ -275,9 +275,9 @@ class EngineLoop:
         ]
         for request in self.scheduler.land(batch, sampled.tokens):
             self._ended.append(request)
-        for segment in batch.segments:
-            if segment.samples and segment.request.num_output == 1:
-                self._tell_first(segment.request, now)
+        for request in batch.landed(alive):
+            if request.num_output == 1:
+                self._tell_first(request, now)
         if watched:
             self._tell(watched, sampled.logprobs)
         for request in self._ended:

@@ -134,6 +134,21 @@ def test_a_token_chosen_for_a_slots_earlier_stay_is_dropped(overlaps):
     assert request.output == engine.expected(request) and request.preemptions == 1
 
 
+def test_a_first_token_is_told_once():
+    """Preempted after it came, and again while it was computed anew."""
+    engine = Engine(overlaps=True)
+    request = engine.submit([1, 2, 3], 6, streams=True)
+    while request.num_output < 1:
+        engine.step()
+    for _ in range(2):
+        engine.scheduler._preempt(request)
+        engine.step()
+    engine.drain()
+    answer = engine.answers[request.id]
+    assert (answer.firsts, answer.tokens, request.preemptions) == (1, 6, 2)
+    assert engine.loop.meters.prompt_tokens == 3
+
+
 @pytest.mark.parametrize(
     ("max_tokens", "ends", "reason"),
     [
