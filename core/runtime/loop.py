@@ -319,10 +319,11 @@ class EngineLoop:
     def _score_prompts(self, batch: Batch, sampled: SampledMessage) -> None:
         for score, found in zip(batch.scores, sampled.scored, strict=True):
             request, targets = score.request, score.rows.targets.tolist()
-            if request.state is State.FINISHED or score.first != request.num_scored:
-                continue  # it was preempted, and these are known already
-            request.num_scored += len(targets)
-            entries = [_entry(found, row, token, score.rows.count) for row, token in enumerate(targets)]
+            known = request.num_scored - score.first  # by a step before it was preempted
+            if request.state is State.FINISHED or known >= len(targets):
+                continue
+            request.num_scored = score.first + len(targets)
+            entries = [_entry(found, row, targets[row], score.rows.count) for row in range(known, len(targets))]
             try:
                 self._answers[request.id].prompt_scored(entries)
             except Exception as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from canary import PRIME, Engine, Rank, Recorder, alone
+from canary import PRIME, Engine, Rank, Recorder, alone, scores_alone
 
 from bestiary.core.errors import ConfigError, EngineError, RequestError
 from bestiary.core.runtime import policies
@@ -147,6 +147,26 @@ def test_a_first_token_is_told_once():
     answer = engine.answers[request.id]
     assert (answer.firsts, answer.tokens, request.preemptions) == (1, 6, 2)
     assert engine.loop.meters.prompt_tokens == 3
+
+
+def test_prompt_scores_of_a_step_under_way_are_not_lost_when_it_is_repeated():
+    """A longer chunk of the prompt is launched before the scores of a shorter one are read."""
+    engine = Engine(batch=2, tokens=4, overlaps=True)
+    engine.submit([9, 8], 1)
+    scored = engine.submit([1, 2, 3, 4, 5], 2, prompt_logprobs=0)
+    engine.step()
+    engine.scheduler._preempt(scored)
+    engine.drain()
+    assert engine.answers[scored.id].scores == scores_alone(engine.groups, scored.prompt)
+    assert scored.output == engine.expected(scored)
+
+
+def test_a_window_holds_no_more_blocks_than_it_crosses():
+    engine = Engine([CacheGroup(2, 16, window=5)], tokens=2)
+    long = engine.submit([i % 9 for i in range(60)], 30)
+    assert long.cap == (2,)
+    engine.drain(poison=True)
+    assert long.output == engine.expected(long)
 
 
 @pytest.mark.parametrize(
