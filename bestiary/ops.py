@@ -6,7 +6,7 @@ the fastest kernel that is installed and right.
 
 from bestiary.core.ops.activation import gated_activation
 from bestiary.core.ops.attention import kv_write, paged_attention, rope_kv_write
-from bestiary.core.ops.collective import Ranks, all_gather, all_reduce
+from bestiary.core.ops.collective import Ranks, all_gather, all_reduce, receive, send
 from bestiary.core.ops.declare import EXACT, ROUNDING, OpDeclaration, Tolerance, integers, normal, op
 from bestiary.core.ops.elementwise import add, mul, select_rows
 from bestiary.core.ops.linear import embedding, embedding_shard, linear, logits
@@ -34,9 +34,11 @@ __all__ = [
     "normal",
     "op",
     "paged_attention",
+    "receive",
     "rms_norm",
     "rope",
     "rope_kv_write",
     "rotary_table",
     "select_rows",
+    "send",
 ]

@@ -113,6 +113,8 @@ class Kernel:
         batch_invariant: a row's result does not depend on the other rows.
         graph_safe: may be captured in a CUDA graph.
         requires: a requirement such as ``"triton>=3.6"``, checked before anything is imported.
+        workspace: bytes that a call allocates at most beyond ``out`` and gives back when it returns. None: not stated; a
+            memory plan names the kernel and counts its result once more.
     """
 
     op: str
@@ -123,6 +125,7 @@ class Kernel:
     batch_invariant: bool = False
     graph_safe: bool = True
     requires: str = ""
+    workspace: Callable[[Call], int] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -81,7 +81,6 @@ def check_finite(tensor: Tensor, subject: str) -> None:
             subject,
             f"has {count} values that are NaN or infinite",
             found=f"{float(tensor.reshape(-1)[first])} at {list(index)}",
-            hint="pass --allow-nonfinite if that is meant",
         )
 
 

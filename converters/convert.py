@@ -133,6 +133,19 @@ def convert(
     )
 
 
+def foresee(path: Path, host: PluginHost, dtype: str = "auto") -> tuple[Model, ModelConfig, dict[str, str], str]:
+    """What a conversion would make, from headers alone: the family, its config, each tensor's dtype, and the main one.
+
+    Raises:
+        BestiaryError: the source could not be converted.
+    """
+    check_option(dtype)
+    job = _prepare(path, host)
+    groups = [_group(transfer, job, dtype) for transfer in job.plan.transfers]
+    stored = {slot.name: slot.dtype for group in groups for slot in group.slots}
+    return job.model, job.config, stored, _main_dtype(groups)
+
+
 def open_source(path: Path, host: PluginHost) -> Source:
     """The reader that recognizes ``path``, opened.
 
@@ -194,7 +207,8 @@ def _group(transfer: Transfer, job: _Job, dtype: str) -> Group:
         # Cast first: a reordered copy of the narrower tensor is the smaller one.
         return transfer.operation.forward([source.read(name, chosen) for name in transfer.sources], shapes, config)
 
-    return Group(tuple(Slot(name, chosen, shape) for name, shape in zip(transfer.targets, shapes, strict=True)), make)
+    slots = tuple(Slot(name, chosen, shape) for name, shape in zip(transfer.targets, shapes, strict=True))
+    return Group(slots, make, ", ".join(f"{source.tensors[name].file}, tensor {name}" for name in transfer.sources))
 
 
 def _write(

@@ -85,7 +85,7 @@ def _group(transfer: Transfer, checkpoint: Checkpoint, config: ModelConfig) -> G
     def make() -> Sequence[Tensor]:
         return transfer.operation.reverse([checkpoint.weights.tensor(entry.name) for entry in entries], config)
 
-    return Group(slots, make)
+    return Group(slots, make, ", ".join(f"{entry.file}, tensor {entry.name}" for entry in entries))
 
 
 def _write(directory: Path, groups: Sequence[Group], progress: Progress) -> list[str]:

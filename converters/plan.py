@@ -56,13 +56,18 @@ def _missing(
     shape = expected.shapes[targets[0]]
     return DataError(
         "E-CONV-MISSING",
-        f"tensor {absent[0]}",
+        f"{_files(source)}, tensor {absent[0]}",
         f"is missing, and {subject} is made from it",
         found=f"{len(source)} tensors, none of that name" if len(choices) == 1 else f"none of {', '.join(absent[:4])}",
         expected=f"shape {list(choices[0].operation.source_shapes([expected.shapes[t] for t in targets])[0])}"
         if shape
         else None,
     )
+
+
+def _files(source: Mapping[str, SourceTensor]) -> str:
+    names = sorted({tensor.file for tensor in source.values()})
+    return names[0] if len(names) == 1 else f"{names[0]} to {names[-1]} ({len(names)} files)"
 
 
 def _check_shapes(
@@ -81,7 +86,7 @@ def _check_shapes(
             "has a wrong shape",
             found=str(list(found)),
             expected=str(list(shape)) + (f" from {fields}" if fields else ""),
-            hint="it looks transposed" if transposed else None,
+            hint="it looks transposed: export it again from the model it was made from" if transposed else None,
         )
 
 

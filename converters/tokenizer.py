@@ -9,8 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bestiary.converters.sentencepiece_check import Original
 from bestiary.core.checkpoint.files import json_bytes, open_file, read_json
-from bestiary.core.errors import ConfigError, DataError, PluginError
+from bestiary.core.errors import BestiaryError, ConfigError, DataError, PluginError
 
 MAIN = "tokenizer.json"
 CONFIGS = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
@@ -19,7 +20,6 @@ FILES = (MAIN, *CONFIGS, TEMPLATE)
 # Vocabularies of other formats, each of which transformers can turn into a tokenizer.json.
 FOREIGN = ("tekken.json", "tokenizer.model")
 _LIMIT = 256 << 20
-_PROBES = ("Hello, world", "naïve 12.5 (x)", "日本語 ok")
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
@@ -63,7 +63,7 @@ def missing_package(package: str, purpose: str) -> PluginError:
 
 def _from_vocabulary(source: Path, vocabulary: str, target: Path) -> None:
     try:
-        from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
+        from transformers import AutoTokenizer, PreTrainedTokenizerFast
     except ImportError:
         raise missing_package("transformers", f"turning {vocabulary} into {MAIN}") from None
 
@@ -77,31 +77,26 @@ def _from_vocabulary(source: Path, vocabulary: str, target: Path) -> None:
                 value.pop("auto_map", None)
                 (clean / name).write_bytes(json_bytes(value))
 
-        loaders: list[Callable[[], Any]] = [lambda: AutoTokenizer.from_pretrained(clean, trust_remote_code=False)]
         if vocabulary == "tekken.json":
-            loaders = [lambda: PreTrainedTokenizerFast.from_pretrained(clean)]
-        elif not _names_class(clean):
-            # Without a tokenizer_config.json transformers guesses, and a guess may lose the space before the first word.
-            loaders.append(lambda: LlamaTokenizer.from_pretrained(clean))
-        _save(loaders, vocabulary, target, agrees=_sentencepiece_check(clean / vocabulary))
+            _save([lambda: PreTrainedTokenizerFast.from_pretrained(clean)], vocabulary, target)
+            return
+        # The class that the model names knows its special tokens; but several classes of transformers ignore what the
+        # vocabulary says of its kind and its normalizer, and the one for any vocabulary does not.
+        loaders: list[Callable[[], Any]] = [
+            lambda: AutoTokenizer.from_pretrained(clean, trust_remote_code=False),
+            lambda: PreTrainedTokenizerFast.from_pretrained(clean),
+        ]
+        _save(loaders, vocabulary, target, original=_original(clean, vocabulary))
 
 
-def _names_class(directory: Path) -> bool:
-    config = directory / "tokenizer_config.json"
-    return config.exists() and "tokenizer_class" in read_json(directory, config.name, error=ConfigError)
-
-
-def _sentencepiece_check(vocabulary: Path) -> Callable[[Any], bool]:
-    """Whether a tokenizer gives the ids that the sentencepiece library gives; yes for vocabularies of other formats."""
+def _original(directory: Path, vocabulary: str) -> Original | None:
+    """The sentencepiece model; None where it can't be read, which the loaders then say better."""
+    named = (directory / CONFIGS[0]).exists()
+    config = read_json(directory, CONFIGS[0], error=ConfigError) if named else {}
     try:
-        from sentencepiece import SentencePieceProcessor
-
-        original = SentencePieceProcessor(model_file=str(vocabulary))
+        return Original(directory / vocabulary, config)
     except (ImportError, RuntimeError, OSError):
-        return lambda tokenizer: True
-    return lambda tokenizer: all(
-        tokenizer.encode(text, add_special_tokens=False) == original.encode(text) for text in _PROBES
-    )
+        return None
 
 
 def gguf_tokenizer(file: Path, target: Path) -> None:
@@ -114,28 +109,38 @@ def gguf_tokenizer(file: Path, target: Path) -> None:
     _save([lambda: AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)], file.name, target)
 
 
-def _save(
-    loaders: list[Callable[[], Any]], name: str, target: Path, *, agrees: Callable[[Any], bool] = lambda tokenizer: True
-) -> None:
-    """Save the first tokenizer that ``agrees``, keeping those of the target's files that were copied as found."""
+def _save(loaders: list[Callable[[], Any]], name: str, target: Path, *, original: Original | None = None) -> None:
+    """Save the first tokenizer that splits as ``original``, keeping those of the target's files that were there."""
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            tokenizer = next((made for made in (load() for load in loaders) if agrees(made)), None)
-            if tokenizer is not None:
-                tokenizer.save_pretrained(scratch)
+            _first(loaders, name, original).save_pretrained(scratch)
+        except BestiaryError:
+            raise
         except Exception as e:
             first = str(e).strip().split("\n")[0][:200]
             raise DataError("E-CONV-TOKENIZER", name, f"can't be made into {MAIN}: {type(e).__name__}: {first}") from e
         if not (Path(scratch) / MAIN).is_file():
-            problem = (
-                "transformers splits text otherwise"
-                if tokenizer is None
-                else "transformers has no fast tokenizer for it"
-            )
+            problem = "transformers has no fast tokenizer for it"
             raise DataError("E-CONV-TOKENIZER", name, f"can't be made into {MAIN}: {problem}")
         for made in FILES:
             if (Path(scratch) / made).is_file() and not (target / made).exists():
                 shutil.copyfile(Path(scratch) / made, target / made)
+
+
+def _first(loaders: list[Callable[[], Any]], name: str, original: Original | None) -> Any:
+    difference = None
+    for load in loaders:
+        tokenizer = load()
+        if original is None or not getattr(tokenizer, "is_fast", False):
+            return tokenizer
+        original.adjust(tokenizer)
+        difference = original.difference(tokenizer)
+        if difference is None:
+            return tokenizer
+    assert difference is not None
+    text, found, expected = difference
+    problem = f"can't be made into {MAIN}: transformers treats {text} otherwise"
+    raise DataError("E-CONV-TOKENIZER", name, problem, found=found, expected=expected)
 
 
 def check_token_ids(raw: dict[str, Any], vocabulary: int, file: str) -> None:

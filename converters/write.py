@@ -19,10 +19,11 @@ SHARD_SIZE = 5_000_000_000
 
 
 class Group(NamedTuple):
-    """Tensors that are made together: where they go, and how to make them (in the order of ``slots``)."""
+    """Tensors that are made together: where they go, how to make them (in the order of ``slots``), and from what."""
 
     slots: tuple[Slot, ...]
     make: Callable[[], Sequence[Tensor]]
+    origin: str
 
 
 def shards(groups: Sequence[Group], limit: int = SHARD_SIZE) -> list[list[Group]]:
@@ -57,7 +58,7 @@ def write_shards(
             for group in groups:
                 for slot, tensor in zip(group.slots, group.make(), strict=True):
                     if not allow_nonfinite:
-                        check_finite(tensor, f"tensor {slot.name}")
+                        check_finite(tensor, f"{group.origin} (parameter {slot.name})")
                     writer.write(slot.name, _advancing(tensor_bytes(tensor), progress))
             digests[name] = writer.finish()
     return digests

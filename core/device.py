@@ -11,6 +11,9 @@ from torch import Tensor
 
 from bestiary.core.errors import ConfigError
 
+# Of a GPU's memory: the driver's context and the libraries' kernels, which torch can't measure.
+_CONTEXT = 512 * 2**20
+
 
 def choose(name: str) -> torch.device:
     """``auto`` (the first GPU, else the processor), ``cpu``, ``cuda`` or ``cuda:1``.
@@ -58,6 +61,15 @@ def free_memory(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
+def held_memory(device: torch.device) -> int:
+    """Bytes that this process already holds there: its resident memory, or of a GPU torch's pool and 512 MiB of context."""
+    if device.type == "cuda":
+        return int(torch.cuda.memory_reserved(device)) + _CONTEXT
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
 def synchronize(device: torch.device) -> None:
     """Wait until the device has done what it was given."""
     if device.type == "cuda":
@@ -76,9 +88,43 @@ def mark(device: torch.device) -> Callable[[], None]:
     """A place in what the device was given; calling it waits until the device is past it."""
     if device.type != "cuda":
         return _past
-    event = torch.cuda.Event()
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
     event.record()
     return event.synchronize
+
+
+def records(device: torch.device) -> bool:
+    """Whether :class:`GraphRecorder` works on the device."""
+    return device.type == "cuda"
+
+
+class GraphRecorder:
+    """Records what a function gives the device, to be given again at once. Memory is shared by all that one recorder made."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+
+    def record(self, run: Callable[[], None]) -> Callable[[], None]:
+        """Run the function once, so that all is compiled, and once to record it; the recording's replay.
+
+        Other threads may use the device meanwhile.
+
+        Raises:
+            RuntimeError: the function waits for the device, or there is no recording on such a device.
+        """
+        if self._pool is None:
+            raise RuntimeError(f"{self._device.type} records no graphs")
+        stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(stream):
+            run()
+        torch.cuda.current_stream(self._device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
+            run()
+        replay: Callable[[], None] = graph.replay
+        return replay
 
 
 def overlaps(device: torch.device) -> bool:
@@ -98,3 +144,21 @@ def _processor_flags() -> frozenset[str]:
     except OSError:
         pass
     return frozenset({os.uname().machine})
+
+
+def of_rank(name: str, rank: int) -> torch.device:
+    """The device of one of several ranks: all on the processor, or each on a GPU of its own, which becomes the current.
+
+    Raises:
+        ConfigError: there are not as many GPUs.
+    """
+    device = choose(name)
+    if device.type == "cuda":
+        device = choose(f"cuda:{(device.index or 0) + rank}")
+        torch.cuda.set_device(device)
+    return device
+
+
+def backend(device: torch.device) -> str:
+    """What torch.distributed talks through between devices of this kind."""
+    return "nccl" if device.type == "cuda" else "gloo"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 
 from bestiary.core.errors import EngineError
 from bestiary.core.runtime.loop import EngineLoop
@@ -108,7 +109,5 @@ class Driver:
         while not self._closed:
             self._work.wait()
             self._work.clear()
-            try:
+            with suppress(EngineError):  # every request has been told
                 self.run(lambda: self._closed or (self.loop.idle and not self._inbox))
-            except EngineError:
-                pass  # every request has been told

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bestiary.core.hints import HINTS
+
 # The exit statuses of sysexits.h that bestiary uses, each with the class that carries it.
 USAGE, BAD_DATA, MISSING_INPUT, UNAVAILABLE, INTERNAL, CANNOT_CREATE, IO_FAILED, BAD_CONFIG = (
     2,
@@ -15,24 +17,6 @@ USAGE, BAD_DATA, MISSING_INPUT, UNAVAILABLE, INTERNAL, CANNOT_CREATE, IO_FAILED,
 )
 
 
-# What to do where the code alone says it; a raise site that knows better gives its own hint.
-_DAMAGED = "the file is damaged or incomplete: download or copy it again"
-_HINTS = {
-    "E-CKPT-HEADER": _DAMAGED,
-    "E-CKPT-TENSOR": _DAMAGED,
-    "E-CKPT-SIZE": _DAMAGED,
-    "E-CKPT-DIGEST": _DAMAGED,
-    "E-CKPT-INDEX": "the index and the shards are not of one model: download or copy them again",
-    "E-CKPT-SHARDS": "download or copy the missing files beside the index",
-    "E-CKPT-JSON": _DAMAGED,
-    "E-CONV-SHAPE": "config.json and the weights are not of one model: get both from the same place",
-    "E-CONV-MISSING": "config.json and the weights are not of one model, or a shard is missing: get all from one place",
-    "E-CONV-UNEXPECTED": "the model has parts that its plugin does not know: look for a newer version of the plugin",
-    "E-GGUF-HEADER": _DAMAGED,
-    "E-GGUF-TENSOR": _DAMAGED,
-}
-
-
 class BestiaryError(Exception):
     """Who and what field, the problem, what was found, what was expected, and what to do about it.
 
@@ -41,7 +25,7 @@ class BestiaryError(Exception):
         subject: the file (relative), tensor, field, plugin or request that the error is about.
         problem: what is wrong, without a full stop.
         found, expected: the two sides of a failed check, already as text.
-        hint: what the reader can do, as a sentence.
+        hint: what the reader can do, as a sentence; by default what :mod:`bestiary.core.hints` has for the code.
     """
 
     exit_status = INTERNAL
@@ -57,7 +41,7 @@ class BestiaryError(Exception):
         hint: str | None = None,
     ) -> None:
         self.code, self.subject, self.problem = code, subject, problem
-        hint = hint or _HINTS.get(code)
+        hint = hint or HINTS.get(code)
         self.found, self.expected, self.hint = found, expected, hint
         text = f"{subject}: {problem}"
         if found is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from bestiary.core.errors import RequestError
@@ -84,7 +84,7 @@ class Guides:
 def processors(host: PluginHost) -> Callable[[str], Callable[..., Any]]:
     """The functions of registered logits processors, by name."""
 
-    @lru_cache(maxsize=None)
+    @cache
     def find(name: str) -> Callable[..., Any]:
         registered = next(one for one in host.logits_processors() if one.name == name)
         function: Callable[..., Any] = resolve(registered.run, needed_by=f"logits processor {name}")

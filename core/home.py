@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from bestiary.core.errors import MissingInputError, OutputError, ReadWriteError
+from bestiary.core.errors import MissingInputError, OutputError, ReadWriteError, UsageError
 
 VARIABLE = "BESTIARY_HOME"
 FORMAT = 1
@@ -206,3 +206,21 @@ def gib(size: float) -> str:
     if size >= 2**20:
         return f"{size / 2**20:.1f} MiB"
     return f"{size / 2**10:.1f} KiB" if size >= 2**10 else f"{size:.0f} B"
+
+
+def bytes_of(size: int | str, subject: str) -> int:
+    """A number of bytes, or of ``KiB``, ``MiB`` or ``GiB``.
+
+    >>> bytes_of("1.5GiB", "--memory"), bytes_of(4096, "--memory")
+    (1610612736, 4096)
+
+    Raises:
+        UsageError: it is neither, or not positive; naming ``subject``.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) *(?:([KMG])iB)?", str(size).strip())
+    unit = {"K": 2**10, "M": 2**20, "G": 2**30}
+    value = int(float(match[1]) * unit.get(match[2], 1)) if match and not isinstance(size, bool) else 0
+    if value <= 0:
+        expected = "a positive number of bytes, or one with KiB, MiB or GiB"
+        raise UsageError("E-USE-BYTES", subject, "is not a size", found=repr(size)[:40], expected=expected)
+    return value

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from bestiary.core.answer import TextAnswer
+from bestiary.core.best_of import likeliest_answers
 from bestiary.core.outputs import RequestOutput, StreamPiece
 from bestiary.core.runtime.loop import EngineLoop
 from bestiary.core.runtime.request import Request
@@ -89,7 +90,9 @@ class SamplingJob:
         first = self._parts[0]
         answers = [part.answer for part in self._parts]
         if self._ranked:
-            answers.sort(key=_mean_logprob, reverse=True)
+            sums = [answer.cumulative_logprob for answer in answers]
+            best = likeliest_answers(sums, [answer.request.num_output for answer in answers], self._wanted)
+            answers = [answers[index] for index in best]
         outputs = [answer.output() for answer in answers[: self._wanted]]
         for index, output in enumerate(outputs):
             output.index = index
@@ -108,7 +111,3 @@ class SamplingJob:
             cache_miss=request.cache_miss,
             num_preemptions=sum(part.request.preemptions for part in self._parts),
         )
-
-
-def _mean_logprob(answer: TextAnswer) -> float:
-    return answer.cumulative_logprob / max(1, answer.request.num_output)

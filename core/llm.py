@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from bestiary.core.async_answer import AsyncAnswer
 from bestiary.core.batch_progress import BatchProgress
+from bestiary.core.beam_params import BeamSearchParams
 from bestiary.core.driver import Driver
 from bestiary.core.engine.start import start
 from bestiary.core.errors import EngineError, UsageError
+from bestiary.core.home import bytes_of
 from bestiary.core.jobs import Job
 from bestiary.core.opening import open_engine, open_tokenizer
 from bestiary.core.outputs import RequestOutput, StreamPiece
@@ -24,7 +26,7 @@ from bestiary.core.submission import Submission
 if TYPE_CHECKING:
     from bestiary.core.engine.load import LoadedEngine
 
-Params = SamplingParams | Sequence[SamplingParams] | None
+Params = SamplingParams | BeamSearchParams | Sequence[SamplingParams | BeamSearchParams] | None
 
 
 class LLM:
@@ -42,6 +44,8 @@ class LLM:
             4096.
         max_num_tokens: most tokens in a step; None: the engine's, 2048 for a new one.
         kv_cache_memory: a float is the part of the free memory that the KV cache takes, an int is bytes.
+        memory_limit: most memory of the device that the process may hold with this engine, in bytes or as ``"4GiB"``; the
+            KV cache gets what the plan leaves of it.
         quantization: a method that a plugin provides; None leaves the weights as they are.
         kv_dtype: what keys and values are stored in.
         block_size: tokens in a KV block; None: the engine's, 16 for a new one.
@@ -49,10 +53,14 @@ class LLM:
         capacity: ``"no-evict"`` runs a request when all it can ever need of the KV cache is free; ``"max-utilization"``
             runs more of them, and takes blocks back from the latest when there are none left.
         queue_order: ``"first-come"``, or ``"priority"`` by ``SamplingParams.priority``.
-        tensor_parallel: ranks that share the model.
+        tensor_parallel: ranks that share each layer.
+        pipeline_parallel: stages that the layers are divided among.
         seed: of random weights and of requests without a seed.
         reference: run the model's own forward on the ops' references: slow, and what everything is compared with.
         kernels: op → name of the kernel to use.
+        deterministic: tokens and log-probabilities that don't depend on what else runs, at a cost in speed; None: as the
+            engine was built, False for a new one.
+        graphs: run steps that only decode as recorded graphs, on devices that record them; None: as the engine was built.
         plugins: modules, objects or module names to load besides the installed plugins.
         prefer: name → distribution, where two plugins claim one name.
         strict_plugins: a broken plugin is an error at once.
@@ -79,6 +87,7 @@ class LLM:
         max_seq_len: int | None = None,
         max_num_tokens: int | None = None,
         kv_cache_memory: float | int = 0.9,
+        memory_limit: int | str | None = None,
         quantization: str | None = None,
         kv_dtype: str = "auto",
         block_size: int | None = None,
@@ -86,9 +95,12 @@ class LLM:
         capacity: str = "no-evict",
         queue_order: str = "first-come",
         tensor_parallel: int | None = None,
+        pipeline_parallel: int | None = None,
         seed: int = 0,
         reference: bool = False,
         kernels: Mapping[str, str] | None = None,
+        deterministic: bool | None = None,
+        graphs: bool | None = None,
         plugins: Sequence[str | ModuleType | object] = (),
         prefer: Mapping[str, str] | None = None,
         strict_plugins: bool = False,
@@ -106,41 +118,53 @@ class LLM:
             "max_num_tokens": max_num_tokens,
             "block_size": block_size,
             "tensor_parallel": tensor_parallel,
+            "pipeline_parallel": pipeline_parallel,
             "quantization": quantization,
             "kernels": dict(kernels or {}),
+            "deterministic": deterministic,
+            "graphs": graphs,
         }
-        engine = open_engine(
+        opened = open_engine(
             model,
             host=host,
             said={name: value for name, value in said.items() if value not in (None, "auto", {})},
             weights=weights,
             seed=seed,
             kv_cache_memory=kv_cache_memory,
+            memory_limit=None if memory_limit is None else bytes_of(memory_limit, "memory_limit"),
             reference=reference,
             progress=progress or Silent(),
         )
-        self._engine: LoadedEngine | None = engine
-        self.tokenizer = open_tokenizer(tokenizer, engine.directory)
+        self._engine, self._closed = opened.engine, False
+        self.tokenizer = open_tokenizer(tokenizer, opened.directory)
         self._submission = Submission(
-            engine.directory,
+            opened.directory,
             self.tokenizer,
-            vocab_size=engine.vocab_size,
-            max_seq_len=engine.max_seq_len,
+            vocab_size=opened.facts.vocab_size,
+            max_seq_len=opened.facts.max_seq_len,
             host=host,
             seed=seed,
         )
-        loop = start(engine, host, prefix_caching=prefix_caching, capacity=capacity, order=queue_order)
-        self._driver = Driver(loop)
+        self._driver = Driver(
+            start(
+                opened.facts,
+                opened.executor,
+                prefix_caching=prefix_caching,
+                capacity=capacity,
+                order=queue_order,
+            )
+        )
 
     @property
     def engine(self) -> LoadedEngine:
-        """The loaded engine.
+        """The loaded engine, in this process.
 
         Raises:
-            EngineError: after ``close``.
+            EngineError: after ``close``, or where the ranks of a divided engine run in processes of their own.
         """
+        self._refuse_if_closed()
         if self._engine is None:
-            raise EngineError("E-RUN-CLOSED", "LLM", "it has been closed")
+            raise EngineError("E-RUN-RANKS", "LLM.engine", "its ranks run in processes of their own")
         return self._engine
 
     def generate(
@@ -150,7 +174,7 @@ class LLM:
 
         Args:
             prompts: text, token ids, ``{"prompt": text}`` or ``{"prompt_token_ids": ids}``, or a list of these.
-            sampling_params: one for all, or one for each.
+            sampling_params: one for all, or one for each; a ``BeamSearchParams`` searches instead of drawing.
             use_tqdm: show a bar of finished requests.
 
         Raises:
@@ -170,7 +194,9 @@ class LLM:
                 driver.post(job.abort)
         return [job.output() for job in jobs]
 
-    def generate_async(self, prompt: object, sampling_params: SamplingParams | None = None) -> AsyncAnswer:
+    def generate_async(
+        self, prompt: object, sampling_params: SamplingParams | BeamSearchParams | None = None
+    ) -> AsyncAnswer:
         """One answer, in asyncio: ``await`` it, or read it with ``async for``. To be called where an event loop runs.
 
         Args:
@@ -210,7 +236,9 @@ class LLM:
         prompts = self._submission.chat_prompts(messages, chat_template, options)
         return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
 
-    def stream(self, prompt: object, sampling_params: SamplingParams | None = None) -> Iterator[StreamPiece]:
+    def stream(
+        self, prompt: object, sampling_params: SamplingParams | BeamSearchParams | None = None
+    ) -> Iterator[StreamPiece]:
         """One answer as it comes: pieces whose texts concatenate to the whole. Leaving the iterator ends the request.
 
         Args:
@@ -234,7 +262,7 @@ class LLM:
 
     def reset_prefix_cache(self) -> None:
         """Forget the prefixes of earlier requests."""
-        _ = self.engine  # refuses after close
+        self._refuse_if_closed()
         self._driver.post(lambda loop: loop.scheduler.reset_prefix_cache())
 
     def stats(self) -> EngineStats:
@@ -252,9 +280,12 @@ class LLM:
 
     def close(self) -> None:
         """End all requests and let go of the engine's memory. May be called again."""
-        if self._engine is not None:
-            self._driver.close()
-            self._engine = None
+        self._driver.close()
+        self._engine, self._closed = None, True
+
+    def _refuse_if_closed(self) -> None:
+        if self._closed:
+            raise EngineError("E-RUN-CLOSED", "LLM", "it has been closed")
 
     def __enter__(self) -> Self:
         return self
@@ -265,7 +296,7 @@ class LLM:
         self.close()
 
     def _prepare(self, prompts: object, params: Params, **options: Any) -> list[Job]:
-        _ = self.engine  # refuses after close
+        self._refuse_if_closed()
         self._driver.loop.refuse_if_dead()
         jobs = self._submission.prepare(prompts, params, **options)
         for job in jobs:
@@ -275,7 +306,7 @@ class LLM:
     def _prepare_one(
         self,
         prompt: object,
-        params: SamplingParams | None,
+        params: SamplingParams | BeamSearchParams | None,
         caller: str,
         on_news: Callable[[], None] | None = None,
     ) -> Job:

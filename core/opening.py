@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bestiary.core.engine.options import AT_LOAD, BuildOptions
 from bestiary.core.errors import ConfigError, UsageError
@@ -12,8 +12,19 @@ from bestiary.core.progress import Progress
 from bestiary.core.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from bestiary.core.engine.facts import EngineFacts
     from bestiary.core.engine.load import LoadedEngine
     from bestiary.core.plugins import PluginHost
+    from bestiary.core.runtime.executor import Executor
+
+
+class OpenEngine(NamedTuple):
+    """An engine that is ready to run: where its files are, what it is, what runs it, and, in this process, the engine itself."""
+
+    directory: Path
+    facts: EngineFacts
+    executor: Executor
+    engine: LoadedEngine | None
 
 
 def open_engine(
@@ -24,9 +35,10 @@ def open_engine(
     weights: str,
     seed: int,
     kv_cache_memory: float | int,
+    memory_limit: int | None,
     reference: bool,
     progress: Progress,
-) -> LoadedEngine:
+) -> OpenEngine:
     """The engine of a model: loaded, after whatever conversion and build it needs, or with random weights.
 
     Args:
@@ -35,46 +47,57 @@ def open_engine(
     Raises:
         ConfigError: ``said`` contradicts an engine that is already built.
     """
-    from bestiary.core.engine.engine import is_engine
-    from bestiary.core.engine.load import load_engine, random_engine
-    from bestiary.core.engine.network import check_options
+    from bestiary.core.engine.engine import EngineManifest, is_engine
+    from bestiary.core.engine.facts import EngineFacts
+    from bestiary.core.engine.load import load_engine
+    from bestiary.core.engine.start import in_process, in_ranks
     from bestiary.core.prepare import prepare
 
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise UsageError("E-USE-SEED", "seed", "is not an integer", found=repr(seed)[:80], expected="an integer")
-    options = BuildOptions(**said)
-    if options.tensor_parallel > 1:
-        raise ConfigError(
-            "E-ENGINE-RANKS",
-            "tensor_parallel",
-            "one process runs one rank",
-            found=str(options.tensor_parallel),
-            expected="1",
-            hint="build such an engine with bestiary build, and load each rank's share with load_engine(ranks=…)",
-        )
-    if weights == "random":
-        check_options(options, host)
-        return random_engine(
-            Path(model),
-            host=host,
-            options=options,
-            seed=seed,
-            kv_cache_memory=kv_cache_memory,
-            reference=reference,
-            progress=progress,
-        )
-    if weights != "auto":
+    if weights not in ("auto", "random"):
         raise UsageError("E-USE-WEIGHTS", "weights", "unknown", found=repr(weights), expected='"auto" or "random"')
+    memory: dict[str, Any] = {"kv_cache_memory": kv_cache_memory, "memory_limit": memory_limit, "reference": reference}
+    if weights == "random":
+        engine = _random(Path(model), host, BuildOptions(**said), seed, progress, memory)
+        return OpenEngine(engine.directory, EngineFacts.of(engine), in_process(engine, host), engine)
     if is_engine(Path(model)):
         check_built(Path(model), said)
-    return load_engine(
-        prepare(model, host=host, options=options, progress=progress),
-        host=host,
-        kv_cache_memory=kv_cache_memory,
-        reference=reference,
-        progress=progress,
-        **{name: value for name, value in said.items() if name in AT_LOAD},
-    )
+    directory = prepare(model, host=host, options=BuildOptions(**said), progress=progress)
+    changes = {name: value for name, value in said.items() if name in AT_LOAD}
+    built = EngineManifest.read(directory).options
+    if built.tensor_parallel * built.pipeline_parallel > 1:
+        executor, facts = in_ranks(
+            directory,
+            host,
+            tensor=built.tensor_parallel,
+            stages=built.pipeline_parallel,
+            device=changes.pop("device", built.device),
+            options={**memory, **changes},
+        )
+        return OpenEngine(directory, facts, executor, None)
+    engine = load_engine(directory, host=host, progress=progress, **memory, **changes)
+    return OpenEngine(directory, EngineFacts.of(engine), in_process(engine, host), engine)
+
+
+def _random(
+    model: Path, host: PluginHost, options: BuildOptions, seed: int, progress: Progress, memory: Mapping[str, Any]
+) -> LoadedEngine:
+    from bestiary.core.engine.load import random_engine
+    from bestiary.core.engine.network import check_options
+
+    for name in ("tensor_parallel", "pipeline_parallel"):
+        if getattr(options, name) > 1:
+            raise ConfigError(
+                "E-ENGINE-RANKS",
+                name,
+                "random weights are made in one process",
+                found=str(getattr(options, name)),
+                expected="1",
+                hint="build an engine with this degree, and load that",
+            )
+    check_options(options, host)
+    return random_engine(model, host=host, options=options, seed=seed, progress=progress, **memory)
 
 
 def check_built(directory: Path, said: Mapping[str, Any]) -> None:

@@ -38,9 +38,11 @@ class CompletionOutput:
         text: the decoded answer; it ends before a stop string or stop token. Empty without a tokenizer.
         token_ids: all generated tokens, the one that ended the answer included.
         logprobs: per generated token, the chosen token and the likeliest ones; None unless asked for.
-        cumulative_logprob: sum of the chosen tokens' logprobs; None unless ``logprobs`` was asked for.
+        cumulative_logprob: sum of the chosen tokens' logprobs; None unless ``logprobs`` or a
+            beam search was asked for.
         finish_reason: ``"stop"`` (end token, stop token or stop string), ``"length"``, ``"abort"``, ``"error"``; None
             while it runs.
+        score: of beam search, ``cumulative_logprob / length ** length_penalty``; else None.
         stop_reason: the stop string or the id in ``stop_token_ids`` that ended it; for ``"error"``, what went wrong.
     """
 
@@ -51,6 +53,7 @@ class CompletionOutput:
     cumulative_logprob: float | None = None
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
+    score: float | None = None
 
 
 @dataclass

@@ -5,30 +5,42 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from bestiary import Fusion, Kernel, Op, Reader, hookimpl
+from bestiary.core.kernels import workspace
 from bestiary.spec import Call
 
 _OPS = {
     "activation": ("gated_activation",),
     "attention": ("kv_write", "paged_attention", "rope_kv_write"),
-    "collective": ("all_gather", "all_reduce"),
+    "collective": ("all_gather", "all_reduce", "receive", "send"),
     "elementwise": ("add", "mul", "select_rows"),
     "linear": ("embedding", "embedding_shard", "linear", "logits"),
     "norm": ("add_rms_norm", "rms_norm"),
     "rotary": ("rope", "rotary_table"),
 }
-_KERNELS = {
-    "dense": (
-        "add",
-        "mul",
-        "select_rows",
-        "embedding",
-        "linear",
-        "logits",
-        "rms_norm",
-        "add_rms_norm",
-        "gated_activation",
-    ),
-    "attention": ("rope", "kv_write", "rope_kv_write", "paged_attention"),
+_KERNELS: dict[str, dict[str, Callable[[Call], int]]] = {
+    "dense": {
+        "add": workspace.nothing,
+        "mul": workspace.nothing,
+        "select_rows": workspace.nothing,
+        "embedding": workspace.nothing,
+        "linear": workspace.linear,
+        "logits": workspace.logits,
+        "rms_norm": workspace.norm,
+        "add_rms_norm": workspace.norm,
+        "gated_activation": workspace.gated_activation,
+    },
+    "attention": {
+        "rope": workspace.rope,
+        "kv_write": workspace.kv_write,
+        "rope_kv_write": workspace.rope_kv_write,
+        "paged_attention": workspace.paged_attention,
+    },
+}
+#: Of those, the kernels that move data or round once at each step: a row's result depends on that row alone.
+_ROW_BY_ROW = ("add", "mul", "select_rows", "embedding", "rope", "kv_write", "rope_kv_write")
+_INVARIANT = {
+    "invariant": ("linear", "logits", "rms_norm", "add_rms_norm", "gated_activation", "rotary_table"),
+    "invariant_attention": ("paged_attention",),
 }
 
 
@@ -41,17 +53,26 @@ def bestiary_register_ops(register: Callable[[Op], None]) -> None:
 
 @hookimpl
 def bestiary_register_kernels(register: Callable[[Kernel], None]) -> None:
-    for module, names in _KERNELS.items():
+    for module, kernels in _KERNELS.items():
+        for name, takes in kernels.items():
+            run = f"bestiary.core.kernels.{module}:{name}"
+            register(Kernel(op=name, name="torch", run=run, batch_invariant=name in _ROW_BY_ROW, workspace=takes))
+    for module, names in _INVARIANT.items():
         for name in names:
-            register(Kernel(op=name, name="torch", run=f"bestiary.core.kernels.{module}:{name}"))
-    register(
-        Kernel(
-            op="linear",
-            name="widened",
-            run="bestiary.core.kernels.dense:linear_widened",
-            supports=_sixteen_bit_on_cpu,
+            run = f"bestiary.core.kernels.{module}:{name}"
+            graph_safe = name != "paged_attention"  # it lists the tiles on the host
+            register(Kernel(op=name, name="invariant", run=run, batch_invariant=True, graph_safe=graph_safe))
+    for module, name in (("dense", "widened"), ("invariant", "invariant_widened")):
+        register(
+            Kernel(
+                op="linear",
+                name=name,
+                run=f"bestiary.core.kernels.{module}:linear_widened",
+                supports=_sixteen_bit_on_cpu,
+                batch_invariant=module == "invariant",
+                workspace=workspace.linear_widened,
+            )
         )
-    )
 
 
 @hookimpl

@@ -50,20 +50,24 @@ def prepare(
 
         check_options(options, host)  # before anything is converted
     path = source.path or fetch(str(model), reports)
-    checkpoint = path
+    checkpoint, verified = path, False
     if source.kind != "checkpoint":
-        checkpoint = _checkpoint(Source("source", path, source.name), str(model), host, convert_dtype, reports, cache)
-    return _engine(checkpoint, source.name, str(model), host, options, reports, cache)
+        found = Source("source", path, source.name)
+        checkpoint, verified = _checkpoint(found, str(model), host, convert_dtype, reports, cache)
+    return _engine(checkpoint, source.name, str(model), host, options, reports, cache, verified=verified)
 
 
-def _checkpoint(source: Source, label: str, host: PluginHost, dtype: str, progress: Progress, home: Home) -> Path:
+def _checkpoint(
+    source: Source, label: str, host: PluginHost, dtype: str, progress: Progress, home: Home
+) -> tuple[Path, bool]:
+    """The checkpoint, and whether it has been verified here and now."""
     assert source.path is not None
     identity = {"source": file_identity(source.path), "dtype": dtype, "lock": _lock(host, _CONVERTING)}
     place = home.place("checkpoints", source.name, identity)
     with home.making(place):
         if home.is_complete(place):
             _reused(progress, "convert")
-            return place
+            return place, False
         from bestiary.converters.convert import convert
         from bestiary.core.checkpoint.verify import verify
 
@@ -75,11 +79,19 @@ def _checkpoint(source: Source, label: str, host: PluginHost, dtype: str, progre
             home.discard(place)
             raise
         home.complete(place, label)
-    return place
+    return place, True
 
 
 def _engine(
-    checkpoint: Path, name: str, label: str, host: PluginHost, options: BuildOptions, progress: Progress, home: Home
+    checkpoint: Path,
+    name: str,
+    label: str,
+    host: PluginHost,
+    options: BuildOptions,
+    progress: Progress,
+    home: Home,
+    *,
+    verified: bool,
 ) -> Path:
     identity: dict[str, Any] = {
         "checkpoint": file_identity(checkpoint),
@@ -97,7 +109,7 @@ def _engine(
         # Weights are hard-linked from a checkpoint on the same disk; from elsewhere they are copied.
         elsewhere = checkpoint.stat().st_dev != place.parent.stat().st_dev
         check_space(place, folder_size(checkpoint) if elsewhere else 0, f"building {name}")
-        build(checkpoint, place, host=host, options=options, progress=progress)
+        build(checkpoint, place, host=host, options=options, verified=verified, progress=progress)
         home.complete(place, label)
     return place
 

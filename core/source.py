@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -90,8 +91,11 @@ def _foreign(path: Path, host: PluginHost) -> bool:
     return False
 
 
-def fetch(hub_id: str, progress: Progress) -> Path:
+def fetch(hub_id: str, progress: Progress, files: Sequence[str] = HUB_FILES) -> Path:
     """Download a model from the hub, or find it in huggingface_hub's own cache.
+
+    Args:
+        files: patterns of the files that are wanted.
 
     Raises:
         MissingInputError: there is no such model, it is gated, or the hub can't be reached.
@@ -100,7 +104,7 @@ def fetch(hub_id: str, progress: Progress) -> Path:
 
     with step(progress, "download", None, "B") as note:
         try:
-            folder = Path(snapshot_download(hub_id, allow_patterns=list(HUB_FILES), tqdm_class=_bars(progress)))
+            folder = Path(snapshot_download(hub_id, allow_patterns=list(files), tqdm_class=_bars(progress)))
         except KeyboardInterrupt:
             raise
         except Exception as error:

@@ -9,17 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from bestiary.core.answer import TextAnswer
+from bestiary.core.beam_job import BeamJob, Beams
+from bestiary.core.beam_params import BeamSearchParams
 from bestiary.core.errors import RequestError
 from bestiary.core.guides import Guides
 from bestiary.core.jobs import Job, Part, SamplingJob
 from bestiary.core.plugins import PluginHost
 from bestiary.core.prompts import as_prompts, read_prompt
+from bestiary.core.runtime.beam import BeamSearch
 from bestiary.core.runtime.random_stream import mix
 from bestiary.core.runtime.request import Request
 from bestiary.core.sampling_params import SamplingParams
 from bestiary.core.text.chat import ChatTemplate, Message
 from bestiary.core.text.generation_config import end_token_ids, load_generation_config
 from bestiary.core.text.tokenizer import Tokenizer
+
+#: How the answers to a prompt are found.
+Params = SamplingParams | BeamSearchParams
 
 
 class Submission:
@@ -55,7 +61,7 @@ class Submission:
     def prepare(
         self,
         prompts: object,
-        params: SamplingParams | Sequence[SamplingParams] | None,
+        params: Params | Sequence[Params] | None,
         *,
         streams: bool = False,
         on_news: Callable[[], None] | None = None,
@@ -93,7 +99,9 @@ class Submission:
         # The template writes its own begin token.
         return [{"prompt_token_ids": self.tokenizer.encode(text, add_special_tokens=False)} for text in texts]
 
-    def _job(self, prompt: object, params: SamplingParams, streams: bool, on_news: Callable[[], None] | None) -> Job:
+    def _job(self, prompt: object, params: Params, streams: bool, on_news: Callable[[], None] | None) -> Job:
+        if isinstance(params, BeamSearchParams):
+            return self._beam_job(prompt, params, on_news)
         read = read_prompt(
             prompt,
             self.tokenizer,
@@ -137,14 +145,37 @@ class Submission:
             scored=resolved.logprobs is not None,
         )
 
+    def _beam_job(self, prompt: object, params: BeamSearchParams, on_news: Callable[[], None] | None) -> Job:
+        read = read_prompt(prompt, self.tokenizer, vocab_size=self.vocab_size, max_seq_len=self.max_seq_len)
+        number = self._count
+        self._count += 1
+        # Resolving as for sampling checks the stop tokens and finds the model's end tokens.
+        given = SamplingParams(temperature=0, stop_token_ids=params.stop_token_ids, ignore_eos=params.ignore_eos)
+        resolved = given.resolve(None, vocab_size=self.vocab_size, eos_token_ids=self.end_tokens)
+        room = self.max_seq_len - len(read.token_ids)
+        max_tokens = room if params.max_tokens is None else min(room, params.max_tokens)
+        search = BeamSearch(
+            params.beam_width,
+            max_tokens=max_tokens,
+            end_tokens=resolved.end_token_ids,
+            length_penalty=params.length_penalty,
+            early_stopping=params.early_stopping,
+        )
+        wanted = min(search.candidates, self.vocab_size)
+        one = replace(resolved, max_tokens=1, logprobs=wanted, stop_token_ids=frozenset(), end_token_ids=frozenset())
+        beams = Beams(search, one, resolved.end_token_ids, max_tokens, self.max_seq_len)
+        return BeamJob(str(number), read.text, read.token_ids, beams, self.tokenizer, on_news)
 
-def _spread(params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> Sequence[SamplingParams]:
+
+def _spread(params: Params | Sequence[Params] | None, count: int) -> Sequence[Params]:
     if params is None:
         params = SamplingParams()
-    if isinstance(params, SamplingParams):
+    if isinstance(params, SamplingParams | BeamSearchParams):
         return [params] * count
     wrong = (
-        [each for each in params if not isinstance(each, SamplingParams)] if isinstance(params, Sequence) else [params]
+        [each for each in params if not isinstance(each, SamplingParams | BeamSearchParams)]
+        if isinstance(params, Sequence)
+        else [params]
     )
     if wrong:
         found = f"{wrong[0]!r:.80}"

@@ -12,7 +12,7 @@ from bestiary.layers.step import Step
 
 
 class LayerStack(nn.ModuleList):
-    """The model's layers, made by ``make(index)``."""
+    """The model's layers, made by ``make(index)``. Between two of them a model may be cut into pipeline stages."""
 
     def __init__(self, count: int, make: Callable[[int], nn.Module]) -> None:
         super().__init__(make(index) for index in range(count))

@@ -182,7 +182,7 @@ def _entry(tensor: str, fields: Any, file: str, data_start: int, data_size: int)
     if end < begin:
         raise wrong("has reversed data_offsets", offsets)
     if end > data_size:
-        raise wrong("reaches beyond the file, which is cut short", end, f"at most {data_size} bytes of data")
+        raise wrong("reaches beyond the file, which is cut short", end, f"an end within the {data_size} bytes of data")
     torch_name, itemsize = DTYPES[dtype]
     nbytes = math.prod(shape) * itemsize
     if end - begin != nbytes:

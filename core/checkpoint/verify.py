@@ -76,7 +76,7 @@ def _manifest(directory: Path) -> tuple[str, Manifest]:
     if (directory / ENGINE).is_file():
         inner = read_json(directory, ENGINE, limit=JSON_LIMIT).get("checkpoint")
         if not isinstance(inner, dict):
-            raise DataError("E-ENG-MANIFEST", f"{ENGINE}, field checkpoint", "is missing")
+            raise DataError("E-ENGINE-MANIFEST", f"{ENGINE}, field checkpoint", "is missing")
         return "engine", Manifest.parse(inner, ENGINE)
     raise MissingInputError(
         "E-CKPT-MISSING", directory.name, "is neither a checkpoint nor an engine", expected=f"{NAME} or {ENGINE}"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bestiary.core.cli.options import Json, Sampling, spread
+from bestiary.core.cli.options import Json, MemoryLimit, Sampling, spread
 
 if TYPE_CHECKING:
     from bestiary import LLM, SamplingParams
@@ -23,6 +23,7 @@ def chat(
     system: Annotated[str | None, typer.Option(help="A system message in front.")] = None,
     sampling: Sampling,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    memory_limit: MemoryLimit = None,
     json: Json = False,
 ) -> None:
     """Talk to a model; without a terminal, each line of stdin is a message."""
@@ -32,7 +33,10 @@ def chat(
 
     session, params = session_of(ctx), sampling.params()
     directory = answer.require_engine(engine, session)
-    with progress(silent=json) as steps, answer.open_llm(directory, session, steps, device=device) as llm:
+    with (
+        progress(silent=json) as steps,
+        answer.open_llm(directory, session, steps, device=device, memory_limit=memory_limit) as llm,
+    ):
         converse(llm, params, system=system, json=json)
 
 

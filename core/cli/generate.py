@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bestiary.core.cli.options import Json, Sampling, print_json, spread
+from bestiary.core.cli.options import Json, MemoryLimit, Sampling, print_json, spread
 
 if TYPE_CHECKING:
     from bestiary import RequestOutput
@@ -25,6 +25,7 @@ def generate(
     ] = None,
     sampling: Sampling,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    memory_limit: MemoryLimit = None,
     json: Json = False,
 ) -> None:
     """Complete prompts as they are, without a chat template."""
@@ -38,7 +39,10 @@ def generate(
     if not everything:
         raise UsageError("E-CLI-PROMPT", "PROMPT", "no prompt", hint="give prompts as arguments, or --prompts FILE")
     directory = answer.require_engine(engine, session)
-    with progress(silent=json) as steps, answer.open_llm(directory, session, steps, device=device) as llm:
+    with (
+        progress(silent=json) as steps,
+        answer.open_llm(directory, session, steps, device=device, memory_limit=memory_limit) as llm,
+    ):
         outputs = llm.generate(everything, params, use_tqdm=False)
     if json:
         print_json([_as_dict(output) for output in outputs])

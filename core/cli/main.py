@@ -12,7 +12,20 @@ from typing import Annotated, Any, NoReturn, cast
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from bestiary.core.cli import build, cache, chat, convert, export, failures, generate, kernels, plugins, run, verify
+from bestiary.core.cli import (
+    build,
+    cache,
+    chat,
+    convert,
+    export,
+    failures,
+    generate,
+    kernels,
+    plan_memory,
+    plugins,
+    run,
+    verify,
+)
 from bestiary.core.cli.session import Session, set_logging
 from bestiary.core.errors import USAGE, BestiaryError
 from bestiary.core.version import __version__
@@ -131,6 +144,7 @@ app.command("chat")(chat.chat)
 app.command("export")(export.export)
 app.command("plugins")(plugins.plugins)
 app.command("kernels")(kernels.kernels)
+app.command("plan-memory")(plan_memory.plan_memory)
 app.add_typer(cache.app, name="cache")
 
 

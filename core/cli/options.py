@@ -20,6 +20,12 @@ if TYPE_CHECKING:
     from bestiary.core.engine.options import BuildOptions
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result, or the error, as JSON.")]
+MemoryLimit = Annotated[
+    str | None,
+    typer.Option(
+        metavar="BYTES|GiB", help="Most memory for this process, such as 4GiB; the KV cache gets what is left."
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists, once the new one is complete.")]
 
 
@@ -49,7 +55,13 @@ class Building:
     tensor_parallel: Annotated[int | None, _build("--tensor-parallel", "--tp", help="Ranks that share each layer.")] = (
         None
     )
+    pipeline_parallel: Annotated[
+        int | None, _build("--pipeline-parallel", "--pp", help="Stages that the layers are divided among.")
+    ] = None
     quantization: Annotated[str | None, _build(help="Quantization method.")] = None
+    deterministic: Annotated[
+        bool | None, _build("--deterministic", help="Answers that don't depend on what else runs; slower.")
+    ] = None
     kernel: Annotated[
         list[str] | None, _build(help="Use this kernel for an op (* for all); repeatable.", metavar="OP=NAME")
     ] = None

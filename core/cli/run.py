@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bestiary.core.cli.options import Building, Json, Sampling, print_json, spread
+from bestiary.core.cli.options import Building, Json, MemoryLimit, Sampling, print_json, spread
 
 
 @spread
@@ -21,6 +21,7 @@ def run(
     convert_dtype: Annotated[str, typer.Option(help="Dtype of the converted weights.")] = "auto",
     sampling: Sampling,
     building: Building,
+    memory_limit: MemoryLimit = None,
     json: Json = False,
 ) -> None:
     """Convert, verify, build and generate, reusing what the cache holds."""
@@ -40,7 +41,7 @@ def run(
     with progress(silent=json) as steps:
         engine = prepare(model, host=session.host, options=options, convert_dtype=convert_dtype, progress=steps)
         check_built(engine, building.said())
-        with answer.open_llm(engine, session, steps, **building.at_load()) as llm:
+        with answer.open_llm(engine, session, steps, memory_limit=memory_limit, **building.at_load()) as llm:
             templated = not raw and answer.has_chat_template(engine)
             if prompt is None:
                 converse(llm, params, system=system, json=json)

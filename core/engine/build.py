@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from bestiary.core import device as devices
 from bestiary.core.checkpoint.checkpoint import Checkpoint
 from bestiary.core.checkpoint.files import json_bytes
 from bestiary.core.checkpoint.parameters import check_names, parse_config
 from bestiary.core.checkpoint.transaction import check_target, new_directory
+from bestiary.core.checkpoint.verify import verify
 from bestiary.core.engine.constants import Constants, from_files
 from bestiary.core.engine.engine import EngineManifest, plan_file
 from bestiary.core.engine.network import Network, make_network
 from bestiary.core.engine.options import BuildOptions
 from bestiary.core.engine.sample import sample_inputs
-from bestiary.core.ops.collective import Ranks
+from bestiary.core.ops.collective import Place, Ranks
 from bestiary.core.plugins import PluginHost
 from bestiary.core.program.plan import Plan
 from bestiary.core.program.shapes import Sizes
@@ -52,9 +54,13 @@ def build(
     host: PluginHost,
     options: BuildOptions | None = None,
     overwrite: bool = False,
+    verified: bool = False,
     progress: Progress | None = None,
 ) -> BuildReport:
-    """Build an engine directory from a checkpoint directory.
+    """Build an engine directory from a checkpoint directory, whose digests are checked first.
+
+    Args:
+        verified: this process has just checked them.
 
     Raises:
         OutputError: the target exists.
@@ -65,21 +71,31 @@ def build(
     options, progress = options or BuildOptions(), progress or Silent()
     check_target(target, overwrite=overwrite)
     source = Checkpoint.open(checkpoint)
+    if not verified:
+        verify(checkpoint, host=host, progress=progress)
     manifest = source.manifest
     model = host.model(manifest.model)
     check_names(model, manifest.model_format)
     config = parse_config(model, manifest.config)
     with step(progress, "trace") as note:
-        # The plan of a tensor-parallel engine is made for the first rank's share; the others' calls look the same.
-        ranks = Ranks(0, options.tensor_parallel)
-        network = make_network(model, config, options, checkpoint_dtype=manifest.dtype, host=host, ranks=ranks)
-        note.text = f"{len(network.program.instructions)} calls, {sum(network.fusions.values())} fusions"
+        # The plan is made for the first tensor-parallel rank of each stage; the others' calls look the same.
+        places = [
+            Place(Ranks(0, options.tensor_parallel), Ranks(stage, options.pipeline_parallel))
+            for stage in range(options.pipeline_parallel)
+        ]
+        networks = [
+            make_network(model, config, options, checkpoint_dtype=manifest.dtype, host=host, place=place)
+            for place in places
+        ]
+        calls = sum(len(network.program.instructions) for network in networks)
+        note.text = f"{calls} calls, {sum(sum(network.fusions.values()) for network in networks)} fusions"
+    network = networks[0]
     constants = Constants(from_files(source.weights, network.target.dtype, network.target.device))
-    plan = make_plan(network, constants, host, options, progress)
+    plan = make_plan(networks, constants, host, options, progress)
     with new_directory(target, overwrite=overwrite) as directory:
         for name in manifest.files:
             _link(checkpoint / name, directory / name)
-        place = plan_file(directory, plan.device, options.tensor_parallel)
+        place = plan_file(directory, plan.device, options)
         place.parent.mkdir()
         place.write_bytes(json_bytes(plan.as_dict()))
         EngineManifest(manifest, _resolved(options, network), host.lock()).write(directory)
@@ -87,18 +103,21 @@ def build(
 
 
 def make_plan(
-    network: Network, constants: Constants, host: PluginHost, options: BuildOptions, progress: Progress
+    networks: Sequence[Network], constants: Constants, host: PluginHost, options: BuildOptions, progress: Progress
 ) -> Plan:
-    """Choose the network's kernels by checking and timing the candidates."""
+    """Choose the kernels of a model's pipeline stages by checking and timing the candidates."""
+    plan = Plan(devices.label(networks[0].target.device), deterministic=options.deterministic)
+    for network in networks:
 
-    def inputs(sizes: Sizes) -> Mapping[str, Tensor]:
-        return sample_inputs(network.program, network.geometry, sizes, network.vocab_size, network.target.device)
+        def inputs(sizes: Sizes, network: Network = network) -> Mapping[str, Tensor]:
+            return sample_inputs(network.program, network.geometry, sizes, network.vocab_size, network.target.device)
 
-    tuner = Tuner(host, network.target, network.shapes, inputs, constants, options.kernels, network.max_seq_len)
-    # Logits of more rows than there are requests are wanted for prompt logprobs only: not worth measuring for.
-    limits = network.limits._replace(rows=network.limits.sequences)
-    plan = tuner.plan(network.program, limits, progress)
-    plan.fusions = dict(network.fusions)
+        tuner = Tuner(host, network.target, network.shapes, inputs, constants, options.kernels, network.max_seq_len)
+        # Logits of more rows than there are requests are wanted for prompt logprobs only: not worth measuring for.
+        limits = network.limits._replace(rows=network.limits.sequences)
+        tuner.extend(plan, network.program, limits, progress)
+        for name, count in network.fusions.items():
+            plan.fusions[name] = plan.fusions.get(name, 0) + count
     return plan
 
 

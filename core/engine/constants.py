@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -27,6 +27,11 @@ class Constants:
             parts = [self.source(part) for part in weight.parts]
             self._made[weight.parts] = parts[0] if len(parts) == 1 else torch.cat(parts)
         return self._made[weight.parts]
+
+    def make(self, weights: Iterable[Weight]) -> None:
+        """Make all of these now, so that what memory is left is known."""
+        for weight in weights:
+            self(weight)
 
     @property
     def nbytes(self) -> int:

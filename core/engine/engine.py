@@ -75,9 +75,9 @@ def is_engine(path: Path) -> bool:
     return (path / NAME).is_file()
 
 
-def plan_file(directory: Path, label: str, tensor_parallel: int) -> Path:
+def plan_file(directory: Path, label: str, options: BuildOptions) -> Path:
     """Where the plan for a kind of device and degree of parallelism lies."""
-    return directory / "plan" / f"{label}-tp{tensor_parallel}pp1.json"
+    return directory / "plan" / f"{label}-tp{options.tensor_parallel}pp{options.pipeline_parallel}.json"
 
 
 def _options(raw: Mapping[str, Any]) -> BuildOptions:

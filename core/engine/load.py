@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bestiary.core import device as devices
-from bestiary.core.checkpoint.checkpoint import is_checkpoint
-from bestiary.core.checkpoint.files import JSON_LIMIT, read_json
-from bestiary.core.checkpoint.manifest import Manifest
 from bestiary.core.checkpoint.parameters import check_names, parse_config
 from bestiary.core.checkpoint.weights import Weights
-from bestiary.core.config import ModelConfig, Rope
+from bestiary.core.config import Rope
 from bestiary.core.engine.constants import Constants, at_random, from_files
-from bestiary.core.engine.engine import EngineManifest, is_engine, plan_file
+from bestiary.core.engine.engine import EngineManifest, plan_file
+from bestiary.core.engine.family import config_of, family_of
+from bestiary.core.engine.memory import mapped_dtypes
+from bestiary.core.engine.memory_cap import MemoryCap
 from bestiary.core.engine.network import Network, make_network
 from bestiary.core.engine.options import BuildOptions
 from bestiary.core.errors import ConfigError
-from bestiary.core.ops.collective import ALONE, Ranks
+from bestiary.core.ops.collective import UNDIVIDED, Place
 from bestiary.core.plugins import PluginHost
 from bestiary.core.program.bind import bind
 from bestiary.core.program.bound import StepProgram
@@ -29,10 +30,12 @@ from bestiary.core.program.program import Program
 from bestiary.core.program.trace import cache_groups
 from bestiary.core.progress import Progress, Silent, step
 from bestiary.core.runtime.cache_groups import CacheGroup
+from bestiary.core.runtime.graphs import DecodeGraphs
 from bestiary.core.runtime.inputs import StepInputs
 from bestiary.core.runtime.kv_store import KVStore, plan_groups
 from bestiary.core.runtime.reference import ReferenceRunner
 from bestiary.core.runtime.runner import Runner
+from bestiary.layers.cache import CacheSpec
 from bestiary.spec import Model
 
 log = logging.getLogger("bestiary.engine")
@@ -68,7 +71,9 @@ def load_engine(
     kernels: Mapping[str, str] | None = None,
     max_batch_size: int | None = None,
     max_seq_len: int | None = None,
-    ranks: Ranks = ALONE,
+    memory_limit: int | None = None,
+    graphs: bool | None = None,
+    place: Place = UNDIVIDED,
     taps: Sequence[str] = (),
     reference: bool = False,
     progress: Progress | None = None,
@@ -77,36 +82,46 @@ def load_engine(
 
     Args:
         device: where to run, if not where it was built for.
-        kv_cache_memory: a fraction (at most 1) of the memory that is free once the weights are there, or bytes.
+        kv_cache_memory: a fraction (at most 1) of the memory that is free once the weights are there, or bytes (of
+            each rank). The ranks of a divided engine agree on the fewest blocks that one of them can hold.
         num_blocks: blocks of each cache group, in place of ``kv_cache_memory``.
         kernels: op → kernel, over what the plan says.
-        max_batch_size, max_seq_len: in place of the build's.
-        ranks: this process's place in a tensor-parallel engine.
+        max_batch_size, max_seq_len, graphs: in place of the build's.
+        memory_limit: most bytes of the device's memory for this process with the engine; the cache gets what is left.
+        place: this process's place in a divided engine.
         taps: module paths whose outputs ``Runner.forward_all`` also returns.
         reference: run the model's own forward on the ops' references, without a step program.
 
     Raises:
         MissingInputError, DataError: the directory is no engine, or damaged.
-        ConfigError: the options don't fit.
+        ConfigError: the options don't fit; in deterministic mode, an op has no batch-invariant kernel.
         PluginError: a plugin that is needed is missing.
     """
     manifest = EngineManifest.read(directory)
-    changes: dict[str, Any] = {"device": device, "max_batch_size": max_batch_size, "max_seq_len": max_seq_len}
+    changes: dict[str, Any] = {
+        "device": device,
+        "max_batch_size": max_batch_size,
+        "max_seq_len": max_seq_len,
+        "graphs": graphs,
+    }
     options = replace(manifest.options, **{name: value for name, value in changes.items() if value is not None})
     options = replace(options, kernels={**options.kernels, **(kernels or {})})
-    _check_ranks(options, ranks)
+    _check_place(options, place, reference)
     model = host.model(manifest.checkpoint.model)
     check_names(model, manifest.checkpoint.model_format)
     config = parse_config(model, manifest.checkpoint.config)
     with step(progress or Silent(), "load") as note:
         network = make_network(
-            model, config, options, checkpoint_dtype=manifest.checkpoint.dtype, host=host, ranks=ranks, taps=taps
+            model, config, options, checkpoint_dtype=manifest.checkpoint.dtype, host=host, place=place, taps=taps
         )
         _report_drift(manifest.lock, host.lock())
         plan = _plan(directory, network, options)
-        constants = Constants(from_files(Weights.open(directory), network.target.dtype, network.target.device))
-        groups = _groups(network, options, kv_cache_memory, num_blocks)
-        engine = _assemble(network, constants, plan, host, options, groups, directory, model, reference)
+        files = Weights.open(directory)
+        constants = Constants(from_files(files, network.target.dtype, network.target.device))
+        cap = MemoryCap.of(network, options, host, mapped_dtypes(files), memory_limit, reference)
+        constants.make(() if reference else network.program.weights())
+        groups = plan_cache(network, options, cap.cache_memory(kv_cache_memory), num_blocks, place)
+        engine = _assemble(network, constants, plan, host, options, groups, directory, model, reference, cap)
         note.text = f"{constants.nbytes / 1e6:,.0f} MB of weights"
     return engine
 
@@ -119,6 +134,7 @@ def random_engine(
     seed: int = 0,
     kv_cache_memory: float | int = 0.9,
     num_blocks: int | None = None,
+    memory_limit: int | None = None,
     taps: Sequence[str] = (),
     reference: bool = False,
     progress: Progress | None = None,
@@ -127,37 +143,19 @@ def random_engine(
 
     Nothing is measured: each op gets the first kernel that can run it.
     """
-    model, config = _family(_config(directory), host)
+    model, config = family_of(config_of(directory), host)
     with step(progress or Silent(), "make weights") as note:
         dtype = config.dtype or "float32"
         network = make_network(model, config, options, checkpoint_dtype=dtype, host=host, taps=taps)
         shapes = {name: tuple(p.shape) for name, p in network.module.named_parameters()}
         constants = Constants(at_random(seed, shapes, network.target.dtype, network.target.device))
-        plan = Plan(devices.label(network.target.device))
-        groups = _groups(network, options, kv_cache_memory, num_blocks)
-        engine = _assemble(network, constants, plan, host, options, groups, directory, model, reference)
+        plan = Plan(devices.label(network.target.device), deterministic=options.deterministic)
+        cap = MemoryCap.of(network, options, host, {}, memory_limit, reference)
+        constants.make(() if reference else network.program.weights())
+        groups = plan_cache(network, options, cap.cache_memory(kv_cache_memory), num_blocks, UNDIVIDED)
+        engine = _assemble(network, constants, plan, host, options, groups, directory, model, reference, cap)
         note.text = f"{constants.nbytes / 1e6:,.0f} MB of random weights"
     return engine
-
-
-def _config(directory: Path) -> Mapping[str, object]:
-    """The model's config: a checkpoint and an engine carry theirs, any other directory has a config.json."""
-    if is_engine(directory):
-        return EngineManifest.read(directory).checkpoint.config
-    if is_checkpoint(directory):
-        return Manifest.read(directory).config
-    return read_json(directory, "config.json", limit=JSON_LIMIT)
-
-
-def _family(raw: Mapping[str, object], host: PluginHost) -> tuple[Model, ModelConfig]:
-    names = raw.get("architectures")
-    if not isinstance(names, list) or not names or not isinstance(names[0], str):
-        raise ConfigError(
-            "E-CFG-ARCHITECTURE", "config.json, field architectures", "names no architecture", found=repr(names)
-        )
-    kind = raw.get("model_type")
-    model = host.model_for_architecture(names[0], model_type=kind if isinstance(kind, str) else None)
-    return model, parse_config(model, raw)
 
 
 def _assemble(
@@ -170,17 +168,25 @@ def _assemble(
     directory: Path,
     model: Model,
     reference: bool,
+    cap: MemoryCap,
 ) -> LoadedEngine:
+    cap.check(groups)
     device = network.target.device
-    store = KVStore(network.program.caches, groups, network.geometry.kv_dtype, device)
+    program = network.program
+    store = KVStore(program.caches, program.group_of, groups, network.geometry.kv_dtype, device)
     inputs = StepInputs(store, network.limits, network.max_seq_len, device)
     runner: Runner | ReferenceRunner
+    if reference and options.deterministic:
+        raise ConfigError("E-ENGINE-OPTION", "reference", "the references are not batch-invariant: not deterministic")
     if reference:
         runner = ReferenceRunner(network.module, constants.source, inputs)
     else:
         kernels = bind(network.program, network.shapes, plan, constants, host, network.target, options.kernels)
         weights = {weight: constants(weight) for weight in network.program.weights()}
-        runner = Runner(StepProgram(network.program, network.shapes, kernels, weights, inputs.views, device), inputs)
+        steps = StepProgram(network.program, network.shapes, kernels, weights, inputs.views, device)
+        cap.reserve(steps)
+        recorded = options.graphs and devices.records(device)
+        runner = Runner(steps, inputs, DecodeGraphs(steps, inputs, network.limits, device) if recorded else None)
     return LoadedEngine(
         runner=runner,
         cache_groups=groups,
@@ -195,12 +201,28 @@ def _assemble(
     )
 
 
-def _groups(
-    network: Network, options: BuildOptions, memory: float | int, num_blocks: int | None
+def plan_cache(
+    network: Network, options: BuildOptions, memory: float | int, num_blocks: int | None, place: Place
 ) -> tuple[CacheGroup, ...]:
+    """The model's cache groups with the same number of blocks on every rank: the least that one of them can hold."""
+    program = network.program
     if num_blocks is not None:
-        specs = cache_groups(network.program.caches)
-        return tuple(CacheGroup(num_blocks, options.block_size, spec.window) for spec in specs)
+        return tuple(CacheGroup(num_blocks, options.block_size, spec.window) for spec in program.groups)
+    planned = _planned(network, options, program.caches, _budget(memory, network, place))
+    held = {program.group_of[path]: planned[spec] for path, spec in program.caches.items()}
+    counts = [
+        # A stage without layers of a group has nothing to hold: it takes as many blocks as could ever be in use.
+        held.get(number) or _planned(network, options, {"": spec}, sys.maxsize)[spec]
+        for number, spec in enumerate(program.groups)
+    ]
+    least = place.least(counts, network.target.device)
+    return tuple(
+        CacheGroup(count, options.block_size, spec.window) for count, spec in zip(least, program.groups, strict=True)
+    )
+
+
+def _budget(memory: float | int, network: Network, place: Place) -> int:
+    """Bytes for this rank's cache."""
     if isinstance(memory, bool) or not isinstance(memory, (int, float)) or memory <= 0 or (memory > 1 and memory % 1):
         raise ConfigError(
             "E-KV-MEMORY",
@@ -209,10 +231,19 @@ def _groups(
             found=repr(memory),
             expected="a fraction in (0, 1], or an integer of bytes",
         )
-    free = devices.free_memory(network.target.device)
-    budget = int(memory * free) if memory <= 1 else int(memory)
-    return plan_groups(
-        network.program.caches,
+    if memory > 1:
+        return int(memory)
+    device = network.target.device
+    # Ranks on the processor share its memory; a GPU has one rank.
+    return int(memory * devices.free_memory(device)) // (place.count if device.type == "cpu" else 1)
+
+
+def _planned(
+    network: Network, options: BuildOptions, caches: Mapping[str, CacheSpec], budget: int
+) -> dict[CacheSpec, int]:
+    """Blocks for each distinct spec of some caches."""
+    planned = plan_groups(
+        caches,
         budget=budget,
         block_size=options.block_size,
         dtype=network.geometry.kv_dtype,
@@ -220,6 +251,7 @@ def _groups(
         max_batch_size=options.max_batch_size,
         max_num_tokens=options.max_num_tokens,
     )
+    return {spec: group.num_blocks for spec, group in zip(cache_groups(dict(caches)), planned, strict=True)}
 
 
 def _length_dependent(program: Program) -> bool:
@@ -230,11 +262,14 @@ def _length_dependent(program: Program) -> bool:
 
 def _plan(directory: Path, network: Network, options: BuildOptions) -> Plan:
     label = devices.label(network.target.device)
-    path = plan_file(directory, label, options.tensor_parallel)
+    path = plan_file(directory, label, options)
     if path.is_file():
-        return Plan.read(path)
+        plan = Plan.read(path)
+        if plan.deterministic == options.deterministic:
+            return plan
+        log.warning("engine %s: %s was made for another mode", directory.name, path.name)
     log.warning("engine %s has no plan for %s: default kernels run it", directory.name, path.stem)
-    return Plan(label)
+    return Plan(label, deterministic=options.deterministic)
 
 
 def _report_drift(then: Mapping[str, str], now: Mapping[str, str]) -> None:
@@ -243,12 +278,22 @@ def _report_drift(then: Mapping[str, str], now: Mapping[str, str]) -> None:
             log.warning("engine was built with %s %s, this is %s", name, version, now[name])
 
 
-def _check_ranks(options: BuildOptions, ranks: Ranks) -> None:
-    if options.tensor_parallel != ranks.size:
+def _check_place(options: BuildOptions, place: Place, reference: bool) -> None:
+    degrees = (("tensor_parallel", place.tensor.size, "ranks"), ("pipeline_parallel", place.stage.size, "stages"))
+    for name, found, what in degrees:
+        if getattr(options, name) != found:
+            raise ConfigError(
+                "E-ENGINE-RANKS",
+                name,
+                f"the engine was built for another number of {what}",
+                found=str(found),
+                expected=str(getattr(options, name)),
+            )
+    if reference and place.count > 1:
         raise ConfigError(
             "E-ENGINE-RANKS",
-            "tensor_parallel",
-            "the engine was built for another number of ranks",
-            found=str(ranks.size),
-            expected=str(options.tensor_parallel),
+            "reference",
+            "the reference mode runs the whole model",
+            found=str(place),
+            expected="1 rank",
         )

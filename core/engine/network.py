@@ -1,4 +1,4 @@
-"""From a model family and a config to a rank's step program: trace, shard, taps, merge, fuse."""
+"""From a model family and a config to a rank's step program: trace, shard, taps, cut, merge, fuse."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from bestiary.core import device as devices
 from bestiary.core.config import ModelConfig
 from bestiary.core.engine.options import DEFAULT_SEQ_LEN, BuildOptions
 from bestiary.core.errors import ConfigError
-from bestiary.core.ops.collective import ALONE, Ranks
+from bestiary.core.ops.collective import UNDIVIDED, Place
 from bestiary.core.plugins import PluginHost, resolve
 from bestiary.core.program.bind import Target, check_overrides
 from bestiary.core.program.calls import candidates, describe, load_op
+from bestiary.core.program.deterministic import check_calls
+from bestiary.core.program.passes.cut import cut
 from bestiary.core.program.passes.fuse import fuse, pattern_of
 from bestiary.core.program.passes.merge import merge_linears
 from bestiary.core.program.passes.shard import shard
@@ -25,7 +27,6 @@ from bestiary.core.program.shapes import Geometry, Shape, Sizes, infer
 from bestiary.core.program.trace import trace
 from bestiary.core.runtime.inputs import table_width
 from bestiary.spec import Model
-
 
 #: Rows of logits in a step beyond one a sequence: for prompt log-probabilities, which a vocabulary makes large.
 PROMPT_ROWS = 256
@@ -60,7 +61,7 @@ def make_network(
     *,
     checkpoint_dtype: str,
     host: PluginHost,
-    ranks: Ranks = ALONE,
+    place: Place = UNDIVIDED,
     taps: Sequence[str] = (),
 ) -> Network:
     """Trace the model and run the passes over it.
@@ -73,18 +74,21 @@ def make_network(
     device = devices.choose(options.device)
     dtype = getattr(torch, checkpoint_dtype if options.dtype == "auto" else options.dtype)
     kv_dtype = dtype if options.kv_dtype == "auto" else getattr(torch, options.kv_dtype)
-    target = Target(device, devices.features(device), dtype)
+    target = Target(device, devices.features(device), dtype, options.deterministic)
     max_seq_len = _max_seq_len(options, config)
     geometry = Geometry(dtype, kv_dtype, options.block_size, table_width(max_seq_len, options.block_size))
     module = make_module(model, config)
     program = trace(module)
-    shard(program, module, ranks)
+    shard(program, module, place.tensor)
     insert_taps(program, taps)
+    cut(program, module, place.stage, geometry)
     merge_linears(program)
     fusions = _fuse(program, geometry, target, host)
     sequences = min(options.max_batch_size, options.max_num_tokens)
     limits = Sizes(options.max_num_tokens, sequences, sequences + PROMPT_ROWS)
     shapes = infer(program, geometry)
+    if options.deterministic:
+        check_calls(program, shapes)
     return Network(module, program, shapes, geometry, target, limits, max_seq_len, config.vocab_size, fusions)
 
 
@@ -97,7 +101,7 @@ def _fuse(program: Program, geometry: Geometry, target: Target, host: PluginHost
 
         def wanted(args: tuple[object, ...], pattern=pattern, shapes=shapes) -> bool:  # type: ignore[no-untyped-def]
             call = describe(pattern.fused, args, shapes, target.dtype, target.device, target.features)
-            return bool(candidates(call, host)[0])
+            return bool(candidates(call, host, invariant=target.deterministic)[0])
 
         applied[name] = fuse(program, pattern, wanted)
     return applied
@@ -119,12 +123,12 @@ def _max_seq_len(options: BuildOptions, config: ModelConfig) -> int:
 
 
 def check_options(options: BuildOptions, host: PluginHost) -> None:
-    """Refuse kernels and quantization methods that nobody registered; knows no model yet.
+    """Refuse kernels and quantization methods that nobody registered or the mode forbids; knows no model yet.
 
     Raises:
         ConfigError: with the ops, kernels or methods there are.
     """
-    check_overrides(options.kernels, host)
+    check_overrides(options.kernels, host, deterministic=options.deterministic)
     name, known = options.quantization, sorted(method.name for method in host.quantizations())
     if name is not None and name not in known:
         raise ConfigError(

@@ -9,7 +9,7 @@ from typing import Any
 from bestiary.core.errors import ConfigError
 
 #: What an engine that is already built can still be loaded with; the rest is fixed in it.
-AT_LOAD = ("device", "max_batch_size", "max_seq_len", "kernels")
+AT_LOAD = ("device", "max_batch_size", "max_seq_len", "kernels", "graphs")
 
 #: Longest sequence of an engine unless the user says otherwise: what most machines can hold several of.
 DEFAULT_SEQ_LEN = 4096
@@ -28,9 +28,13 @@ class BuildOptions:
         max_seq_len: most tokens of a request, prompt and output; None: the model's, 4096 at most.
         max_num_tokens: most tokens in one step.
         block_size: tokens in a block of the cache.
-        tensor_parallel: ranks the model is divided among.
+        tensor_parallel: ranks that share each layer.
+        pipeline_parallel: stages that the layers are divided among.
         quantization: a registered method's name.
         kernels: op → kernel that must run it (``*`` for every op that has it).
+        graphs: run steps that only decode as recorded graphs, on devices that record them.
+        deterministic: a request's tokens and log-probabilities depend on nothing but the request: each call is run by one
+            batch-invariant kernel at all sizes.
     """
 
     device: str = "auto"
@@ -41,14 +45,26 @@ class BuildOptions:
     max_num_tokens: int = 2048
     block_size: int = 16
     tensor_parallel: int = 1
+    pipeline_parallel: int = 1
     quantization: str | None = None
     kernels: Mapping[str, str] = field(default_factory=dict)
+    deterministic: bool = False
+    graphs: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("max_batch_size", "max_num_tokens", "block_size", "tensor_parallel"):
+        for name in ("max_batch_size", "max_num_tokens", "block_size", "tensor_parallel", "pipeline_parallel"):
             _positive(name, getattr(self, name))
         if self.max_seq_len is not None:
             _positive("max_seq_len", self.max_seq_len)
+        for name in ("deterministic", "graphs"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(
+                    "E-BUILD-OPTION",
+                    name,
+                    "is not a boolean",
+                    found=repr(getattr(self, name)),
+                    expected="True or False",
+                )
         for name in ("dtype", "kv_dtype"):
             if getattr(self, name) not in _DTYPES:
                 raise ConfigError(

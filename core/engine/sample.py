@@ -9,7 +9,6 @@ from torch import Tensor
 
 from bestiary.core.program.program import Program
 from bestiary.core.program.shapes import Geometry, Sizes
-from bestiary.core.program.trace import cache_groups
 
 _CONTEXT = 256  # tokens a sample decode has behind it, where the engine allows as many
 
@@ -18,7 +17,7 @@ def sample_inputs(
     program: Program, geometry: Geometry, sizes: Sizes, vocab_size: int, device: torch.device
 ) -> Mapping[str, Tensor]:
     """Inputs of a step in which T tokens are divided evenly among N sequences (T a multiple of N)."""
-    tokens, sequences, rows = sizes
+    tokens, sequences, rows, _ = sizes
     each = tokens // sequences
     capacity = geometry.table * geometry.block_size
     length = min(max(each, _CONTEXT if each == 1 else each), capacity)
@@ -38,7 +37,7 @@ def sample_inputs(
     owner = torch.arange(sequences).repeat_interleave(each)
     slots = table[owner, positions // geometry.block_size].long() * geometry.block_size
     slots += positions % geometry.block_size
-    for group in range(len(cache_groups(program.caches))):
+    for group in range(len(program.groups)):
         inputs[f"slots.{group}"], inputs[f"block_tables.{group}"] = slots, table
     made = {name: tensor.to(device) for name, tensor in inputs.items()}
     return {**made, **_caches(program, geometry, sequences * blocks + 1, device)}

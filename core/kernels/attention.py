@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bestiary.core.kernels.workspace import GATHERED
+
 
 def rope(x: Tensor, table: Tensor, *, out: Tensor) -> None:
     out.copy_(_turned(x, table))
@@ -25,13 +27,13 @@ def rope_kv_write(
 
 
 def _turned(x: Tensor, table: Tensor) -> Tensor:
-    """x ``[T, H, D]`` rotated, in fp32."""
+    """x ``[T, H, D]`` rotated, in fp32. No fused multiply-add: what torch fuses depends on an element's place."""
     rotated = table.shape[-1]
     cosine, sine = table.unsqueeze(1).chunk(2, -1)
     wide = x.float()
     first, second = wide[..., :rotated].chunk(2, -1)
-    low = (first * cosine).addcmul_(second, sine, value=-1)
-    high = (second * cosine).addcmul_(first, sine)
+    low = (first * cosine).sub_(second * sine)
+    high = (second * cosine).add_(first * sine)
     rest = (wide[..., rotated:],) if rotated < x.shape[-1] else ()
     return torch.cat((low, high, *rest), -1)
 
@@ -50,10 +52,14 @@ def paged_attention(
 ) -> None:
     """Gather each sequence's pages and call torch's attention: decodes as one padded batch, prompts one by one.
 
-    On a processor in fp32, where 16-bit attention is neither faster nor as near to the reference.
+    On a processor in fp32, where 16-bit attention is neither faster nor as near to the reference. Elsewhere a step of
+    nothing but decodes never waits for the host, so that it can be recorded.
     """
     if q.device.type == "cpu":
         q = q.float()
+    elif q.shape[0] == kv_lengths.shape[0]:
+        _decode_on_device(q, k_cache, v_cache, block_tables, kv_lengths, scale, window, out)
+        return
     starts, lengths = query_starts.tolist(), kv_lengths.tolist()
     sequences = range(len(lengths))
     decodes = [n for n in sequences if starts[n + 1] - starts[n] == 1]
@@ -70,6 +76,52 @@ def paged_attention(
         if starts[n + 1] - starts[n] > 1:
             rows_of_n = slice(starts[n], starts[n + 1])
             out[rows_of_n] = _sequence(q[rows_of_n], k_cache, v_cache, block_tables[n], lengths[n], scale, window)
+
+
+def _decode_on_device(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_tables: Tensor,
+    kv_lengths: Tensor,
+    scale: float,
+    window: int | None,
+    out: Tensor,
+) -> None:
+    """One query each, over all columns of the tables: L = P · S entries, of which those behind a length are hidden."""
+    entry = k_cache[0, 0].numel() * q.element_size() * block_tables.shape[1] * k_cache.shape[1]
+    some = max(1, GATHERED // entry)
+    for first in range(0, q.shape[0], some):
+        rows = slice(first, first + some)
+        out[rows] = _gathered(q[rows], k_cache, v_cache, block_tables[rows], kv_lengths[rows], scale, window)
+
+
+def _gathered(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_tables: Tensor,
+    kv_lengths: Tensor,
+    scale: float,
+    window: int | None,
+) -> Tensor:
+    sequences, kv_heads, block_size = q.shape[0], k_cache.shape[2], k_cache.shape[1]
+    places = torch.arange(block_tables.shape[1] * block_size, device=q.device)
+    ends = kv_lengths.unsqueeze(1)
+    hidden = places >= ends if window is None else (places >= ends) | (places < ends - window)
+    # What is hidden may be anything, NaN too, and a weight of zero does not hide that.
+    keys, values = (
+        cache.index_select(0, block_tables.reshape(-1))
+        .view(sequences, -1, *cache.shape[2:])
+        .masked_fill(hidden[:, :, None, None], 0)
+        .transpose(1, 2)
+        .to(q.dtype)
+        for cache in (k_cache, v_cache)
+    )
+    # The query heads of a key-value head as its queries: no copy of the keys for each of them.
+    grouped = q.reshape(sequences, kv_heads, -1, q.shape[-1])
+    mixed = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=~hidden[:, None, None], scale=scale)
+    return mixed.reshape(sequences, -1, v_cache.shape[-1])
 
 
 def _decode(

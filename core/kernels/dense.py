@@ -8,7 +8,7 @@ from torch import Tensor
 from bestiary.core.ops.activation import ACTIVATIONS
 
 #: Rows of a weight that are widened at a time: the copy stays in the cache instead of doubling the weight in memory.
-_WIDENED_ROWS = 2048
+WIDENED_ROWS = 2048
 
 
 def add(x: Tensor, y: Tensor, *, out: Tensor) -> None:
@@ -37,8 +37,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor
 def linear_widened(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor) -> None:
     """In fp32 whatever the dtype: processors without 16-bit products do those a hundred times slower."""
     wide = x.float()
-    for start in range(0, weight.shape[0], _WIDENED_ROWS):
-        rows = slice(start, start + _WIDENED_ROWS)
+    for start in range(0, weight.shape[0], WIDENED_ROWS):
+        rows = slice(start, start + WIDENED_ROWS)
         product = wide @ weight[rows].float().t()
         out[:, rows] = product if bias is None else product + bias[rows].float()
 
@@ -46,6 +46,8 @@ def linear_widened(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out
 def logits(x: Tensor, weight: Tensor, *, out: Tensor) -> None:
     if x.dtype is torch.float32:
         torch.mm(x, weight.t(), out=out)
+    elif x.device.type != "cpu":
+        torch.mm(x, weight.t(), out_dtype=torch.float32, out=out)
     else:
         linear_widened(x, weight, out=out)
 

@@ -69,7 +69,7 @@ def _attention_inputs(generator: torch.Generator, dtype: torch.dtype) -> Iterato
         ((1, 1),),
         ((1, 9), (1, 3), (1, 16)),  # decode
         ((5, 5), (3, 11), (1, 7)),  # a prompt, a later chunk of one, a decode
-        ((1, 4), (0, 0), (2, 2)),  # an empty sequence: padding
+        ((1, 4), (0, 0), (3, 3)),  # an empty sequence: padding
     )
     for heads, kv_heads, size, value_size, window in ((2, 2, 8, 8, None), (6, 2, 16, 16, 5), (4, 1, 16, 8, None)):
         for batch in batches:
@@ -111,6 +111,9 @@ def paged_attention(
     window: int | None,
 ) -> Tensor:
     """Causal softmax attention of each sequence's newest tokens over its cached keys and values, in fp32.
+
+    Where there are as many queries as sequences, each sequence has one. All keys and values of a step are in the cache
+    before any is read.
 
     Sequence n's queries are rows ``query_starts[n] … query_starts[n+1]`` of q, the last of its ``kv_lengths[n]`` tokens;
     a query at position p sees positions ``p − window < j ≤ p`` (all ``j ≤ p`` without a window).

@@ -1,8 +1,11 @@
-"""Sums and gathers over the ranks of a tensor-parallel group; the build inserts them, models never call them."""
+"""What ranks say to each other: sums and gathers within a tensor-parallel group, values from pipeline stage to stage.
+
+The build inserts them, models never call them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +29,60 @@ class Ranks:
 
 #: The one rank of an engine that is not divided.
 ALONE = Ranks()
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a process stands in a divided engine.
+
+    Args:
+        tensor: among the ranks that share its layers' weights.
+        stage: among the pipeline's stages; the last one has the logits.
+        group: the torch.distributed process group of all ranks, None when alone.
+    """
+
+    tensor: Ranks = ALONE
+    stage: Ranks = ALONE
+    group: Any = None
+
+    @property
+    def count(self) -> int:
+        """Ranks of the engine."""
+        return self.tensor.size * self.stage.size
+
+    @property
+    def rank(self) -> int:
+        """Among all ranks: the stages one after the other, in each its tensor-parallel ranks."""
+        return self.stage.rank * self.tensor.size + self.tensor.rank
+
+    @property
+    def samples(self) -> bool:
+        """Whether this rank has logits: it is in the last stage."""
+        return self.stage.rank == self.stage.size - 1
+
+    @property
+    def speaker(self) -> int:
+        """The rank whose tokens count: the first of the last stage."""
+        return (self.stage.size - 1) * self.tensor.size
+
+    def share(self, tokens: Tensor) -> None:
+        """Overwrite ``tokens`` (any shape, contiguous, the same everywhere) with the speaker's; every rank calls it."""
+        if self.count > 1:
+            torch.distributed.broadcast(tokens, group=self.group, group_src=self.speaker)
+
+    def least(self, values: Sequence[int], device: torch.device) -> list[int]:
+        """The smallest of the ranks' values, one by one; every rank calls it, with as many."""
+        smallest = torch.tensor(values, dtype=torch.int64, device=device)
+        if self.count > 1:
+            torch.distributed.all_reduce(smallest, torch.distributed.ReduceOp.MIN, group=self.group)
+        return [int(value) for value in smallest.tolist()]
+
+    def __repr__(self) -> str:
+        return f"rank {self.rank} of {self.count} (tensor {self.tensor.rank}, stage {self.stage.rank})"
+
+
+#: The place of the one process of an engine that is not divided.
+UNDIVIDED = Place()
 
 
 def _alone(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
@@ -53,3 +110,35 @@ def all_gather(x: Tensor, ranks: Ranks) -> Tensor:
     parts = [torch.empty_like(x) for _ in range(ranks.size)]
     torch.distributed.all_gather(parts, x.contiguous(), group=ranks.group)
     return torch.cat(parts, -1)
+
+
+def _nothing(x: Tensor, ranks: Ranks) -> None:
+    return None
+
+
+@op(inputs=_alone, tolerances=EXACT, fake=_nothing)
+def send(x: Tensor, ranks: Ranks) -> None:
+    """``x``, of any shape, to the next rank (pipeline stage), which calls ``receive``; the last has nobody to send to."""
+    if ranks.rank < ranks.size - 1:
+        torch.distributed.send(x.contiguous(), group=ranks.group, group_dst=ranks.rank + 1)
+
+
+def _expected(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
+    for rows, features in ((3, (8,)), (5, (2, 7)), (1, ())):
+        yield torch.zeros(rows, dtype=torch.int64, device=generator.device), features, dtype, ALONE
+
+
+def _arrived(like: Tensor, features: tuple[int, ...], dtype: torch.dtype, ranks: Ranks) -> Tensor:
+    return like.new_empty((like.shape[0], *features), dtype=dtype)
+
+
+@op(inputs=_expected, tolerances=EXACT, fake=_arrived)
+def receive(like: Tensor, features: tuple[int, ...], dtype: torch.dtype, ranks: Ranks) -> Tensor:
+    """``[len(like), *features]`` of ``dtype`` as the rank before (pipeline stage) sent it; the first rank gets zeros.
+
+    ``like`` is read for its length only.
+    """
+    arrived = like.new_zeros((like.shape[0], *features), dtype=dtype)
+    if ranks.rank > 0:
+        torch.distributed.recv(arrived, group=ranks.group, group_src=ranks.rank - 1)
+    return arrived

@@ -205,6 +205,10 @@ class PluginHost:
         """What a child process passes as ``only`` to load exactly these plugins: entry points, ``module:…``."""
         return tuple(self._references)
 
+    def preferences(self) -> dict[str, str]:
+        """What a child process passes as ``prefer`` to decide conflicts as they are decided here."""
+        return dict(self._registry.prefer)
+
     def records(self) -> tuple[PluginRecord, ...]:
         """What became of each plugin, by name."""
         return tuple(sorted(self._records, key=lambda record: (record.origin.plugin, record.origin.distribution)))

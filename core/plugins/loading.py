@@ -72,7 +72,17 @@ def _guard(candidate: Candidate, doing: str) -> Iterator[None]:
     except PluginError:
         raise
     except BaseException as problem:
-        raise error(candidate, "E-PLG-BROKEN", f"{doing} failed: {describe(problem)}") from problem
+        said = f"{doing} failed: {describe(problem)}"
+        raise error(candidate, "E-PLG-BROKEN", said, _absent(candidate, problem)) from problem
+
+
+def _absent(candidate: Candidate, problem: BaseException) -> str | None:
+    """What to do about a module that is not there: the plugin's own, or one that it needs."""
+    if not isinstance(problem, ModuleNotFoundError) or not problem.name:
+        return None
+    if candidate.module == problem.name or candidate.module.startswith(f"{problem.name}."):
+        return f"check the name, and install the plugin or put the folder of {problem.name} on PYTHONPATH"
+    return f"install what provides {problem.name}: the plugin needs it"
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from bestiary.core.ops.declare import OpDeclaration
 from bestiary.core.plugins import PluginHost, resolve
 from bestiary.core.program.bound import BoundKernel, reference_kernel
 from bestiary.core.program.calls import REFERENCE, candidates, describe, load_kernel, signature
+from bestiary.core.program.deterministic import able_at_all_sizes, check_override
 from bestiary.core.program.plan import Choice, Plan
 from bestiary.core.program.program import Instruction, Program, Value, Weight
 from bestiary.core.program.shapes import Shape, Sizes
@@ -31,15 +32,16 @@ ROWS = (1, 8, 64, 512)
 
 @dataclass(frozen=True)
 class Target:
-    """Where the program will run."""
+    """Where and how the program will run; ``deterministic``: each call by one batch-invariant kernel at all sizes."""
 
     device: torch.device
     features: frozenset[str]
     dtype: torch.dtype
+    deterministic: bool = False
 
 
-def check_overrides(overrides: Mapping[str, str], host: PluginHost) -> None:
-    """Refuse ``--kernel`` names that nobody registered.
+def check_overrides(overrides: Mapping[str, str], host: PluginHost, *, deterministic: bool = False) -> None:
+    """Refuse ``--kernel`` names that nobody registered and, in deterministic mode, kernels that are not batch-invariant.
 
     Raises:
         ConfigError: naming the op or the kernels there are.
@@ -56,6 +58,8 @@ def check_overrides(overrides: Mapping[str, str], host: PluginHost) -> None:
             raise ConfigError(
                 "E-KERNEL-NAME", f"kernel {op}={name}", "no such kernel", found=name, expected=" or ".join(known)
             )
+        if deterministic:
+            check_override(op, name, host)
 
 
 def overridden(op: str, overrides: Mapping[str, str], able: list[Kernel], refused: Mapping[str, str]) -> str | None:
@@ -86,7 +90,10 @@ def bind(
     """The kernels of every instruction, by rows.
 
     What the plan does not know, or names but can't be used here, gets the first kernel that can run it, with a line in
-    the log: an engine is a cache, not a prison.
+    the log: an engine is a cache, not a prison. In deterministic mode that kernel is batch-invariant too.
+
+    Raises:
+        ConfigError: in deterministic mode, an op that no batch-invariant kernel can run.
     """
     runs: dict[str, Callable[..., None]] = {}
 
@@ -94,17 +101,19 @@ def bind(
         def ask(rows: int) -> tuple[list[Kernel], dict[str, str]]:
             sizes = Sizes(rows, rows, rows)
             facts = describe(op, instruction.args, shapes, target.dtype, target.device, target.features, sizes)
-            return candidates(facts, host)
+            return candidates(facts, host, invariant=target.deterministic)
 
         name = signature(instruction, shapes, target.dtype)
         bound: list[BoundKernel] = []
-        for choice in _choices(op, name, plan, overrides, ask):
+        choices = (_one_choice if target.deterministic else _choices)(op, name, plan, overrides, ask)
+        for choice in choices:
             kernel = _usable(op, choice, ask(choice.rows or ROWS[-1])[0])
             key = f"{op.name}={kernel.name if kernel else REFERENCE}"
             if key not in runs:
                 runs[key] = load_kernel(kernel, op) if kernel else reference_kernel(op)
             packed = pack(kernel, op, instruction, weights) if kernel and kernel.pack else {}
-            bound.append(BoundKernel(choice.rows, kernel.name if kernel else REFERENCE, runs[key], packed))
+            safe = kernel is not None and kernel.graph_safe
+            bound.append(BoundKernel(choice.rows, kernel.name if kernel else REFERENCE, runs[key], packed, safe))
         return tuple(bound)
 
     return {
@@ -133,6 +142,22 @@ def _choices(
         choices.append(Choice(None if rows == ROWS[-1] else rows, named[rows] or default, reason))
     log.info("%s: %s runs it", name, ", ".join(dict.fromkeys(f"{c.kernel} ({c.reason})" for c in choices)))
     return tuple(choices)
+
+
+def _one_choice(
+    op: OpDeclaration[..., Any],
+    name: str,
+    plan: Plan,
+    overrides: Mapping[str, str],
+    ask: Callable[[int], tuple[list[Kernel], dict[str, str]]],
+) -> tuple[Choice, ...]:
+    """Deterministic mode: one kernel for all sizes, what the user named, else the plan's, else the first that can."""
+    able, refused = able_at_all_sizes(op, [ask(rows) for rows in ROWS])
+    named = overridden(op.name, overrides, able, refused)
+    planned = plan.choices.get(name, ())
+    if named is None and len(planned) == 1 and planned[0].kernel in [kernel.name for kernel in able]:
+        return planned
+    return (Choice(None, named or able[0].name, "named by the user" if named else "not measured"),)
 
 
 def _usable(op: OpDeclaration[..., Any], choice: Choice, able: list[Kernel]) -> Kernel | None:

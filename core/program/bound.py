@@ -23,12 +23,16 @@ _KEPT = 128
 
 @dataclass(frozen=True)
 class BoundKernel:
-    """A kernel's function for calls of up to ``rows`` rows; ``packed`` replaces constant arguments by position."""
+    """A kernel's function for calls of up to ``rows`` rows; ``packed`` replaces constant arguments by position.
+
+    ``graph_safe``: it waits for nothing on the host.
+    """
 
     rows: int | None
     name: str
     run: Callable[..., None]
     packed: Mapping[int, Any] = field(default_factory=dict)
+    graph_safe: bool = False
 
 
 class StepProgram:
@@ -55,14 +59,28 @@ class StepProgram:
             call()
         return outputs
 
+    def reserve(self, sizes: Sizes) -> None:
+        """Take the activations' memory for steps of up to these sizes now, so that none of them asks for more."""
+        if self._arena.reserve(sizes):
+            self._lists.clear()
+
+    @property
+    def activation_bytes(self) -> int:
+        """What the results of all instructions take now."""
+        return self._arena.nbytes
+
+    @property
+    def graph_safe(self) -> bool:
+        """Whether every call may be recorded."""
+        return all(kernel.graph_safe for kernels in self._kernels.values() for kernel in kernels)
+
     def bind(self, sizes: Sizes) -> tuple[list[Callable[[], Any]], dict[str, Tensor]]:
         """The list of calls for these sizes, made when first needed."""
         known = self._lists.get(sizes)
         if known is not None:
             self._lists.move_to_end(sizes)
             return known
-        if self._arena.reserve(sizes):
-            self._lists.clear()
+        self.reserve(sizes)
         self._lists[sizes] = made = self._bind(sizes)
         if len(self._lists) > _KEPT:
             self._lists.popitem(last=False)

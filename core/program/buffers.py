@@ -44,6 +44,14 @@ def assign(program: Program, shapes: Mapping[Value, Shape]) -> BufferPlan:
     return plan
 
 
+def needed(plan: BufferPlan, shapes: Mapping[Value, Shape], sizes: Sizes) -> list[int]:
+    """Bytes of each buffer at these sizes; they grow with every one of the three, so those of the largest step bound all."""
+    need = [0] * plan.count
+    for value, place in plan.place.items():
+        need[place] = max(need[place], _bytes(shapes[value], sizes))
+    return need
+
+
 class Arena:
     """The buffers' memory. It grows to what the largest step so far has needed."""
 
@@ -53,15 +61,17 @@ class Arena:
 
     def reserve(self, sizes: Sizes) -> bool:
         """Make room for a step of these sizes; True if memory moved, so that views taken before are stale."""
-        need = [0] * self._plan.count
-        for value, place in self._plan.place.items():
-            need[place] = max(need[place], _bytes(self._shapes[value], sizes))
         moved = False
-        for place, size in enumerate(need):
+        for place, size in enumerate(needed(self._plan, self._shapes, sizes)):
             if size > self._memory[place].numel():
                 self._memory[place] = torch.empty(size, dtype=torch.uint8, device=self._device)
                 moved = True
         return moved
+
+    @property
+    def nbytes(self) -> int:
+        """What the buffers take now."""
+        return sum(memory.nbytes for memory in self._memory)
 
     def view(self, value: Value, sizes: Sizes) -> Tensor:
         """The result's tensor at these sizes."""

@@ -52,16 +52,24 @@ def rows_of(instruction: Instruction, shapes: Mapping[Value, Shape]) -> Dim:
     return Dim(1)
 
 
-def candidates(call: Call, host: PluginHost) -> tuple[list[Kernel], dict[str, str]]:
-    """The registered kernels that say they can run the call, and the reasons of those that can't."""
+def candidates(call: Call, host: PluginHost, *, invariant: bool = False) -> tuple[list[Kernel], dict[str, str]]:
+    """The registered kernels that say they can run the call, and the reasons of those that can't.
+
+    Where nothing is measured the first one runs. Those that are batch-invariant come last: mostly it costs them speed.
+
+    Args:
+        invariant: admit batch-invariant kernels only.
+    """
     able, refused = [], {}
     for kernel in host.kernels(call.op):
         reason = unmet(kernel.requires) or kernel.supports(call)
+        if invariant and not kernel.batch_invariant:
+            reason = "it is not batch-invariant"
         if reason is None:
             able.append(kernel)
         else:
             refused[kernel.name] = reason
-    return able, refused
+    return sorted(able, key=lambda kernel: kernel.batch_invariant), refused
 
 
 def load_kernel(kernel: Kernel, op: OpDeclaration[..., Any]) -> Any:

@@ -38,12 +38,17 @@ class Choice:
 
 @dataclass
 class Plan:
-    """Choices by signature: the op with its arguments' shapes and dtypes."""
+    """Choices by signature: the op with its arguments' shapes and dtypes.
+
+    Args:
+        deterministic: each choice is a batch-invariant kernel for any number of rows.
+    """
 
     device: str
     choices: dict[str, tuple[Choice, ...]] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     fusions: dict[str, int] = field(default_factory=dict)
+    deterministic: bool = False
 
     def kernel(self, signature: str, rows: int) -> Choice | None:
         """The choice for a call of so many rows; None where the plan has never seen the signature."""
@@ -57,6 +62,7 @@ class Plan:
         return {
             "format": PLAN_FORMAT,
             "device": self.device,
+            "deterministic": self.deterministic,
             "fusions": self.fusions,
             "calls": [
                 {"signature": s, "count": self.counts.get(s, 0), "choices": [asdict(c) for c in choices]}
@@ -77,7 +83,7 @@ class Plan:
                 raise DataError(
                     "E-ENGINE-PLAN", path.name, "unknown format", found=str(raw["format"]), expected=str(PLAN_FORMAT)
                 )
-            plan = cls(raw["device"], fusions=dict(raw["fusions"]))
+            plan = cls(raw["device"], fusions=dict(raw["fusions"]), deterministic=bool(raw.get("deterministic")))
             for call in raw["calls"]:
                 choices = tuple(_choice(choice) for choice in call["choices"])
                 if not choices or choices[-1].rows is not None:
@@ -92,7 +98,8 @@ class Plan:
 
     def table(self) -> str:
         """For ``bestiary build --explain``: a block for each distinct call."""
-        lines = [f"fusion {name}: applied {count} times" for name, count in self.fusions.items()]
+        lines = ["deterministic: one batch-invariant kernel for each call"] if self.deterministic else []
+        lines += [f"fusion {name}: applied {count} times" for name, count in self.fusions.items()]
         for signature, choices in self.choices.items():
             lines.append(f"{self.counts.get(signature, 0)} × {signature}")
             for choice in choices:

@@ -85,7 +85,9 @@ class Program:
         instructions: in the order of execution.
         outputs: ``logits`` and the taps, by name.
         scopes: module path → the tensor its forward returned.
-        caches: path of each declared cache → what a rank stores of it.
+        caches: path of each cache that this program uses → what a rank stores of it.
+        groups: the cache groups of the whole model as it declares them; the same for all ranks and stages.
+        group_of: path of each cache of the whole model → the number of its group.
     """
 
     inputs: dict[str, Input] = field(default_factory=dict)
@@ -93,6 +95,8 @@ class Program:
     outputs: dict[str, Value] = field(default_factory=dict)
     scopes: dict[str, Value] = field(default_factory=dict)
     caches: dict[str, CacheSpec] = field(default_factory=dict)
+    groups: tuple[CacheSpec, ...] = ()
+    group_of: dict[str, int] = field(default_factory=dict)
 
     def users(self) -> dict[Value, list[Instruction]]:
         """Who reads each value."""
@@ -120,12 +124,12 @@ class Program:
         self.scopes = {path: new if value is old else value for path, value in self.scopes.items()}
 
     def drop_unused(self) -> None:
-        """Remove instructions whose results nobody reads and that change nothing in place."""
+        """Remove instructions whose results nobody reads; those without a result are called for what they do."""
         wanted = set(self.outputs.values())
         kept = []
         for instruction in reversed(self.instructions):
             mutates = isinstance(instruction.target, OpDeclaration) and instruction.target.mutates
-            if mutates or any(result in wanted for result in instruction.results):
+            if mutates or not instruction.results or any(result in wanted for result in instruction.results):
                 kept.append(instruction)
                 wanted.update(instruction.values())
         self.instructions = kept[::-1]

@@ -12,15 +12,15 @@ from torch import Tensor
 from bestiary.core.errors import PluginError
 from bestiary.core.ops.declare import OpDeclaration
 from bestiary.core.program.program import Instruction, Program, Value, Weight, fill
-from bestiary.core.program.trace import cache_groups
 
 
 class Sizes(NamedTuple):
-    """What varies from step to step."""
+    """What varies from step to step. ``blocks``: so many columns of the block tables are shown; 0 for all."""
 
     tokens: int
     sequences: int
     rows: int
+    blocks: int = 0
 
 
 class Dim(NamedTuple):
@@ -89,7 +89,7 @@ def infer(program: Program, geometry: Geometry) -> dict[Value, Shape]:
 
 def input_tensors(program: Program, geometry: Geometry, sizes: Sizes) -> Mapping[str, Tensor]:
     """Meta tensors of the step's inputs."""
-    tokens, sequences, rows = sizes
+    tokens, sequences, rows, _ = sizes
     shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
         "tokens": ((tokens,), torch.int64),
         "positions": ((tokens,), torch.int64),
@@ -98,7 +98,7 @@ def input_tensors(program: Program, geometry: Geometry, sizes: Sizes) -> Mapping
         "query_starts": ((sequences + 1,), torch.int32),
         "kv_lengths": ((sequences,), torch.int32),
     }
-    for group in range(len(cache_groups(program.caches))):
+    for group in range(len(program.groups)):
         shapes[f"slots.{group}"] = ((tokens,), torch.int64)
         shapes[f"block_tables.{group}"] = ((sequences, geometry.table), torch.int32)
     for path, spec in program.caches.items():
@@ -152,5 +152,5 @@ def _dim(value: Value, axis: int, runs: list[dict[Value, Tensor]]) -> Dim:
         if rest:
             raise PluginError("E-OP-SHAPE", value.name, f"axis {axis} does not grow linearly with the step's sizes")
         factors.append(factor)
-    constant = origin - sum(factor * size for factor, size in zip(factors, _ORIGIN, strict=True))
+    constant = origin - sum(factor * size for factor, size in zip(factors, _ORIGIN[:3], strict=True))
     return Dim(constant, *factors)

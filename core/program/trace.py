@@ -101,7 +101,11 @@ class _StepTracer(fx.Tracer):
 
 
 def _lower(graph: fx.Graph, tracer: _StepTracer, model: nn.Module) -> Program:
-    program = Program(caches={path: module.spec for path, module in tracer.caches.items()})
+    caches = {path: module.spec for path, module in tracer.caches.items()}
+    groups = cache_groups(caches)
+    program = Program(
+        caches=caches, groups=tuple(groups), group_of={path: groups.index(spec) for path, spec in caches.items()}
+    )
     values: dict[fx.Node, Any] = {}
     weights: dict[str, Weight] = {}  # a tied parameter is one weight
 

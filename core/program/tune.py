@@ -13,12 +13,14 @@ from torch import Tensor
 
 from bestiary.core import device as devices
 from bestiary.core.errors import PluginError
+from bestiary.core.ops.collective import Ranks
 from bestiary.core.ops.declare import OpDeclaration
 from bestiary.core.plugins import PluginHost
 from bestiary.core.program.bind import ROWS, Target, overridden, pack
 from bestiary.core.program.bound import reference_kernel
 from bestiary.core.program.calls import REFERENCE, candidates, describe, load_kernel, rows_of, signature
 from bestiary.core.program.compare import excess
+from bestiary.core.program.deterministic import able_at_all_sizes
 from bestiary.core.program.plan import Choice, Plan, Trial
 from bestiary.core.program.program import Instruction, Program, TorchCall, Value, Weight, fill
 from bestiary.core.program.shapes import Shape, Sizes
@@ -48,49 +50,78 @@ class Tuner:
         self._weights, self._overrides, self._longest = weights, overrides, longest
         self._generator = torch.Generator(target.device).manual_seed(0)
 
-    def plan(self, program: Program, limits: Sizes, progress: Progress) -> Plan:
-        """Choose for each distinct call of the program; ``limits`` are the largest step's sizes."""
-        plan = Plan(devices.label(self._target.device))
+    def extend(self, plan: Plan, program: Program, limits: Sizes, progress: Progress) -> None:
+        """Choose for each distinct call of the program that the plan lacks; ``limits`` are the largest step's sizes."""
         distinct: dict[str, Instruction] = {}
         for instruction in program.instructions:
             if isinstance(instruction.target, OpDeclaration):
                 name = signature(instruction, self._shapes, self._target.dtype)
-                distinct.setdefault(name, instruction)
+                if name not in plan.choices:
+                    distinct.setdefault(name, instruction)
                 plan.counts[name] = plan.counts.get(name, 0) + 1
         progress.start("bind kernels", len(distinct), "calls")
         for name, instruction in distinct.items():
             plan.choices[name] = self._choices(program, instruction, limits)
             progress.advance(1)
         progress.finish(f"{len(distinct)} distinct calls")
-        return plan
 
     def _choices(self, program: Program, instruction: Instruction, limits: Sizes) -> tuple[Choice, ...]:
         rows = rows_of(instruction, self._shapes)
         limit = rows.at(limits) if rows.tokens or rows.rows else 1
         sampled = [count for count in ROWS if count < limit] + [min(limit, ROWS[-1])]
-        choices = []
-        for count in dict.fromkeys(sampled):
-            sizes = Sizes(count, count, count) if rows.rows or count <= 8 else self._prompt(count)
-            choices.append(self._choice(program, instruction, count, sizes))
+        at = {
+            count: Sizes(count, count, count) if rows.rows or count <= 8 else self._prompt(count)
+            for count in dict.fromkeys(sampled)
+        }
+        if self._target.deterministic:
+            return (self._one_choice(program, instruction, list(at.values())),)
+        choices = [self._choice(program, instruction, count, sizes) for count, sizes in at.items()]
         choices[-1] = replace(choices[-1], rows=None)
         same = all(choice.kernel == REFERENCE for choice in choices)
         return (choices[-1],) if same else tuple(choices)
 
     def _choice(self, program: Program, instruction: Instruction, rows: int, sizes: Sizes) -> Choice:
-        op, target = instruction.target, self._target
+        op = instruction.target
         assert isinstance(op, OpDeclaration)
-        call = describe(op, instruction.args, self._shapes, target.dtype, target.device, target.features, sizes)
-        able, refused = candidates(call, self._host)
+        able, refused = self._candidates(op, instruction, sizes)
         named = overridden(op.name, self._overrides, able, refused)
         if named is not None:
             able = [kernel for kernel in able if kernel.name == named]
         reasons = tuple(Trial(name, refused=reason) for name, reason in refused.items())
         if not able:
             return Choice(rows, REFERENCE, "named by the user" if named else "no other kernel can run it", reasons)
+        if any(isinstance(argument, Ranks) and argument.size > 1 for argument in instruction.args):
+            return Choice(
+                rows, able[0].name, "named by the user" if named else "it takes other ranks to measure", reasons
+            )
         trials = tuple(self._try(kernel, op, program, instruction, sizes) for kernel in able)
         best = min(trials, key=lambda trial: trial.microseconds or 0.0)
         reason = "named by the user" if named else "the only one" if len(trials) == 1 else "fastest"
         return Choice(rows, best.kernel, reason, trials + reasons)
+
+    def _one_choice(self, program: Program, instruction: Instruction, sizes: list[Sizes]) -> Choice:
+        """Deterministic mode: one kernel for all sizes, the one with the least time a row, decodes and prompts together."""
+        op = instruction.target
+        assert isinstance(op, OpDeclaration)
+        able, refused = able_at_all_sizes(op, [self._candidates(op, instruction, at) for at in sizes])
+        named = overridden(op.name, self._overrides, able, refused)
+        tried = [kernel for kernel in able if named in (None, kernel.name)]
+        trials = {k.name: [self._try(k, op, program, instruction, at) for at in sizes] for k in tried}
+        cost = {
+            name: sum((trial.microseconds or 0.0) / at.tokens for trial, at in zip(made, sizes, strict=True))
+            for name, made in trials.items()
+        }
+        best = min(cost, key=cost.__getitem__)
+        reason = "named by the user" if named else "fastest" if len(tried) > 1 else "the only batch-invariant one"
+        reasons = tuple(Trial(name, refused=text) for name, text in refused.items())
+        return Choice(None, best, reason, tuple(made[-1] for made in trials.values()) + reasons)
+
+    def _candidates(
+        self, op: OpDeclaration[..., Any], instruction: Instruction, sizes: Sizes
+    ) -> tuple[list[Kernel], dict[str, str]]:
+        target = self._target
+        call = describe(op, instruction.args, self._shapes, target.dtype, target.device, target.features, sizes)
+        return candidates(call, self._host, invariant=target.deterministic)
 
     def _prompt(self, tokens: int) -> Sizes:
         """One prompt of so many tokens, or as many equal ones as the longest sequence makes necessary."""

@@ -29,6 +29,6 @@ class BadWords:
         """
         banned = set(self._always)
         for before, last in self._after.get(text[-1], ()) if text else ():
-            if len(before) <= len(text) and tuple(text[-len(before) :]) == before:
+            if tuple(text[-len(before) :]) == before:
                 banned.add(last)
         return banned

@@ -41,6 +41,11 @@ class SlotState:
             for group in store.groups
         ]
 
+    @property
+    def padding(self) -> int:
+        """The slot of padding, as an index."""
+        return len(self.last) - 1
+
     def open(self, opened: tuple[Opened, ...]) -> None:
         """Slots changed hands."""
         where = self.device_ints([one.slot for one in opened])
@@ -56,7 +61,7 @@ class StepInputs:
     """The tensors behind :class:`bestiary.layers.Step`, sized for the largest step, in memory that never moves."""
 
     def __init__(self, store: KVStore, limits: Sizes, max_seq_len: int, device: torch.device) -> None:
-        tokens, sequences, rows = limits
+        tokens, sequences, rows, _ = limits
         self.store, self.state = store, SlotState(sequences, store, max_seq_len, device)
 
         def ints(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
@@ -75,7 +80,7 @@ class StepInputs:
 
     def views(self, sizes: Sizes) -> Mapping[str, Tensor]:
         """The inputs of a step of these sizes, by their names in the program."""
-        tokens, sequences, rows = sizes
+        tokens, sequences, rows, blocks = sizes
         given = {
             "tokens": self._tokens[:tokens],
             "positions": self._positions[:tokens],
@@ -87,7 +92,7 @@ class StepInputs:
         }
         for group, (slots, tables) in enumerate(zip(self._slots, self._tables, strict=True)):
             given[f"slots.{group}"] = slots[:tokens]
-            given[f"block_tables.{group}"] = tables[:sequences]
+            given[f"block_tables.{group}"] = tables[:sequences, : blocks or None]
         return given
 
     def write(self, message: StepMessage) -> Sizes:
@@ -153,7 +158,7 @@ class StepInputs:
     def _mix(self, message: StepMessage, sizes: Sizes) -> None:
         """Decodes, then chunks of known tokens."""
         self._shown = None
-        tokens, count, rows = sizes
+        tokens, count, rows, _ = sizes
         state, decodes = self.state, message.decodes
         starts = np.concatenate(([0], np.cumsum(message.counts)))
         slots, owners = self._sequences[:count], self._owners[:tokens]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,6 +19,38 @@ from bestiary.layers.cache import CacheSpec
 def block_bytes(spec: CacheSpec, block_size: int, dtype: torch.dtype) -> int:
     """Bytes that one block takes in one layer."""
     return block_size * spec.kv_heads * (spec.k_size + spec.v_size) * dtype.itemsize
+
+
+@dataclass(frozen=True)
+class GroupDemand:
+    """What one sequence of the longest length takes of a cache group.
+
+    Attributes:
+        blocks: that it holds at a time.
+        block_bytes: of one block in all of the group's layers.
+        window: of the group's layers, None without one.
+    """
+
+    blocks: int
+    block_bytes: int
+    window: int | None
+
+    def nbytes(self, sequences: int) -> int:
+        """Bytes of the group for so many longest sequences; one block more belongs to padding."""
+        return (self.blocks * sequences + 1) * self.block_bytes
+
+
+def demands(
+    caches: Mapping[str, CacheSpec], *, block_size: int, dtype: torch.dtype, max_seq_len: int, max_num_tokens: int
+) -> tuple[GroupDemand, ...]:
+    """Per cache group, what a sequence of ``max_seq_len`` takes; a window keeps what it shows and one step's chunk."""
+    found = []
+    for spec in cache_groups(dict(caches)):
+        layers = sum(spec == other for other in caches.values())
+        span = max_seq_len if spec.window is None else min(max_seq_len, spec.window + max_num_tokens)
+        blocks = -(-span // block_size) + (0 if span == max_seq_len else 1)
+        found.append(GroupDemand(blocks, layers * block_bytes(spec, block_size, dtype), spec.window))
+    return tuple(found)
 
 
 def plan_groups(
@@ -37,50 +70,59 @@ def plan_groups(
     Raises:
         ConfigError: the budget does not hold one sequence of ``max_seq_len``; with the arithmetic.
     """
-    specs = cache_groups(dict(caches))
-    if not specs:
+    needs = demands(caches, block_size=block_size, dtype=dtype, max_seq_len=max_seq_len, max_num_tokens=max_num_tokens)
+    if not needs:
         return ()
-    layers = [sum(spec == other for other in caches.values()) for spec in specs]
-    spans = [max_seq_len if spec.window is None else min(max_seq_len, spec.window + max_num_tokens) for spec in specs]
-    blocks = [-(-span // block_size) + (0 if span == max_seq_len else 1) for span in spans]
-    sizes = [count * block_bytes(spec, block_size, dtype) for count, spec in zip(layers, specs, strict=True)]
-    one = sum(count * size for count, size in zip(blocks, sizes, strict=True)) + sum(sizes)  # and the scrap blocks
+    scrap = sum(need.block_bytes for need in needs)
+    one = sum(need.nbytes(1) for need in needs)
     if budget < one:
         raise ConfigError(
             "E-KV-MEMORY",
             "kv_cache_memory",
             f"does not hold one sequence of max_seq_len = {max_seq_len}",
             found=f"{budget:,} bytes",
-            expected=f"at least {one:,} bytes ({' + '.join(f'{b} blocks × {s:,}' for b, s in zip(blocks, sizes, strict=True))})",
+            expected=f"at least {one:,} bytes ({' + '.join(f'{n.blocks} blocks × {n.block_bytes:,}' for n in needs)})",
             hint="lower max_seq_len or give the cache more memory",
         )
-    sequences = min(float(max_batch_size), (budget - sum(sizes)) / (one - sum(sizes)))
+    sequences = min(float(max_batch_size), (budget - scrap) / (one - scrap))
     return tuple(
-        CacheGroup(num_blocks=int(count * sequences), block_size=block_size, window=spec.window)
-        for count, spec in zip(blocks, specs, strict=True)
+        CacheGroup(num_blocks=int(need.blocks * sequences), block_size=block_size, window=need.window) for need in needs
     )
 
 
+def store_bytes(caches: Mapping[str, CacheSpec], groups: tuple[CacheGroup, ...], dtype: torch.dtype) -> int:
+    """Bytes of a :class:`KVStore` with these groups."""
+    specs = cache_groups(dict(caches))
+    of_group = [groups[specs.index(spec)] for spec in caches.values()]
+    sizes = [block_bytes(spec, g.block_size, dtype) for spec, g in zip(caches.values(), of_group, strict=True)]
+    return sum((group.num_blocks + 1) * size for group, size in zip(of_group, sizes, strict=True))
+
+
 class KVStore:
-    """Keys ``[B + 1, S, K, D]`` and values ``[B + 1, S, K, E]`` of every layer; the last block is padding's."""
+    """Keys ``[B + 1, S, K, D]`` and values ``[B + 1, S, K, E]`` of every layer; the last block is padding's.
+
+    Args:
+        caches: of this rank's layers, by path.
+        group_of: the number of each one's group; ``groups`` are the whole model's.
+    """
 
     def __init__(
         self,
         caches: Mapping[str, CacheSpec],
+        group_of: Mapping[str, int],
         groups: tuple[CacheGroup, ...],
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        specs = cache_groups(dict(caches))
         self.groups = groups
         self.tensors: dict[str, Tensor] = {}
         self._members: list[list[Tensor]] = [[] for _ in groups]
         for path, spec in caches.items():
-            group = groups[specs.index(spec)]
+            group = groups[group_of[path]]
             for name, size in (("k", spec.k_size), ("v", spec.v_size)):
                 shape = (group.num_blocks + 1, group.block_size, spec.kv_heads, size)
                 self.tensors[f"{name}.{path}"] = made = _zeros(shape, dtype, device)
-                self._members[specs.index(spec)].append(made)
+                self._members[group_of[path]].append(made)
 
     @property
     def nbytes(self) -> int:

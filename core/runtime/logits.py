@@ -1,7 +1,7 @@
 """Tensor functions on rows of logits; every row's result depends on that row alone.
 
-Shapes: R rows, V vocabulary, K the largest top_k. Logits are float32, probabilities float64 where they are summed, so that
-the order of tokens decides nothing. A removed token has logit -inf.
+Shapes: R rows, V vocabulary, K the largest top_k. Logits are float32, probabilities are summed in whole numbers, so that
+no order of tokens decides anything. A removed token has logit -inf.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from bestiary.core.runtime.exact_rows import units
 
 # Most top-p sets lie within this many tokens; only the rows where they don't pay for a sort of the vocabulary.
 _NUCLEUS = 1024
@@ -111,7 +113,7 @@ def _nucleus_threshold(logits: Tensor, top_p: Tensor, *, within: bool = False) -
     the threshold is found among these, or is the last.
     """
     highest = logits.amax(dim=-1, keepdim=True)
-    total = (logits - highest).double().exp().sum(dim=-1, keepdim=True)
+    total = units((logits - highest).double().exp()).sum(dim=-1, keepdim=True)
     width = min(_NUCLEUS, logits.shape[-1])
     best = logits.topk(width, dim=-1).values
     threshold, found = _threshold_among(best, highest, total, top_p)
@@ -127,8 +129,8 @@ def _nucleus_threshold(logits: Tensor, top_p: Tensor, *, within: bool = False) -
 
 def _threshold_among(best: Tensor, highest: Tensor, total: Tensor, top_p: Tensor) -> tuple[Tensor, Tensor]:
     """The top-p threshold given the likeliest logits in order, and per row whether they reach top_p."""
-    reached = ((best - highest).double().exp() / total).cumsum(dim=-1)
-    kept = (reached < top_p).sum(dim=-1, keepdim=True)
+    reached = units((best - highest).double().exp()).cumsum(dim=-1)
+    kept = (reached < top_p * total).sum(dim=-1, keepdim=True)
     found = kept.squeeze(1) < best.shape[-1]
     return best.gather(1, kept.clamp(max=best.shape[-1] - 1)), found
 
@@ -144,14 +146,14 @@ def draw(logits: Tensor, min_p: Tensor, uniform: Tensor) -> Tensor:
     Returns:
         [R] int64; -1 for a row without a finite distribution (NaN, +inf, or nothing left).
     """
-    weights = (logits - logits.amax(dim=-1, keepdim=True)).double().exp()
-    weights = weights.masked_fill(weights < min_p, 0.0)
-    reached = weights.cumsum(dim=-1)
+    highest = logits.amax(dim=-1, keepdim=True)
+    weights = (logits - highest).double().exp()
+    reached = units(weights.masked_fill(weights < min_p, 0.0)).cumsum(dim=-1)
     total = reached[:, -1:]
+    target = (uniform * total).long().minimum(total - 1)
     # right=True finds the first token whose cumulative weight exceeds the number, so never one of weight 0.
-    token = torch.searchsorted(reached, uniform * total, right=True).squeeze(1)
-    sound = torch.isfinite(total.squeeze(1)) & (token < logits.shape[-1])
-    return torch.where(sound, token, -1)
+    token = torch.searchsorted(reached, target, right=True).squeeze(1)
+    return torch.where(torch.isfinite(highest.squeeze(1)), token, -1)
 
 
 def likeliest(logits: Tensor) -> Tensor:

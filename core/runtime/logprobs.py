@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bestiary.core.outputs import LogprobDict
+from bestiary.core.runtime.exact_rows import largest, log_probabilities
 from bestiary.core.runtime.logprob_dicts import logprob_dict
 
 # Rows whose float32 copy is made at a time; a prompt's chunk may have thousands of rows of a large vocabulary.
@@ -51,9 +52,9 @@ def logprob_rows(logits: Tensor, chosen: Tensor, most: int) -> LogprobRows:
 
 
 def _some(logits: Tensor, chosen: Tensor, most: int) -> LogprobRows:
-    values = torch.log_softmax(logits.float(), dim=-1)
+    values = log_probabilities(logits)
     own = values.gather(1, chosen.clamp(min=0).unsqueeze(1))
-    best_values, best_ids = values.topk(most, dim=-1)
+    best_values, best_ids = largest(values, most)
     return LogprobRows(own.squeeze(1), (values > own).sum(dim=-1) + 1, best_values, best_ids)
 
 

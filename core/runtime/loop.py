@@ -7,52 +7,34 @@ read while it runs, so that grammars, n-grams and logits processors know them be
 from __future__ import annotations
 
 import logging
-import statistics
 import time
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
 from bestiary.core.errors import EngineError
-from bestiary.core.outputs import FinishReason, LogprobDict
-from bestiary.core.runtime import restrictions
+from bestiary.core.outputs import FinishReason
+from bestiary.core.runtime.answers import Answer, Answers
 from bestiary.core.runtime.batch import Batch
 from bestiary.core.runtime.executor import Executor, Pending
-from bestiary.core.runtime.logprob_dicts import logprob_dict
-from bestiary.core.runtime.messages import Ints, Logprobs, SampledMessage, SampleMessage
-from bestiary.core.runtime.request import Request, State
-from bestiary.core.runtime.restrictions import Restriction
+from bestiary.core.runtime.messages import Ints, SampledMessage
+from bestiary.core.runtime.request import Request
+from bestiary.core.runtime.restrictions import Restrictions
 from bestiary.core.runtime.scheduler import Scheduler
-from bestiary.core.runtime.stats import EngineStats, Meters, StepTime
+from bestiary.core.runtime.stats import EngineStats, Meters, snapshot
 from bestiary.spec import GrammarMatcher
 
 log = logging.getLogger(__name__)
 
-
-class Answer(Protocol):
-    """Where a request's results go. An exception in any of these ends this request only."""
-
-    watches: bool
-    """``added`` wants every token as it comes (stop strings, log-probabilities, streams)."""
-
-    def first_token(self, now: float) -> None:
-        """The prompt has run and a token is there."""
-
-    def prompt_scored(self, entries: list[LogprobDict]) -> None:
-        """Log-probabilities of the next prompt tokens."""
-
-    def added(self, logprobs: LogprobDict | None) -> str | None:
-        """A token was appended; the stop string that ends the request here, if one does."""
-
-    def end(self, now: float) -> None:
-        """The request has ended; called once, last. May turn a ``"length"`` into a ``"stop"``."""
+_NOTHING = SampledMessage(np.zeros(0, np.int32))
 
 
 class _Flight(NamedTuple):
-    """A step that was launched; ``pending`` is None where nothing is to be read of it."""
+    """A step that was launched; ``pending`` is None where nothing is to be read of it. ``asked``: see ``Answers.added``."""
 
     batch: Batch
     pending: Pending | None
+    asked: Ints | None
 
 
 class EngineLoop:
@@ -67,9 +49,8 @@ class EngineLoop:
     def __init__(self, executor: Executor, scheduler: Scheduler, *, vocab_size: int) -> None:
         self.executor, self.scheduler = executor, scheduler
         self.meters = Meters()
-        self._vocab_size = vocab_size
-        self._answers: dict[str, Answer] = {}
-        self._restrictions: dict[str, Restriction] = {}
+        self._answers = Answers(self._blame, self._stopped)
+        self._restrictions = Restrictions(vocab_size)
         self._flight: _Flight | None = None
         self._ended: list[Request] = []  # in the step under way
         self._landed_at: float | None = None  # while steps follow each other
@@ -96,13 +77,11 @@ class EngineLoop:
             EngineError: the engine is dead, or another request of this id is under way.
         """
         self.refuse_if_dead()
-        if request.id in self._answers:
+        if request in self._answers:
             raise EngineError("E-RUN-ID", f"request {request.id}", "another request of this id is under way")
-        request.watched = answer.watches
         self.scheduler.submit(request)
-        self._answers[request.id] = answer
-        if request.restricted:
-            self._restrictions[request.id] = Restriction(request, self._vocab_size, matcher)
+        self._answers.add(request, answer)
+        self._restrictions.add(request, matcher)
 
     def refuse_if_dead(self) -> None:
         """Raise what ended the engine, if anything did."""
@@ -139,6 +118,8 @@ class EngineLoop:
     def _advance(self) -> None:
         started = time.perf_counter()
         batch = self.scheduler.decide()
+        for request, error in self.scheduler.take_failed():
+            self._blame(request, error)
         self._host += time.perf_counter() - started
         launched = batch is not None and self._launch(batch)
         if self._flight is not None:
@@ -172,22 +153,7 @@ class EngineLoop:
 
     def stats(self) -> EngineStats:
         """Figures of this moment."""
-        pools, meters, times = self.scheduler.tables.pools, self.meters, list(self.meters.times)
-        return EngineStats(
-            running=len(self.scheduler.running),
-            waiting=len(self.scheduler.waiting),
-            finished=dict(meters.finished),
-            preemptions=self.scheduler.num_preemptions,
-            prompt_tokens=meters.prompt_tokens,
-            cached_tokens=meters.cached_tokens,
-            output_tokens=meters.output_tokens,
-            blocks_free=sum(pool.num_free for pool in pools),
-            blocks_cached=sum(pool.num_cached for pool in pools),
-            blocks_used=sum(pool.num_used for pool in pools),
-            steps=meters.steps,
-            step_seconds=statistics.median(time.whole for time in times) if times else 0.0,
-            host_seconds=statistics.median(time.host for time in times) if times else 0.0,
-        )
+        return snapshot(self.meters, self.scheduler)
 
     def _launch(self, batch: Batch) -> bool:
         """Start a step's forward; False if that failed, which ends its requests."""
@@ -203,7 +169,9 @@ class EngineLoop:
     def _choose(self, batch: Batch) -> None:
         """Start the choice of a step's tokens."""
         started = time.perf_counter()
-        wanted = self._wanted(batch)
+        wanted, failed = self._restrictions.ask(batch, self.scheduler.slots)
+        for request, error in failed:
+            self._blame(request, error)
         self._host += time.perf_counter() - started
         pending = None
         if len(wanted.slots) or wanted.scored:
@@ -212,54 +180,22 @@ class EngineLoop:
             except Exception as error:
                 self._fail(batch, error)
                 return
-        self._flight = _Flight(batch, pending)
-
-    def _wanted(self, batch: Batch) -> SampleMessage:
-        slots, chosen = self.scheduler.slots, batch.slots
-        scored = tuple(score.rows for score in batch.scores)
-        if slots.plain[chosen].all():
-            return SampleMessage(chosen, batch.rows, scored=scored)
-        rows = []
-        for row in slots.restricted[chosen].nonzero()[0].tolist():
-            request = slots.requests[chosen[row]]
-            if request is not None:  # not ended by the step before
-                rows.append((row, request, self._restrictions[request.id]))
-        found = restrictions.collect(rows)
-        for request, error in found.failed:
-            self._blame(request, error)
-        logprobs = None
-        if slots.scored[chosen].any():
-            logprobs = np.array([self._logprobs_of(slot) for slot in chosen.tolist()], np.int32)
-        return SampleMessage(
-            chosen,
-            batch.rows,
-            False,
-            found.bans,
-            found.allowed,
-            found.histories,
-            found.guided,
-            logprobs,
-            scored,
-        )
-
-    def _logprobs_of(self, slot: int) -> int:
-        request = self.scheduler.slots.requests[slot]
-        return -1 if request is None or request.params.logprobs is None else request.params.logprobs
+        self._flight = _Flight(batch, pending, wanted.logprobs)
 
     def _land(self, flight: _Flight) -> None:
         """Read a step's results and take them in."""
         self._flight, batch = None, flight.batch
         try:
-            sampled = SampledMessage(_NO_TOKENS) if flight.pending is None else flight.pending.read()
+            sampled = _NOTHING if flight.pending is None else flight.pending.read()
         except Exception as error:
             self._fail(batch, error)
             return
         now, started = time.monotonic(), time.perf_counter()
-        self._take_in(batch, sampled, now)
+        self._take_in(batch, sampled, flight.asked, now)
         self._host += time.perf_counter() - started
         self._count(batch, now)
 
-    def _take_in(self, batch: Batch, sampled: SampledMessage, now: float) -> None:
+    def _take_in(self, batch: Batch, sampled: SampledMessage, asked: Ints | None, now: float) -> None:
         slots = self.scheduler.slots
         alive = slots.epoch[batch.slots] == batch.epochs
         self.meters.output_tokens += int(alive.sum())
@@ -267,7 +203,7 @@ class EngineLoop:
             for row in ((sampled.tokens < 0) & alive).nonzero()[0].tolist():
                 self._unusable(slots.requests[batch.slots[row]], sampled.errors.get(row))
                 alive[row] = False
-        self._score_prompts(batch, sampled)
+        self._answers.prompt_scored(batch, sampled.scored)
         watched = [
             (row, request)
             for row in (slots.watched[batch.slots] & alive).nonzero()[0].tolist()
@@ -277,65 +213,23 @@ class EngineLoop:
             self._ended.append(request)
         for request in batch.landed(alive):
             if request.num_output == 1:
-                self._tell_first(request, now)
-        if watched:
-            self._tell(watched, sampled.logprobs)
+                self.meters.began(request)
+                self._answers.first_token(request, now)
+        self._answers.added(watched, asked, sampled.logprobs)
         for request in self._ended:
             self._end(request, now)
-
-    def _tell_first(self, request: Request, now: float) -> None:
-        answer = self._answers.get(request.id)
-        if answer is not None:
-            self.meters.prompt_tokens += request.prompt_length
-            self.meters.cached_tokens += request.num_cached or 0
-            try:
-                answer.first_token(now)
-            except Exception as error:
-                self._blame(request, error)
-
-    def _tell(self, watched: list[tuple[int, Request]], logprobs: Logprobs | None) -> None:
-        """Pass on a token to each of those who watch."""
-        asked = 0
-        for _, request in watched:
-            entry = None
-            if request.params.logprobs is not None and logprobs is not None:
-                entry = _entry(logprobs, asked, int(request.tokens[-1]), request.params.logprobs)
-                asked += 1
-            answer = self._answers.get(request.id)
-            if answer is None:
-                continue
-            try:
-                stop = answer.added(entry)
-                if stop is not None:
-                    self._stopped(request, stop)
-            except Exception as error:
-                self._blame(request, error)
 
     def _stopped(self, request: Request, stop: str) -> None:
         """A stop string is there, perhaps with a token that had ended the request already."""
         if not self._finish(request, "stop", stop) and request.finish_reason == "length":
             request.finish_reason, request.stop_reason = "stop", stop
 
-    def _score_prompts(self, batch: Batch, sampled: SampledMessage) -> None:
-        for score, found in zip(batch.scores, sampled.scored, strict=True):
-            request, targets = score.request, score.rows.targets.tolist()
-            known = request.num_scored - score.first  # by a step before it was preempted
-            if request.state is State.FINISHED or known >= len(targets):
-                continue
-            request.num_scored = score.first + len(targets)
-            entries = [_entry(found, row, targets[row], score.rows.count) for row in range(known, len(targets))]
-            try:
-                self._answers[request.id].prompt_scored(entries)
-            except Exception as error:
-                self._blame(request, error)
-
     def _count(self, batch: Batch, now: float) -> None:
         self.meters.steps += 1
         if self._landed_at is not None:
-            decodes = batch.message.decodes
             whole = now - self._landed_at
-            self.meters.times.append(StepTime(whole, self._host, decodes, batch.prompt_tokens))
-            self.scheduler.pace.saw(decodes, batch.prompt_tokens, whole)
+            self.meters.times.append((whole, self._host))
+            self.scheduler.pace.saw(batch.message.decodes, batch.prompt_tokens, whole)
         self._landed_at, self._host = now, 0.0
 
     def _unusable(self, request: Request | None, cause: str | None) -> None:
@@ -390,29 +284,10 @@ class EngineLoop:
 
     def _end(self, request: Request, now: float) -> None:
         """The one terminal event of a request, if it is not past."""
-        answer = self._answers.pop(request.id, None)
-        if answer is None:
-            return
-        self._restrictions.pop(request.id, None)
-        try:
-            answer.end(now)
-        except Exception as error:
-            self._blame(request, error)
-        self.meters.ended(request.finish_reason or "error")
-
-
-_NO_TOKENS: Ints = np.zeros(0, np.int32)
+        if self._answers.end(request, now):
+            self._restrictions.drop(request)
+            self.meters.ended(request)
 
 
 def _broken(error: Exception) -> EngineError:
     return EngineError("E-RUN-LOOP", "engine loop", "failed", found=f"{type(error).__name__}: {error}")
-
-
-def _entry(found: Logprobs, row: int, token: int, count: int) -> LogprobDict:
-    return logprob_dict(
-        token,
-        float(found.chosen[row]),
-        int(found.ranks[row]),
-        found.ids[row, :count].tolist(),
-        found.values[row, :count].tolist(),
-    )

@@ -111,11 +111,11 @@ class History(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """Prompt log-probabilities: rows ``first … first + len(targets)`` of the step's logits, with ``count`` likeliest each."""
+    """Prompt log-probabilities: rows ``first … first + len(targets)`` of the step's logits, with ``best`` likeliest each."""
 
     first: int
     targets: Ints
-    count: int
+    best: int
 
 
 @dataclass(frozen=True, slots=True)

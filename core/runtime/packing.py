@@ -94,8 +94,8 @@ class Packing:
                 first = max(start, request.num_scored - 1)
                 targets = request.tokens[first + 1 : min(end, request.prompt_length - 1) + 1]
                 if len(targets):
-                    count = request.params.prompt_logprobs or 0
-                    scores.append(PromptScores(request, first + 1, Scored(len(rows), targets.copy(), count)))
+                    best = request.params.prompt_logprobs or 0
+                    scores.append(PromptScores(request, first + 1, Scored(len(rows), targets.copy(), best)))
                     rows.extend(range(at + first - start, at + first - start + len(targets)))
             if segment.samples:
                 chosen.append(request.slot)

@@ -9,7 +9,7 @@ from bestiary.core.runtime.request import Request
 
 
 class WaitingQueue:
-    """Ordered by rank, the lowest first; ranks are distinct."""
+    """Ordered by rank, the lowest first; of equal ranks the first come."""
 
     def __init__(self) -> None:
         self._requests: list[Request] = []

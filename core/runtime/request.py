@@ -34,6 +34,7 @@ class Request:
         max_length: most tokens, prompt included, that it may reach.
         scope: requests of other scopes share no block with it.
         sibling: a request with the same prompt whose blocks it shares while that one runs (``n`` answers to a prompt).
+        follows: an earlier request that it goes on for, and whose place in the queue it takes.
         streams: someone waits for each token, so long prompts of others are paced.
         rank: its place in the queue; lower runs sooner.
         slot: its place in the engine's arrays while it runs, else -1.
@@ -59,6 +60,7 @@ class Request:
         "cap",
         "chain",
         "finish_reason",
+        "follows",
         "id",
         "max_length",
         "num_cached",
@@ -88,6 +90,7 @@ class Request:
         *,
         max_seq_len: int,
         sibling: Request | None = None,
+        follows: Request | None = None,
         streams: bool = False,
     ) -> None:
         self.id = request_id
@@ -102,6 +105,7 @@ class Request:
         self.max_length = min(room, max_seq_len)
         self.scope = Scope(params.cache_salt)
         self.sibling, self.streams = sibling, streams
+        self.follows = follows
         self.rank = 0.0
         self.slot = -1
         self.blocks: list[list[int]] = []

@@ -7,10 +7,12 @@ from typing import NamedTuple
 import numpy as np
 
 from bestiary.core.runtime.bad_words import BadWords
+from bestiary.core.runtime.batch import Batch
 from bestiary.core.runtime.bitmasks import Bitmask, bitmask, words
-from bestiary.core.runtime.messages import Bans, History, Ints, Masks
+from bestiary.core.runtime.messages import Bans, History, Ints, Masks, SampleMessage
 from bestiary.core.runtime.ngrams import NgramIndex
 from bestiary.core.runtime.request import Request
+from bestiary.core.runtime.slots import Slots
 from bestiary.spec import GrammarMatcher
 
 
@@ -73,6 +75,76 @@ class Restriction:
                 raise ValueError(f"the grammar does not admit token {token}, which was chosen")
 
 
+class Restrictions:
+    """Those of all requests under way."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self._vocab_size = vocab_size
+        self._known: dict[str, Restriction] = {}
+
+    def add(self, request: Request, matcher: GrammarMatcher | None) -> None:
+        """A request began."""
+        if request.restricted:
+            self._known[request.id] = Restriction(request, self._vocab_size, matcher)
+
+    def drop(self, request: Request) -> None:
+        """It has ended."""
+        self._known.pop(request.id, None)
+
+    def ask(self, batch: Batch, slots: Slots) -> tuple[SampleMessage, list[tuple[Request, Exception]]]:
+        """What to choose from a step's logits, and what requests' own code raised, which ends only them."""
+        chosen, scored = batch.slots, tuple(score.rows for score in batch.scores)
+        if slots.plain[chosen].all():
+            return SampleMessage(chosen, batch.rows, scored=scored), []
+        rows = []
+        for row in slots.restricted[chosen].nonzero()[0].tolist():
+            request = slots.requests[chosen[row]]
+            if request is not None:  # not ended by the step before
+                rows.append((row, request))
+        found = self.collect(rows)
+        logprobs = None
+        if slots.scored[chosen].any():
+            logprobs = np.array([_logprobs(slots.requests[slot]) for slot in chosen.tolist()], np.int32)
+        wanted = SampleMessage(
+            chosen,
+            batch.rows,
+            False,
+            found.bans,
+            found.allowed,
+            found.histories,
+            found.guided,
+            logprobs,
+            scored,
+        )
+        return wanted, found.failed
+
+    def collect(self, rows: list[tuple[int, Request]]) -> StepRestrictions:
+        """What the requests of these rows may not take, packed. An exception belongs to its own request only."""
+        bans: list[tuple[int, int]] = []
+        allowed: list[tuple[int, Bitmask]] = []
+        guided: list[tuple[int, Bitmask]] = []
+        histories: list[History] = []
+        failed: list[tuple[Request, Exception]] = []
+        for row, request in rows:
+            restriction = self._known[request.id]
+            try:
+                bans += [(row, token) for token in restriction.bans()]
+                mask = restriction.guided()
+            except Exception as error:
+                failed.append((request, error))
+                continue
+            if mask is not None:
+                guided.append((row, mask))
+            if restriction.allowed is not None:
+                allowed.append((row, restriction.allowed))
+            history = restriction.history(row)
+            if history is not None:
+                histories.append(history)
+        pairs: Ints = np.array(bans, np.int32).reshape(-1, 2)
+        banned = Bans(pairs[:, 0], pairs[:, 1]) if bans else None
+        return StepRestrictions(banned, _masks(allowed), tuple(histories), _masks(guided), failed)
+
+
 class StepRestrictions(NamedTuple):
     """Of all rows of a step, and what a request's own code raised."""
 
@@ -83,32 +155,8 @@ class StepRestrictions(NamedTuple):
     failed: list[tuple[Request, Exception]]
 
 
-def collect(rows: list[tuple[int, Request, Restriction]]) -> StepRestrictions:
-    """What the rows' requests may not take, packed. An exception belongs to its own request only."""
-    bans: list[tuple[int, int]] = []
-    allowed: list[tuple[int, Bitmask]] = []
-    guided: list[tuple[int, Bitmask]] = []
-    histories: list[History] = []
-    failed: list[tuple[Request, Exception]] = []
-    for row, request, restriction in rows:
-        try:
-            bans += [(row, token) for token in restriction.bans()]
-            mask = restriction.guided()
-        except Exception as error:
-            failed.append((request, error))
-            continue
-        if mask is not None:
-            guided.append((row, mask))
-        if restriction.allowed is not None:
-            allowed.append((row, restriction.allowed))
-        history = restriction.history(row)
-        if history is not None:
-            histories.append(history)
-    banned = None
-    if bans:
-        pairs: Ints = np.array(bans, np.int32)
-        banned = Bans(pairs[:, 0], pairs[:, 1])
-    return StepRestrictions(banned, _masks(allowed), tuple(histories), _masks(guided), failed)
+def _logprobs(request: Request | None) -> int:
+    return -1 if request is None or request.params.logprobs is None else request.params.logprobs
 
 
 def _masks(rows: list[tuple[int, Bitmask]]) -> Masks | None:

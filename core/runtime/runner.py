@@ -5,17 +5,23 @@ from __future__ import annotations
 from torch import Tensor
 
 from bestiary.core.program.bound import StepProgram
+from bestiary.core.runtime.graphs import DecodeGraphs
 from bestiary.core.runtime.inputs import StepInputs
 from bestiary.core.runtime.messages import StepMessage
 
 
 class Runner:
-    """One rank's program, its weights and its caches."""
+    """One rank's program, its weights and its caches.
 
-    def __init__(self, program: StepProgram, inputs: StepInputs) -> None:
-        self.program, self.inputs = program, inputs
+    Args:
+        graphs: run steps that only decode as recorded graphs.
+    """
+
+    def __init__(self, program: StepProgram, inputs: StepInputs, graphs: DecodeGraphs | None = None) -> None:
+        self.program, self.inputs, self._graphs = program, inputs, graphs
 
     def forward(self, step: StepMessage) -> dict[str, Tensor]:
         """``logits`` ``[R, vocabulary]`` fp32 of the step's rows, in order, and every tap, by name. The next call overwrites
         them."""
-        return self.program.run(self.inputs.write(step))
+        outputs = None if self._graphs is None else self._graphs.forward(step)
+        return self.program.run(self.inputs.write(step)) if outputs is None else outputs

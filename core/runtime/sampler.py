@@ -64,14 +64,14 @@ class Sampler:
         """
         rows = logits if wanted.rows is None else logits[self._ids(wanted.rows)]
         errors: dict[int, str] = {}
-        if wanted.plain:
-            tokens = rows_of.likeliest(rows)
-        else:
-            tokens = self._tokens(rows, wanted, errors)
-        slots = self._ids(wanted.slots)
-        self._state.last.index_copy_(0, slots, tokens.clamp(min=0))
+        tokens = rows_of.likeliest(rows) if wanted.plain else self._tokens(rows, wanted, errors)
         self._counts.add(wanted.slots, tokens)
+        self.chose(wanted, tokens)
         return Sampled(tokens, self._logprobs(rows, tokens, wanted), self._scores(logits, wanted), errors)
+
+    def chose(self, wanted: SampleMessage, tokens: Tensor) -> None:
+        """These are the slots' last tokens now."""
+        self._state.last.index_copy_(0, self._ids(wanted.slots), tokens.clamp(min=0))
 
     def _tokens(self, rows: Tensor, wanted: SampleMessage, errors: dict[int, str]) -> Tensor:
         other = self._other(wanted)
@@ -164,7 +164,7 @@ class Sampler:
 
     def _scores(self, logits: Tensor, wanted: SampleMessage) -> tuple[LogprobRows, ...]:
         return tuple(
-            logprob_rows(logits[one.first : one.first + len(one.targets)], self._ids(one.targets), one.count)
+            logprob_rows(logits[one.first : one.first + len(one.targets)], self._ids(one.targets), one.best)
             for one in wanted.scored
         )
 

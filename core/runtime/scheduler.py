@@ -81,6 +81,7 @@ class Scheduler:
         self._decoding: Ints = np.zeros(0, np.int32)  # slots of the other running ones
         self._stale = False  # _decoding is
         self._opened: dict[int, Opened] = {}  # by slot, since the last step
+        self._failed: list[tuple[Request, Exception]] = []
         self._arrivals = 0
         self._stuck_at = -1  # the tables' version at which the first waiting request did not fit
         self._streams = 0  # running requests that someone reads along with
@@ -90,6 +91,11 @@ class Scheduler:
         """Nothing runs and nothing waits."""
         return not self.running and not self.waiting
 
+    def take_failed(self) -> list[tuple[Request, Exception]]:
+        """Waiting requests that could not be looked at, and why; they are still to be finished."""
+        failed, self._failed = self._failed, []
+        return failed
+
     def submit(self, request: Request) -> None:
         """Queue a request.
 
@@ -98,7 +104,10 @@ class Scheduler:
         """
         self.admissible(request)
         self._arrivals += 1
-        request.rank = self._order(request.params.priority, self._arrivals)
+        if request.follows is not None:
+            request.rank = request.follows.rank
+        else:
+            request.rank = self._order(request.params.priority, self._arrivals)
         self.waiting.add(request)
         self._stuck_at = -1
 
@@ -123,8 +132,8 @@ class Scheduler:
         prompt_tokens = self.pace.chunk() if self._streams and len(decodes) else self.max_num_tokens
         for request in list(self._prompts):
             prompt_tokens -= self._chunk(pack, request, prompt_tokens)
-        while prompt_tokens > 0 and pack.budget > 0 and (request := self._admit(pack)) is not None:
-            prompt_tokens -= self._chunk(pack, request, prompt_tokens)
+        while prompt_tokens > 0 and pack.budget > 0 and (admitted := self._admit()) is not None:
+            prompt_tokens -= self._chunk(pack, admitted, prompt_tokens)
         if pack.empty and self.running and self._all_read():
             self._make_progress(pack)
         if pack.empty:
@@ -196,7 +205,7 @@ class Scheduler:
             self._stale = True
         return count
 
-    def _admit(self, pack: Packing) -> Request | None:
+    def _admit(self) -> Request | None:
         """Let the first waiting request that can run do so, if it fits."""
         if not self.slots.num_free or self._stuck_at == self.tables.version:
             return None
@@ -204,7 +213,11 @@ class Scheduler:
             sibling = request.sibling
             if sibling is not None and sibling.state is State.RUNNING and not 0 < sibling.prompt_step < self.number:
                 continue  # its prompt is being computed by the one before it
-            hit = self._hit(request)
+            try:
+                hit = self._hit(request)
+            except Exception as error:
+                self._failed.append((request, error))
+                continue
             # Without promises, a block for each that runs keeps them from being preempted at once.
             if not self.tables.fits(request, hit, spare=len(self.running)):
                 self._stuck_at = self.tables.version

@@ -45,11 +45,12 @@ class SlotParams:
         self.drawn[slot], self.penalizes[slot] = not params.greedy, params.penalized
         self.changes[slot] = bool(not params.greedy or params.penalized or params.logit_bias)
         self._limits[slot] = (params.top_k, params.top_p)
-        for table, value in ((self._bias, dict(params.logit_bias)), (self.processors, params.logits_processors)):
-            if value:
-                table[slot] = value  # type: ignore[index]
-            else:
-                table.pop(slot, None)
+        self._bias.pop(slot, None)
+        self.processors.pop(slot, None)
+        if params.logit_bias:
+            self._bias[slot] = dict(params.logit_bias)
+        if params.logits_processors:
+            self.processors[slot] = params.logits_processors
         if self.changes[slot]:
             numbers = (
                 params.temperature,

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import statistics
 from collections import deque
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bestiary.core.runtime.request import Request
+    from bestiary.core.runtime.scheduler import Scheduler
 
 _STEPS = 1024  # whose times are kept
 
@@ -45,15 +50,6 @@ class EngineStats:
         return self.blocks_used / total if total else 0.0
 
 
-class StepTime(NamedTuple):
-    """Seconds of one step: in all, and of those the host's own."""
-
-    whole: float
-    host: float
-    decodes: int
-    prompt_tokens: int
-
-
 @dataclass
 class Meters:
     """Counts, kept by the loop."""
@@ -63,7 +59,35 @@ class Meters:
     cached_tokens: int = 0
     output_tokens: int = 0
     finished: dict[str, int] = field(default_factory=dict)
-    times: deque[StepTime] = field(default_factory=lambda: deque(maxlen=_STEPS))
+    times: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=_STEPS))
+    """Seconds of each step: in all, and of those the host's own."""
 
-    def ended(self, reason: str) -> None:
+    def began(self, request: Request) -> None:
+        """Its first token is there."""
+        self.prompt_tokens += request.prompt_length
+        self.cached_tokens += request.num_cached or 0
+
+    def ended(self, request: Request) -> None:
+        """It is over."""
+        reason = request.finish_reason or "error"
         self.finished[reason] = self.finished.get(reason, 0) + 1
+
+
+def snapshot(meters: Meters, scheduler: Scheduler) -> EngineStats:
+    """The figures of this moment."""
+    pools, times = scheduler.tables.pools, list(meters.times)
+    return EngineStats(
+        running=len(scheduler.running),
+        waiting=len(scheduler.waiting),
+        finished=dict(meters.finished),
+        preemptions=scheduler.num_preemptions,
+        prompt_tokens=meters.prompt_tokens,
+        cached_tokens=meters.cached_tokens,
+        output_tokens=meters.output_tokens,
+        blocks_free=sum(pool.num_free for pool in pools),
+        blocks_cached=sum(pool.num_cached for pool in pools),
+        blocks_used=sum(pool.num_used for pool in pools),
+        steps=meters.steps,
+        step_seconds=statistics.median(whole for whole, _ in times) if times else 0.0,
+        host_seconds=statistics.median(host for _, host in times) if times else 0.0,
+    )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bestiary.core import device as devices
+from bestiary.core.ops.collective import UNDIVIDED, Place
 from bestiary.core.runtime.inputs import StepInputs
 from bestiary.core.runtime.logprobs import LogprobRows
 from bestiary.core.runtime.messages import Logprobs, SampledMessage, SampleMessage, StepMessage
@@ -29,10 +30,13 @@ class Worker:
 
     Args:
         processor: the function of a registered logits processor's name.
+        place: among the ranks of the engine. Only those of the last stage have logits, and one of them speaks for all.
     """
 
-    def __init__(self, runner: StepRunner, processor: Callable[[str], Callable[..., Tensor]]) -> None:
-        self.runner = runner
+    def __init__(
+        self, runner: StepRunner, processor: Callable[[str], Callable[..., Tensor]], place: Place = UNDIVIDED
+    ) -> None:
+        self.runner, self._place = runner, place
         self.outputs: dict[str, Tensor] = {}  # of the last step: logits and taps
         self._sampler = Sampler(runner.inputs.state, processor)
 
@@ -45,7 +49,14 @@ class Worker:
     def sample(self, wanted: SampleMessage) -> Reading:
         """Launch the choice of tokens from the last step's logits."""
         with torch.inference_mode():
-            return Reading(self._sampler.sample(self.outputs["logits"], wanted))
+            if self._place.samples:
+                sampled = self._sampler.sample(self.outputs["logits"], wanted)
+            else:
+                sampled = Sampled(self.runner.inputs.state.device_ints(wanted.slots), None, (), {})
+            if self._place.count > 1:
+                self._place.share(sampled.tokens)
+                self._sampler.chose(wanted, sampled.tokens)
+            return Reading(sampled)
 
 
 class Reading:

@@ -13,6 +13,8 @@ from bestiary.core.text.files import read_json
 from bestiary.core.text.token_bytes import token_bytes
 
 MAX_TOKENIZER_BYTES: Final = 128 * 2**20
+# Prompt tokens before a continuation that decide about a space at its beginning.
+_CONTEXT = 6
 _SPECIAL: Final = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
 
@@ -97,6 +99,13 @@ class Tokenizer:
         """The text of token ids; bytes that are no UTF-8 become U+FFFD."""
         text: str = self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
         return text
+
+    def continuation(self, prompt: Sequence[int], ids: Sequence[int]) -> str:
+        """The text that ``ids`` add to a prompt's, without special tokens."""
+        before = self.decode(prompt[-_CONTEXT:])
+        if before.endswith("\N{REPLACEMENT CHARACTER}"):
+            return self.decode(ids)
+        return self.decode([*prompt[-_CONTEXT:], *ids])[len(before) :]
 
     def token_text(self, token: int) -> str | None:
         """The text of one token on its own, special tokens shown; None for an id beyond the tokenizer's."""

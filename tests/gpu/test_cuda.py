@@ -24,7 +24,7 @@ OPTIONS = BuildOptions(device="cuda", max_batch_size=8, max_num_tokens=128)
 @pytest.mark.parametrize("case", kernel_cases(load_plugins(), device="cuda"), ids=str)
 def test_kernel(case: KernelCase) -> None:
     ran = check_kernel(case)
-    assert ran or case.kernel.name == "widened"
+    assert ran or case.kernel.name.endswith("widened")
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -57,3 +57,21 @@ def test_random_weights_are_made_on_the_device(tmp_path: Path) -> None:
         assert len(answer.outputs[0].token_ids) == 4
         (memory, *_) = llm.engine.runner.inputs.views(llm.engine.network.limits).values()
         assert memory.device.type == "cuda"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_deterministic_mode_bit_for_bit(dtype: str, tmp_path: Path) -> None:
+    make_engine(tmp_path, PluginHost.load(), OPTIONS)
+    prompts: list[Any] = [{"prompt_token_ids": [3 + i % 90 for i in range(n)]} for n in (1, 5, 64, 127, 129, 200)]
+    params = SamplingParams(temperature=0.9, seed=1, max_tokens=8, ignore_eos=True, logprobs=3)
+
+    def answers(chunk: int, alone: bool = False) -> list[Any]:
+        options: Any = {"deterministic": True, "dtype": dtype, "device": "cuda", "max_num_tokens": chunk}
+        with LLM(tmp_path / "hf", weights="random", tokenizer=None, kv_cache_memory=2**26, **options) as llm:
+            batches = [[prompt] for prompt in prompts] if alone else [prompts, prompts]
+            outs = [out for batch in batches for out in llm.generate(batch, params, use_tqdm=False)]
+        return [(out.outputs[0].token_ids, out.outputs[0].logprobs) for out in outs]
+
+    expected = answers(512, alone=True)
+    for chunk in (7, 64, 512):
+        assert answers(chunk) == expected * 2

@@ -101,6 +101,16 @@ def test_a_system_message_without_a_template_is_refused(engine, capsys):
     assert "--system" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["run", "generate", "chat"])
+def test_a_memory_limit_reaches_the_engine(command, engine, monkeypatch):
+    typed(monkeypatch, "")
+    line = [command, str(engine), *(["hello"] if command != "chat" else [])]
+    assert invoke(line) == 0
+    assert "memory_limit" not in FakeLLM.made[1]
+    assert invoke([*line, "--memory-limit", "4GiB"]) == 0
+    assert FakeLLM.made[1]["memory_limit"] == "4GiB"
+
+
 def test_run_takes_the_prompt_from_a_pipe(engine, monkeypatch, capsys):
     typed(monkeypatch, "from a pipe\n")
     assert invoke(["run", str(engine)]) == 0

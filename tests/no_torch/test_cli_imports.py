@@ -10,6 +10,7 @@ HEAVY = ("torch", "transformers", "triton", "numpy", "safetensors", "tokenizers"
 CALLS = {
     "help": ["--help"],
     "run --help": ["run", "--help"],
+    "plan-memory --help": ["plan-memory", "--help"],
     "version": ["--version"],
     "plugins": ["plugins", "--json"],
     "kernels": ["kernels", "--json"],

@@ -183,6 +183,10 @@ def test_allowed_tokens_are_a_set():
     assert SamplingParams(allowed_token_ids=[7, 3, 7]).resolve(vocab_size=8).allowed_token_ids == (3, 7)
 
 
+def test_an_answer_may_be_its_end_alone():
+    assert SamplingParams(allowed_token_ids=[5], stop_token_ids=[5]).resolve(vocab_size=8).allowed_token_ids == (5,)
+
+
 @pytest.mark.parametrize("other", [{"bad_words": ["foo"]}, {"min_tokens": 1, "stop_token_ids": [5, 6]}])
 def test_a_token_must_be_left(other):
     SamplingParams(allowed_token_ids=[3, 5, 6], **other).resolve(vocab_size=100, encode=encode)

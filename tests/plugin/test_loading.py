@@ -244,3 +244,15 @@ def test_an_import_that_hangs_is_named_while_it_hangs(site, monkeypatch, caplog)
     site.plugin("slow", "import threading; threading.Event().wait(0.5)")
     PluginHost.load()
     assert "plugin slow (fake-slow 1.0) has been importing" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("module", "advice"),
+    [("no_such_plugin", "put the folder of no_such_plugin on PYTHONPATH"), ("needy", "install what provides absent")],
+)
+def test_a_module_that_is_not_there_says_which_and_what_to_do(module, advice, tmp_path, monkeypatch):
+    (tmp_path / "needy.py").write_text("import absent.inner\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(PluginError, match=advice) as error:
+        PluginHost.load(plugins=[module])
+    assert error.value.code == "E-PLG-BROKEN"

@@ -144,7 +144,7 @@ class Rank:
     def _scored(self, wanted: Scored) -> Logprobs:
         targets = wanted.targets.tolist()
         found = [score(self.sums[wanted.first + at], target) for at, target in enumerate(targets)]
-        none = np.zeros((len(targets), wanted.count))
+        none = np.zeros((len(targets), wanted.best))
         ones = np.ones(len(targets), np.int32)
         return Logprobs(np.array(found, np.float32), ones, none.astype(np.int32), none.astype(np.float32))
 

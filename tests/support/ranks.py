@@ -1,4 +1,4 @@
-"""What one rank of a tensor-parallel test does; spawned processes need it in a module of its own."""
+"""What one rank of a divided engine does in a test; spawned processes need it in a module of its own."""
 
 from __future__ import annotations
 
@@ -6,21 +6,27 @@ import os
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
 
-def run_rank(rank: int, size: int, directory: str, tokens: list[int], port: int) -> None:
-    """Load this rank's share of ``directory/engine``, run one step, save the logits to ``logits-RANK.pt``."""
+def run_rank(rank: int, tensor: int, stages: int, directory: str, tokens: list[int]) -> None:
+    """Load this rank's share of ``directory/engine``, run one step, save what it has to ``result-RANK.pt``."""
     torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
-    dist.init_process_group("gloo", rank=rank, world_size=size)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     from tiny import load, whole
 
-    from bestiary.core.ops.collective import Ranks
     from bestiary.core.plugins import PluginHost
+    from bestiary.core.runtime.rank_main import join, leave
 
-    engine = load(Path(directory), PluginHost.load(), ranks=Ranks(rank, size, dist.group.WORLD))
-    logits = engine.runner.forward(whole(tokens, [5, 2]))["logits"]
-    heads = {spec.kv_heads for spec in engine.network.program.caches.values()}
-    torch.save({"logits": logits, "kv_heads": heads}, Path(directory) / f"logits-{rank}.pt")
-    dist.destroy_process_group()
+    place = join(rank, tensor, stages, "gloo", directory)
+    # Less memory from rank to rank: all must take what the last can hold.
+    engine = load(Path(directory), PluginHost.load(), place=place, kv_cache_memory=2**22 // (1 + 2 * rank))
+    outputs = engine.runner.forward(whole(tokens, [5, 2]))
+    caches = engine.network.program.caches
+    result = {
+        "logits": outputs.get("logits"),
+        "kv_heads": {spec.kv_heads for spec in caches.values()},
+        "layers": len(caches),
+        "blocks": [group.num_blocks for group in engine.cache_groups],
+    }
+    torch.save(result, Path(directory) / f"result-{rank}.pt")
+    leave(place)

@@ -17,7 +17,7 @@ def test_declaration(case: OpCase) -> None:
 @pytest.mark.parametrize("case", kernel_cases(HOST), ids=str)
 def test_kernel(case: KernelCase) -> None:
     ran = check_kernel(case)
-    assert ran or case.kernel.name == "widened", "no generated input is one the kernel can run"
+    assert ran or case.kernel.name.endswith("widened"), "no generated input is one the kernel can run"
 
 
 def forgets_a_row(x, weight, eps, *, out):

@@ -269,8 +269,6 @@ def test_random_weights_in_the_shape_of_an_engine_or_checkpoint(tiny: tuple[Path
 def test_options_that_contradict_a_built_engine_are_refused(tiny: tuple[Path, Any]) -> None:
     with pytest.raises(ConfigError, match=r"dtype: engine engine was built with another value.*'bfloat16'.*'float32'"):
         LLM(tiny[0] / "engine", tokenizer=None, dtype="bfloat16")
-    with pytest.raises(ConfigError, match="one process runs one rank"):
-        LLM(tiny[0] / "ckpt", tokenizer=None, tensor_parallel=2)
 
 
 def test_random_weights_follow_the_seed(tiny: tuple[Path, Any]) -> None:

@@ -96,6 +96,20 @@ def test_early_stopping_ends_with_enough_answers():
     assert not better.done and step(better, {0: -0.1, 1: -0.2}) and not better.done
 
 
+def test_a_running_beam_must_be_better_than_the_worst_answer():
+    search = BeamSearch(1, max_tokens=50, end_tokens=[END])
+    step(search, {END: -2.0, 0: -2.0})
+    assert search.done
+
+
+def test_never_hopes_for_length_only_where_length_helps():
+    search = BeamSearch(2, max_tokens=50, end_tokens=[END], length_penalty=-1.0, early_stopping="never")
+    step(search, {0: -1.0, END: -1.1, 1: -5.0})
+    # Scores are sums times lengths: -1.1 and -4.0 have ended, and the best running beam has -2.4 at its length of 2.
+    assert step(search, {2: -0.2, END: -1.0}, {0: -1.0, 1: -1.0}) and not search.done
+    assert [answer.score for answer in search.results()] == [-1.1, -4.0]
+
+
 def test_the_last_token_ends_every_beam():
     search = BeamSearch(2, max_tokens=1, end_tokens=[END])
     assert step(search, {0: -1.0, 1: -0.5, 2: -2.0}) == [] and search.done

@@ -125,9 +125,8 @@ def test_nan_and_infinity_are_refused_with_place(
     bad = torch.zeros(24, 16, dtype=dtype)
     bad[5, 7] = bad[6, 0] = value
     source = llama(dtype=dtype, weights={"model.layers.1.mlp.up_proj.weight": bad})
-    with pytest.raises(
-        DataError, match=r"tensor layers.1.mlp.up.weight: has 2 values that are NaN or infinite; found .* at \[5, 7\]"
-    ):
+    place = r"^model.safetensors, tensor model.layers.1.mlp.up_proj.weight \(parameter layers.1.mlp.up.weight\): "
+    with pytest.raises(DataError, match=place + r"has 2 values that are NaN or infinite; found .* at \[5, 7\]"):
         convert(source, tmp_path / "ckpt", host=host)
     assert not (tmp_path / "ckpt").exists()
     convert(source, tmp_path / "ckpt", host=host, allow_nonfinite=True)

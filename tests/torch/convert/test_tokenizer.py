@@ -16,27 +16,42 @@ from tokenizers import Tokenizer
 
 from bestiary import BestiaryError, ConfigError, DataError, PluginError
 from bestiary.converters.gguf import GGUFSource
+from bestiary.converters.sentencepiece_check import PROBES
 from bestiary.converters.tokenizer import check_token_ids, copy_tokenizer
 
-TEXTS = ["hello world", "the fox", "Fuchs, 12 (x)", "naïve 日本"]
+TEXTS = [*PROBES, "hello world", "the fox", "Fuchs, 12 (x)", "  the\n\tquick 　日本  ", "a<sym>b  <sym>"]
+Train = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
-def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small sentencepiece model with byte fallback, normalizing nothing, as Llama's does."""
-    directory = tmp_path_factory.mktemp("sentencepiece")
-    (directory / "text").write_text("the quick brown fox jumps over the lazy dog\nhello world\n" * 50)
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(directory / "text"),
-        model_prefix=str(directory / "tokenizer"),
-        vocab_size=310,
-        model_type="bpe",
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        minloglevel=2,
-    )
-    return directory / "tokenizer.model"
+def train(tmp_path_factory: pytest.TempPathFactory) -> Train:
+    """Make a small sentencepiece model; by default with byte fallback, normalizing nothing, as Llama's does."""
+
+    def make(**options: Any) -> Path:
+        directory = tmp_path_factory.mktemp("sentencepiece")
+        lines = ("the quick brown fox jumps", "over  the lazy dog", "hello world", "        return    x\ty", "日本語")
+        (directory / "text").write_text("\n".join(lines * 50))
+        chosen = {
+            "vocab_size": 320,
+            "model_type": "bpe",
+            "byte_fallback": True,
+            "normalization_rule_name": "identity",
+            "remove_extra_whitespaces": False,
+            "hard_vocab_limit": False,
+            "minloglevel": 2,
+            **options,
+        }
+        sentencepiece.SentencePieceTrainer.train(
+            input=str(directory / "text"), model_prefix=str(directory / "tokenizer"), **chosen
+        )
+        return directory / "tokenizer.model"
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def vocabulary(train: Train) -> Path:
+    return train()
 
 
 @pytest.fixture
@@ -65,6 +80,60 @@ def test_sentencepiece(config: dict[str, Any] | None, vocabulary: Path, places: 
         assert made.decode(original.encode(text)) == text
     if config:
         assert json.loads((target / "tokenizer_config.json").read_text()) == config, "files as found stay as found"
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+@pytest.mark.parametrize("rule", ["identity", "nmt_nfkc"])
+@pytest.mark.parametrize("prefix", [True, False])
+@pytest.mark.parametrize("squeeze", [True, False])
+@pytest.mark.parametrize("config", [None, {"tokenizer_class": "LlamaTokenizer"}], ids=["bare", "named"])
+def test_sentencepiece_of_every_kind(
+    kind: str,
+    rule: str,
+    prefix: bool,
+    squeeze: bool,
+    config: dict[str, Any] | None,
+    train: Train,
+    places: tuple[Path, Path],
+) -> None:
+    """Whatever class the model names, which may know one kind only."""
+    model = train(
+        model_type=kind,
+        normalization_rule_name=rule,
+        add_dummy_prefix=prefix,
+        remove_extra_whitespaces=squeeze,
+        user_defined_symbols=["<sym>"],
+    )
+    source, target = places
+    (source / "tokenizer.model").write_bytes(model.read_bytes())
+    if config:
+        (source / "tokenizer_config.json").write_text(json.dumps(config))
+    copy_tokenizer(source, target)
+    made = Tokenizer.from_file(str(target / "tokenizer.json"))
+    original = sentencepiece.SentencePieceProcessor(model_file=str(model))
+    for text in TEXTS:
+        ids = original.encode(text)
+        assert made.encode(text, add_special_tokens=False).ids == ids, repr(text)
+        assert made.decode(ids) == original.decode(ids), repr(text)
+
+
+def test_a_setting_of_the_model_overrules_the_vocabulary(train: Train, places: tuple[Path, Path]) -> None:
+    source, target = places
+    (source / "tokenizer.model").write_bytes(train(model_type="unigram").read_bytes())
+    (source / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer", "add_prefix_space": false}')
+    copy_tokenizer(source, target)
+    made = Tokenizer.from_file(str(target / "tokenizer.json"))
+    ids = made.encode("the  fox", add_special_tokens=False).ids
+    assert made.id_to_token(ids[0])[0] == "t" and made.decode(ids) == "the  fox"
+
+
+def test_a_sentencepiece_model_that_no_tokenizer_follows_is_refused(train: Train, places: tuple[Path, Path]) -> None:
+    source, target = places
+    (source / "tokenizer.model").write_bytes(train(treat_whitespace_as_suffix=True).read_bytes())
+    problem = "tokenizer.model: can't be made into tokenizer.json: transformers treats 'Hello, world' otherwise; found "
+    with pytest.raises(DataError, match=f"^{problem}.*, expected .*put the tokenizer.json"):
+        copy_tokenizer(source, target)
+    assert not (target / "tokenizer.json").exists()
 
 
 def test_tekken(places: tuple[Path, Path]) -> None:

@@ -55,7 +55,7 @@ def theirs(eos_bias, prompt, width, *, max_tokens, end_tokens, length_penalty, e
     return found.sequences[:, len(prompt) :].tolist(), found.sequences_scores.tolist()
 
 
-GRID = list(itertools.product((0.0, 2.0, 4.0), (-1.0, 0.0, 1.0, 2.5), (False, True, "never")))
+GRID = list(itertools.product((-8.0, 0.0, 4.0), (-1.0, 0.0, 1.0, 2.5), (False, True, "never")))
 
 
 @pytest.mark.parametrize(("eos_bias", "length_penalty", "early_stopping"), GRID)
@@ -73,6 +73,7 @@ def test_sequences_and_scores_are_those_of_transformers(eos_bias, length_penalty
 
 def test_the_grid_has_beams_that_end_early_and_late():
     options = {"max_tokens": 12, "end_tokens": {2, 5}}
-    early = ours(4.0, PROMPTS[0], 4, **options)
-    late = ours(0.0, PROMPTS[0], 4, length_penalty=2.5, **options)
-    assert len({len(answer.tokens) for answer in early}) > 1 and {len(answer.tokens) for answer in late} == {12}
+    assert {len(answer.tokens) for answer in ours(0.0, PROMPTS[0], 4, **options)} == {1, 2, 4, 5}
+    late = ours(0.0, PROMPTS[0], 4, length_penalty=2.5, early_stopping="never", **options)
+    assert {len(answer.tokens) for answer in late} == {12}
+    assert {len(answer.tokens) for answer in ours(-8.0, PROMPTS[0], 4, **options)} == {12}

@@ -1,0 +1,289 @@
+"""The executor whose ranks are processes of their own on this machine. The driver imports no torch for it.
+
+Each rank is ``python -m bestiary.core.runtime.rank_main`` with one end of a socket pair. It gets the messages that the
+executor in process gets, in the same order as all other ranks, and sees in the socket's end that its parent is gone.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from bestiary.core import errors
+from bestiary.core.errors import BestiaryError, ConfigError, EngineError
+from bestiary.core.runtime.rank_messages import Close, Failed, Ready, Setup, codec
+from bestiary.core.runtime.transport import Channel
+
+if TYPE_CHECKING:
+    from bestiary.core.plugins import PluginHost
+    from bestiary.core.runtime.messages import SampledMessage, SampleMessage, StepMessage
+
+log = logging.getLogger("bestiary.ranks")
+
+_GRACE = 0.3  # seconds in which ranks that fail because another did are told from it
+_CLOSING = 10.0  # seconds that ranks have to end when asked to
+
+
+@dataclass
+class _Rank:
+    label: str
+    process: subprocess.Popen[bytes]
+    channel: Channel
+    facts: Mapping[str, Any] | None = None
+
+
+class RankExecutor:
+    """See :class:`~bestiary.core.runtime.executor.Executor`. Ranks that are not closed end with this object.
+
+    Args:
+        tensor: ranks that share each layer.
+        stages: pipeline stages.
+        device: ``cpu``, or ``cuda`` for a GPU each.
+        host: the plugins that every rank loads.
+        worker, arguments: see :class:`Setup`.
+
+    Attributes:
+        facts: of each rank, what its worker says of itself.
+        failure: what ended the executor for good.
+
+    Raises:
+        ConfigError: a plugin that another process can't import.
+        BestiaryError: what a rank raised while it started.
+        EngineError: a rank died while it started.
+    """
+
+    overlaps = True
+
+    def __init__(
+        self, *, tensor: int, stages: int, device: str, host: PluginHost, worker: str, arguments: Mapping[str, Any]
+    ) -> None:
+        check_importable(host.plugin_names())
+        self.failure: EngineError | None = None
+        self._directory = tempfile.TemporaryDirectory(prefix="bestiary-ranks-")
+        self._ranks: list[_Rank] = []
+        self._end = weakref.finalize(self, _end, self._ranks, self._directory, os.getpid())
+        self._codec, self._poll, self._expected = codec(), select.poll(), deque[Answer]()
+        plugins, preferences = host.plugin_names(), host.preferences()
+        try:
+            for number in range(tensor * stages):
+                where = f"(tensor {number % tensor}, stage {number // tensor})"
+                rank = _spawn(f"rank {number} of {tensor * stages} {where}", self._directory.name)
+                self._ranks.append(rank)
+                self._poll.register(rank.channel, select.POLLIN)
+            for number in range(len(self._ranks)):
+                setup = Setup(number, tensor, stages, device, plugins, preferences, worker, arguments)
+                self._tell(setup, self._ranks[number])
+            while not all(rank.facts is not None for rank in self._ranks):
+                self._look(None)
+        except BaseException:
+            self._end()
+            raise
+        self.facts = tuple(rank.facts or {} for rank in self._ranks)
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Process ids, by rank."""
+        return tuple(rank.process.pid for rank in self._ranks)
+
+    def forward(self, step: StepMessage) -> None:
+        """Launch a step on every rank.
+
+        Raises:
+            EngineError: a rank is dead, and with it the engine.
+        """
+        self._tell(step, *self._ranks)
+
+    def sample(self, wanted: SampleMessage) -> Answer:
+        """Launch the choice of tokens on every rank; the results are those of the last stage's first rank.
+
+        Raises:
+            EngineError: a rank is dead, and with it the engine.
+        """
+        self._tell(wanted, *self._ranks)
+        answer = Answer(self._look)
+        self._expected.append(answer)
+        return answer
+
+    def close(self) -> None:
+        """End the ranks, and kill those that don't. May be called again."""
+        if self._end.alive:
+            for rank in self._ranks:
+                with suppress(OSError):
+                    rank.channel.write(self._codec.encode(Close()), blocked=_give_up)
+            deadline = time.monotonic() + _CLOSING
+            for rank in self._ranks:
+                with suppress(subprocess.TimeoutExpired):
+                    rank.process.wait(max(0.0, deadline - time.monotonic()))
+            self._end()
+        self.failure = self.failure or EngineError("E-RUN-CLOSED", "engine", "it has been closed")
+
+    def _tell(self, message: object, *ranks: _Rank) -> None:
+        self._look(0)
+        frame = self._codec.encode(message)
+        for rank in ranks:
+            try:
+                rank.channel.write(frame, blocked=self._look)
+            except OSError:
+                self._fail(rank, None)
+
+    def _look(self, seconds: float | None = 0) -> None:
+        """Take what the ranks have said, waiting for it up to so many seconds (None: for ever)."""
+        if self.failure is not None:
+            raise self.failure
+        for rank, message in self._heard(seconds):
+            if message is None or isinstance(message, Failed):
+                self._fail(rank, message)
+            if isinstance(message, Ready):
+                rank.facts = message.facts
+            else:
+                self._expected.popleft().message = message
+
+    def _heard(self, seconds: float | None) -> Iterator[tuple[_Rank, Any]]:
+        """A message of each rank that has one, None for the end of it."""
+        ready = {descriptor for descriptor, _ in self._poll.poll(None if seconds is None else seconds * 1000)}
+        for rank in self._ranks:
+            if rank.channel.fileno() in ready:
+                try:
+                    yield rank, rank.channel.receive()
+                except EOFError:
+                    yield rank, None
+
+    def _fail(self, rank: _Rank, words: Failed | None) -> NoReturn:
+        """A rank is dead: find out which of them was the first, end all, and raise what killed it."""
+        last: list[tuple[_Rank, Failed | None]] = [(rank, words)]
+        self._poll.unregister(rank.channel)
+        deadline = time.monotonic() + _GRACE
+        while len(last) < len(self._ranks) and (left := deadline - time.monotonic()) > 0:
+            for other, message in self._heard(left):
+                if message is None or isinstance(message, Failed):
+                    last.append((other, message))
+                    self._poll.unregister(other.channel)
+        # Those that lose a peer say so; the one that could say nothing is what they lost.
+        rank, words = min(last, key=lambda one: one[1].at if one[1] else 0.0)
+        started = all(one.facts is not None for one in self._ranks)
+        error = _died(rank) if words is None else _raised(rank, words, started)
+        self.failure = error if isinstance(error, EngineError) else None
+        self._end()
+        raise error
+
+
+class Answer:
+    """Results of a sampling on their way; see :class:`~bestiary.core.runtime.executor.Pending`."""
+
+    def __init__(self, look: Callable[[float | None], None]) -> None:
+        self._look = look
+        self.message: SampledMessage | None = None
+
+    def read(self) -> SampledMessage:
+        """Wait for them.
+
+        Raises:
+            EngineError: a rank has died.
+        """
+        while self.message is None:
+            self._look(None)
+        return self.message
+
+
+def check_importable(plugins: Sequence[str]) -> None:
+    """Refuse plugins that another process can't load by name.
+
+    Args:
+        plugins: ``PluginHost.plugin_names``.
+
+    Raises:
+        ConfigError: naming the plugin.
+    """
+    for reference in plugins:
+        form, _, name = reference.rpartition(":")
+        found = "an object" if form == "object" else "a module that can't be imported" if form == "module" else None
+        if form == "module" and name != "__main__":
+            top = name.partition(".")[0]  # found as an import finds it, whatever is in sys.modules
+            found = None if any(finder.find_spec(top, None) for finder in sys.meta_path) else found
+        if found is not None:
+            raise ConfigError(
+                "E-RUN-PLUGIN",
+                f"plugin {name}",
+                "the processes of a divided engine can't load it",
+                found=found,
+                expected="an installed plugin, or a module on sys.path",
+                hint="put it into a file of its own and pass its name",
+            )
+
+
+def _spawn(label: str, directory: str) -> _Rank:
+    near, far = socket.socketpair()
+    loopback = "lo0" if sys.platform == "darwin" else "lo"
+    environment = {
+        "GLOO_SOCKET_IFNAME": loopback,
+        "NCCL_SOCKET_IFNAME": loopback,
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path),
+    }
+    with far:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "bestiary.core.runtime.rank_main", str(far.fileno()), directory],
+            pass_fds=[far.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=2,  # what a library prints must not mix with the parent's output
+            env=environment,
+            start_new_session=True,  # Ctrl-C is for the parent, which ends its ranks itself
+        )
+    return _Rank(label, process, Channel(near, codec()))
+
+
+def _end(ranks: list[_Rank], directory: tempfile.TemporaryDirectory[str], owner: int) -> None:
+    if os.getpid() != owner:
+        return  # a forked process ends; its ranks are not this one's
+    for rank in ranks:
+        rank.process.kill()
+    for rank in ranks:
+        rank.process.wait()
+        rank.channel.close()
+    directory.cleanup()
+
+
+def _died(rank: _Rank) -> EngineError:
+    try:
+        status = rank.process.wait(1)
+    except subprocess.TimeoutExpired:
+        found = "it closed its connection"
+    else:
+        found = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+    hint = "the system kills processes when memory is short" if found.endswith("SIGKILL") else None
+    return EngineError("E-RUN-RANK", rank.label, "died", found=found, hint=hint)
+
+
+def _raised(rank: _Rank, words: Failed, started: bool) -> BestiaryError:
+    log.error("%s failed:\n%s", rank.label, words.trace)
+    kind = getattr(errors, words.kind, None) if words.parts else None
+    if started or words.parts is None or kind is None:
+        return EngineError("E-RUN-RANK", rank.label, f"failed: {words.text}")
+    parts = words.parts
+    made: BestiaryError = kind(
+        parts["code"],
+        f"{rank.label}: {parts['subject']}",
+        parts["problem"],
+        found=parts["found"],
+        expected=parts["expected"],
+        hint=parts["hint"],
+    )
+    return made
+
+
+def _give_up() -> None:
+    raise TimeoutError

@@ -1,0 +1,70 @@
+"""``LLM`` over ranks in other processes says what it says in one, and dies with the words of the rank that died."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import make_engine
+
+from bestiary import LLM, ConfigError, EngineError, SamplingParams
+from bestiary.core.plugins import PluginHost
+
+pytestmark = pytest.mark.slow
+
+OPTIONS: dict[str, Any] = {"tokenizer": None, "device": "cpu", "kv_cache_memory": 2**20, "max_num_tokens": 32}
+PROMPTS = [list(range(3, 3 + length)) for length in (1, 40, 7, 40, 23)]
+PARAMS = [
+    SamplingParams(temperature=0, max_tokens=12, ignore_eos=True),
+    SamplingParams(temperature=0, max_tokens=5, logprobs=2, prompt_logprobs=1, ignore_eos=True),
+    SamplingParams(temperature=1.0, seed=7, max_tokens=12, repetition_penalty=1.3, ignore_eos=True),
+    SamplingParams(temperature=0.8, top_k=20, seed=8, max_tokens=9, ignore_eos=True),
+    SamplingParams(temperature=0, max_tokens=3, ignore_eos=True),
+]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    directory = tmp_path_factory.mktemp("divided")
+    make_engine(directory, PluginHost.load())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BESTIARY_HOME", str(directory / "home"))
+        yield directory / "ckpt"
+
+
+def _tokens(llm: LLM) -> list[list[int]]:
+    prompts = [{"prompt_token_ids": prompt} for prompt in PROMPTS]
+    return [list(answer.outputs[0].token_ids) for answer in llm.generate(prompts, PARAMS, use_tqdm=False)]
+
+
+@pytest.mark.parametrize(("tensor", "stages"), [(2, 1), (1, 2), (2, 2)], ids=["tensor", "pipeline", "both"])
+def test_an_llm_over_ranks_says_what_it_says_in_one_process(checkpoint: Path, tensor: int, stages: int) -> None:
+    with LLM(checkpoint, **OPTIONS) as llm:
+        expected = _tokens(llm)
+    with LLM(checkpoint, tensor_parallel=tensor, pipeline_parallel=stages, **OPTIONS) as llm:
+        assert _tokens(llm) == expected
+        assert _tokens(llm) == expected, "from the prefix cache"
+        prompt = {"prompt_token_ids": PROMPTS[1]}
+        (answer,) = llm.generate(prompt, SamplingParams(temperature=0, max_tokens=1), use_tqdm=False)
+        assert answer.num_cached_tokens > 0
+
+
+def test_a_dead_rank_ends_the_llm_with_its_reason(checkpoint: Path) -> None:
+    with LLM(checkpoint, tensor_parallel=2, **OPTIONS) as llm:
+        _tokens(llm)
+        os.kill(llm._driver.loop.executor.pids[1], signal.SIGKILL)
+        with pytest.raises(EngineError, match=r"rank 1 of 2 .*: died; found killed by SIGKILL"):
+            _tokens(llm)
+        with pytest.raises(EngineError, match=r"rank 1 of 2 .*: died"):
+            _tokens(llm)
+
+
+def test_what_a_rank_refuses_is_what_the_llm_refuses(checkpoint: Path) -> None:
+    with pytest.raises(ConfigError, match=r"rank \d of 2 .*: kv_cache_memory: does not hold one sequence"):
+        LLM(checkpoint, tensor_parallel=2, **{**OPTIONS, "kv_cache_memory": 5000})
+    with pytest.raises(ConfigError, match="the reference mode runs the whole model"):
+        LLM(checkpoint, tensor_parallel=2, reference=True, **OPTIONS)

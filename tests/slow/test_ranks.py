@@ -1,0 +1,166 @@
+"""Ranks in processes of their own: they answer as one, a death ends all with its reason, and nothing stays behind."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import time
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import queue_kernels
+from rank_workers import check_three_steps, step
+
+from bestiary import ConfigError, EngineError, PluginError
+from bestiary.core.plugins import PluginHost
+from bestiary.core.runtime.messages import EMPTY, SampleMessage
+from bestiary.core.runtime.ranks import RankExecutor
+
+pytestmark = pytest.mark.slow
+
+
+def _start(tensor: int, stages: int, worker: str = "summing", **arguments: Any) -> RankExecutor:
+    return RankExecutor(
+        tensor=tensor,
+        stages=stages,
+        device="cpu",
+        host=PluginHost.load(plugins=[queue_kernels]),
+        worker=f"rank_workers:{worker}",
+        arguments=arguments,
+    )
+
+
+def _alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended and was not waited for counts too."""
+    return Path(f"/proc/{pid}").exists()
+
+
+def _entries(directory: str) -> set[str]:
+    return {path.name for path in Path(directory).iterdir()}
+
+
+def _children() -> set[str]:
+    return {pid for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    for _ in range(600):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError("it did not happen within half a minute")
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    descriptors, shared, children = _entries("/proc/self/fd"), _entries("/dev/shm"), _children()
+    yield
+    gc.collect()
+    assert not list(tmp_path.iterdir())
+    assert _entries("/dev/shm") <= shared
+    assert len(_entries("/proc/self/fd")) <= len(descriptors)
+    assert _children() <= children, "a rank is a zombie or still runs"
+
+
+def test_two_by_two_ranks_answer_as_one() -> None:
+    ranks = _start(2, 2)
+    pids = ranks.pids
+    assert [fact["rank"] for fact in ranks.facts] == [0, 1, 2, 3]
+    assert [fact["least"] for fact in ranks.facts] == [[5, 6]] * 4
+    parents = list(PluginHost.load(plugins=[queue_kernels]).plugin_names())
+    assert all(sorted(fact["plugins"]) == sorted(parents) for fact in ranks.facts)
+    check_three_steps(ranks)
+    ranks.close()
+    ranks.close()
+    assert not any(map(_alive, pids))
+    with pytest.raises(EngineError, match="it has been closed"):
+        ranks.forward(step(9, [1]))
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("kill", r"rank 0 of 2 \(tensor 0, stage 0\): died; found killed by SIGKILL"),
+        ("exit", r"rank 0 of 2 \(tensor 0, stage 0\): died; found exit status 3"),
+        ("raise", r"rank 0 of 2 \(tensor 0, stage 0\): failed: RuntimeError: the reactor is out of coolant"),
+    ],
+)
+@pytest.mark.parametrize("shape", [(2, 1), (1, 2)], ids=["tensor", "pipeline"])
+def test_a_rank_that_dies_ends_all_with_its_reason(shape: tuple[int, int], how: str, said: str) -> None:
+    ranks = _start(*shape, rank=0, step=2, how=how)
+    pids = ranks.pids
+    ranks.forward(step(1, [1, 2]))
+    assert len(ranks.sample(SampleMessage(EMPTY)).read().tokens) == 2
+    begun = time.monotonic()
+    with pytest.raises(EngineError, match=said) as caught:
+        # The other rank waits for this one in a collective.
+        ranks.forward(step(2, [1, 2]))
+        ranks.sample(SampleMessage(EMPTY)).read()
+    assert time.monotonic() - begun < 30, "nobody waits for a collective's own time-out"
+    assert not any(map(_alive, pids))
+    assert ranks.failure is caught.value
+    with pytest.raises(EngineError, match=said):
+        ranks.forward(step(3, [1]))
+    ranks.close()
+    assert ranks.failure is caught.value
+
+
+def test_a_rank_that_refuses_to_start_is_quoted() -> None:
+    with pytest.raises(ConfigError, match=r"rank 1 of 2 .*: kv_cache_memory: is too small; found 1 byte") as caught:
+        _start(2, 1, "refusing", rank=1)
+    assert caught.value.code == "E-KV-MEMORY"
+
+
+def test_ranks_without_their_object_end() -> None:
+    pids = _start(1, 1).pids
+    gc.collect()
+    assert not any(map(_alive, pids))
+
+
+def test_killed_parents_leave_no_ranks() -> None:
+    code = (
+        "import sys, time; sys.path[:0] = sys.argv[1:]\n"
+        "from bestiary.core.plugins import PluginHost\n"
+        "from bestiary.core.runtime.ranks import RankExecutor\n"
+        "ranks = RankExecutor(tensor=2, stages=1, device='cpu', host=PluginHost.load(),\n"
+        "                     worker='rank_workers:summing', arguments={})\n"
+        "print(*ranks.pids, flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, *sys.path], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        pids = [int(pid) for pid in parent.stdout.readline().split()]
+        assert len(pids) == 2
+        assert all(map(_alive, pids))
+        parent.send_signal(signal.SIGKILL)
+    _until(lambda: not any(map(_alive, pids)))
+
+
+class _Hooks:
+    pass
+
+
+def test_plugins_that_a_process_cannot_import_are_refused_before_any_starts() -> None:
+    homeless = types.ModuleType("homeless_plugin")
+    for plugin, what in ((_Hooks(), "an object"), (homeless, "a module that can't be imported")):
+        host = PluginHost.load(plugins=[plugin])
+        with pytest.raises(ConfigError, match=f"can't load it; found {what}.*a file of its own"):
+            RankExecutor(tensor=2, stages=1, device="cpu", host=host, worker="rank_workers:summing", arguments={})
+
+
+def test_a_plugin_that_fails_in_a_rank_only_is_quoted(tmp_path_factory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path_factory.mktemp("plugin")
+    (place / "moody_plugin.py").write_text("import os\nassert os.getppid() != int(os.environ['MOODY'])\n")
+    monkeypatch.setenv("MOODY", str(os.getpid()))
+    monkeypatch.syspath_prepend(place)
+    host = PluginHost.load(plugins=["moody_plugin"])
+    with pytest.raises(PluginError, match=r"rank \d of 2 .*moody_plugin.*AssertionError"):
+        RankExecutor(tensor=2, stages=1, device="cpu", host=host, worker="rank_workers:summing", arguments={})

@@ -1,0 +1,355 @@
+"""The memory plan against what is really allocated, part by part; the cap; the command."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from allocations import peak
+from tiny import make_hf
+
+from bestiary import LLM, ConfigError, SamplingParams, UsageError
+from bestiary.converters.convert import convert
+from bestiary.core.checkpoint.weights import Weights
+from bestiary.core.cli.main import invoke
+from bestiary.core.engine.build import build
+from bestiary.core.engine.load import LoadedEngine, load_engine
+from bestiary.core.engine.memory import MemoryPlanner, Shares
+from bestiary.core.engine.options import BuildOptions
+from bestiary.core.home import bytes_of
+from bestiary.core.plugins import PluginHost
+from bestiary.core.program.program import TorchCall
+from bestiary.core.program.shapes import Sizes
+from bestiary.core.runtime.batch import Batch, Segment
+from bestiary.core.runtime.request import Request
+from bestiary.core.runtime.sampler import Sampler
+
+BASE: dict[str, Any] = {"device": "cpu", "max_batch_size": 4, "max_num_tokens": 64, "max_seq_len": 128}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "bf16": {"dtype": "bfloat16", "block_size": 8},
+    "narrow_cache": {"kv_dtype": "float16", "max_batch_size": 7, "max_seq_len": 100},
+    "more_requests_than_tokens": {"max_batch_size": 9, "max_num_tokens": 5, "max_seq_len": 33},
+}
+
+
+@pytest.fixture(scope="module")
+def host() -> PluginHost:
+    return PluginHost.load()
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory, host: PluginHost) -> Path:
+    """``hf`` and ``ckpt`` of a model with few layers and a vocabulary that is large beside them."""
+    directory = tmp_path_factory.mktemp("models")
+    make_hf(directory / "hf", vocab_size=4000, num_hidden_layers=2, tie_word_embeddings=True)
+    convert(directory / "hf", directory / "ckpt", host=host)
+    return directory
+
+
+@pytest.fixture(scope="module", params=OPTIONS)
+def loaded(request: pytest.FixtureRequest, models: Path, host: PluginHost) -> LoadedEngine:
+    target = models / request.param
+    build(models / "ckpt", target, host=host, options=BuildOptions(**{**BASE, **OPTIONS[request.param]}))
+    return load_engine(target, host=host, kv_cache_memory=2**28)
+
+
+def planner_of(engine: LoadedEngine, host: PluginHost, stored: dict[str, str] | None = None) -> MemoryPlanner:
+    if stored is None:
+        stored = {name: entry.dtype for name, entry in Weights.open(engine.directory).entries.items()}
+    return MemoryPlanner(engine.network, engine.options, host, stored=stored, longest=512, held=0)
+
+
+def shares_of(engine: LoadedEngine, host: PluginHost) -> Shares:
+    return planner_of(engine, host).shares(engine.options.max_batch_size, engine.max_seq_len)
+
+
+def mapped_ranges() -> list[tuple[int, int]]:
+    """Where this process has weight files mapped."""
+    lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+    found = [line[0].split("-") for line in lines if line[-1].endswith(".safetensors")]
+    return [(int(start, 16), int(stop, 16)) for start, stop in found]
+
+
+def tensors_in(thing: Any, seen: set[int]) -> int:
+    """Bytes of the tensors that an object holds, each once."""
+    if isinstance(thing, torch.Tensor):
+        new = thing.data_ptr() not in seen
+        seen.add(thing.data_ptr())
+        return thing.untyped_storage().nbytes() if new else 0
+    if isinstance(thing, (list, tuple)):
+        return sum(tensors_in(one, seen) for one in thing)
+    inside = getattr(thing, "__dict__", None)
+    return sum(tensors_in(one, seen) for one in inside.values()) if inside else 0
+
+
+def test_weights_are_as_planned(loaded, host):
+    ranges, mapped, made = mapped_ranges(), 0, 0
+    for tensor in {t.data_ptr(): t for t in loaded.runner.program._weights.values()}.values():
+        if any(start <= tensor.data_ptr() < stop for start, stop in ranges):
+            mapped += tensor.nbytes
+        else:
+            made += tensor.nbytes
+    shares = shares_of(loaded, host)
+    assert (mapped, made) == (shares.weights_mapped, shares.weights_made)
+    assert mapped > 0 or loaded.options.dtype == "bfloat16"
+
+
+def test_the_cache_is_as_planned(loaded, host):
+    assert loaded.runner.inputs._store.nbytes == shares_of(loaded, host).kv_cache
+
+
+def test_inputs_are_as_planned(loaded, host):
+    inputs = loaded.runner.inputs
+    held = tensors_in(inputs, {tensor.data_ptr() for tensor in inputs._store.tensors.values()})
+    assert held <= shares_of(loaded, host).inputs <= 1.3 * held
+
+
+def test_activations_of_the_largest_steps_stay_within_the_plan(loaded, host):
+    planned, program = shares_of(loaded, host).activations, loaded.runner.program
+    limits = loaded.network.limits
+    # Many sequences with few rows, one with a row a token, and the largest of all: in any order.
+    for sizes in (Sizes(limits.tokens, limits.sequences, 1), Sizes(limits.tokens, 1, limits.tokens), limits):
+        program.bind(sizes)
+        assert program.activation_bytes <= planned
+    assert planned <= 1.3 * program.activation_bytes
+
+
+def test_no_call_of_a_largest_step_takes_more_workspace_than_planned(loaded, host):
+    planned, limits = shares_of(loaded, host).workspace, loaded.network.limits
+    sequences, length = limits.sequences, loaded.max_seq_len
+    table = torch.arange(sequences * -(-length // loaded.options.block_size), dtype=torch.int32).view(sequences, -1)
+    for tokens in (sequences, limits.tokens):  # all decode, or one has a chunk
+        sizes = Sizes(tokens, sequences, tokens)
+        given = loaded.runner.inputs.views(sizes)
+        given["block_tables.0"].copy_(table)
+        given["query_starts"].copy_(torch.tensor([*range(sequences), tokens]))
+        given["kv_lengths"].copy_(torch.full((sequences,), length) - torch.arange(sequences).flip(0))
+        given["kv_lengths"][-1] = length
+        for call in loaded.runner.program.bind(sizes)[0]:
+            assert peak(call) <= planned
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_kernels_state_is_near_what_they_take(models, host, dtype, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    with LLM(
+        models / "hf", weights="random", tokenizer=None, dtype=dtype, device="cpu", max_num_tokens=256, max_seq_len=256
+    ) as llm:
+        engine, takes = llm.engine, planner_of(llm.engine, host, {}).takes
+        sizes = Sizes(256, 16, 16)
+        calls = iter(engine.runner.program.bind(sizes)[0])
+        for instruction in engine.network.program.instructions:
+            target = instruction.target
+            if isinstance(target, TorchCall):  # views make no calls
+                continue
+            call = next(calls)
+            if target.name in ("paged_attention", "rotary_table"):  # own tests; a reference states nothing
+                continue
+            able = next(able for i, able in takes._able if i.target is target)
+            kernel = next(k for k in able if k.name == engine.runner.program.kernel(instruction, sizes).name)
+            stated = kernel.workspace(takes._facts(instruction, target, engine.network.shapes, sizes))
+            took = peak(call)
+            tiles = 200_000 if target.name == "linear" and dtype == "bfloat16" else 4096
+            assert took <= stated <= 2 * took + tiles, f"{target.name}={kernel.name} took {took} and states {stated}"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_attention_states_what_decodes_and_prompts_take(host, dtype, monkeypatch):
+    from bestiary.core.kernels import attention
+    from bestiary.spec import Call, TensorFacts
+
+    kernel = next(k for k in host.kernels("paged_attention") if k.name == "torch")
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    wide = getattr(torch, dtype)
+    for sequences, tokens, length, window in ((16, 16, 512, None), (1, 512, 1024, None), (16, 16, 512, 100)):
+        q = torch.randn(tokens, 4, 32).to(wide)
+        caches = [torch.randn(sequences * length // 16 + 1, 16, 2, 32).to(wide) for _ in "kv"]
+        tables = torch.arange(sequences * length // 16, dtype=torch.int32).view(sequences, -1)
+        starts = torch.tensor([*range(sequences), tokens], dtype=torch.int32)
+        lengths = torch.tensor([length - 1] * (sequences - 1) + [length], dtype=torch.int32)
+        out = torch.empty_like(q)
+        took = peak(lambda: attention.paged_attention(q, *caches, tables, starts, lengths, 0.2, window, out=out))  # noqa: B023
+        named = {"q": q, "k_cache": caches[0], "v_cache": caches[1], "block_tables": tables}
+        facts = {name: TensorFacts(tuple(tensor.shape), dtype) for name, tensor in named.items()}
+        stated = kernel.workspace(Call("paged_attention", {**facts, "window": window}, "cpu"))
+        assert took <= stated <= 2 * took + 2**20, f"{(sequences, tokens, window)}: took {took}, states {stated}"
+
+
+def test_the_hungriest_sampling_stays_within_the_plan(loaded, host):
+    count, vocab = min(40, loaded.network.limits.tokens), loaded.vocab_size
+    everything = SamplingParams(
+        top_p=0.9, top_k=3000, min_p=0.01, repetition_penalty=1.2, presence_penalty=0.1, logit_bias={3: 1.0}, logprobs=5
+    )
+    # One that is plainly greedy beside them makes the sampler divide the rows.
+    params = [everything] * (count - 1) + [SamplingParams(temperature=0)]
+    requests = [Request(str(n), [1, 2, 3], p.resolve(vocab_size=vocab), max_seq_len=64) for n, p in enumerate(params)]
+    batch = Batch(tuple(Segment(request, 2, 1, range(1)) for request in requests))
+    sampler, logits = Sampler(), torch.randn(len(requests), vocab) * 0.01
+    took = peak(lambda: sampler.sample(logits, batch))
+    planned = planner_of(loaded, host).shares(count, loaded.max_seq_len).sampler
+    assert took <= planned <= 1.6 * took
+
+
+def test_scoring_a_prompt_stays_within_the_plan(loaded, host):
+    rows = loaded.network.limits.rows
+    asked = SamplingParams(prompt_logprobs=5, temperature=0).resolve(vocab_size=loaded.vocab_size)
+    request = Request("r", [1] * (rows + 1), asked, max_seq_len=4096)
+    batch = Batch((Segment(request, 0, rows, range(rows)),))
+    logits = torch.randn(rows, loaded.vocab_size)
+    assert peak(lambda: Sampler().sample(logits, batch)) <= shares_of(loaded, host).sampler
+
+
+def test_what_the_largest_batch_and_sequence_mean(loaded, host):
+    planner = planner_of(loaded, host)
+    batch, length = loaded.options.max_batch_size, loaded.max_seq_len
+    asked = planner.shares(batch, length).total
+    plan = planner.plan(asked)
+    assert plan.fits and plan.shortage is None and plan.largest_batch >= min(batch, plan.max_num_tokens)
+    less = planner.plan(asked - 1)
+    assert not less.fits and "left for it" in less.shortage
+    assert (
+        planner.shares(less.largest_batch, length).total < asked <= planner.shares(less.largest_batch + 1, length).total
+        or less.largest_batch == plan.max_num_tokens
+    )
+    assert planner.shares(batch, less.largest_seq).total < asked <= planner.shares(batch, less.largest_seq + 1).total
+    none = planner.plan(1000)
+    assert (none.largest_batch, none.largest_seq) == (0, 0)
+    assert none.shortage.startswith("without any cache it takes")
+
+
+def test_an_engine_keeps_to_its_limit(models, host, monkeypatch):
+    monkeypatch.setattr("bestiary.core.device.held_memory", lambda device: 1_000_000)
+    options = {"weights": "random", "tokenizer": None, **BASE, "max_num_tokens": 40}
+    with LLM(models / "hf", **options, kv_cache_memory=2**28) as llm:
+        planner = planner_of(llm.engine, host, {})
+        shares = planner.shares(4, 128)
+    limit = 1_000_000 + shares.total - shares.kv_cache + planner.kv_bytes(2, 128) + 100
+    with LLM(models / "hf", **options, memory_limit=limit) as llm:
+        assert llm.engine.runner.program.activation_bytes == shares.activations  # taken at once
+        prompts = [[(7 * n + k) % 4000 for k in range(70 + n)] for n in range(8)]
+        params = SamplingParams(max_tokens=20, seed=1, top_p=0.9, prompt_logprobs=2, ignore_eos=True)
+        answers = llm.generate([{"prompt_token_ids": p} for p in prompts], params, use_tqdm=False)
+        assert [len(answer.outputs[0].token_ids) for answer in answers] == [20] * 8
+        program, inputs = llm.engine.runner.program, llm.engine.runner.inputs
+        store = inputs._store
+        assert planner.kv_bytes(1, 128) < store.nbytes <= planner.kv_bytes(2, 128) + 100
+        weights = sum({t.data_ptr(): t.nbytes for t in program._weights.values()}.values())
+        held = tensors_in(inputs, {t.data_ptr() for t in store.tensors.values()})
+        real = weights + store.nbytes + program.activation_bytes + held
+        assert real + shares.sampler + shares.workspace + 1_000_000 <= limit
+        assert program.activation_bytes == shares.activations
+    with pytest.raises(ConfigError, match="one sequence") as refused:
+        LLM(models / "hf", **options, memory_limit=limit - planner.kv_bytes(2, 128))
+    assert refused.value.code == "E-MEMORY-LIMIT"
+    total, _, terms = refused.value.expected.removeprefix("at least ").partition(" bytes (")
+    assert sum(int(term.split()[-1].replace(",", "")) for term in terms.strip(")").split(" + ")) == int(
+        total.replace(",", "")
+    )
+
+
+def test_what_a_limit_can_not_be(models, host, loaded):
+    with pytest.raises(UsageError, match="E-USE-BYTES"):
+        LLM(models / "hf", weights="random", memory_limit="lots")
+    with pytest.raises(ConfigError, match="reference mode"):
+        LLM(models / "hf", weights="random", memory_limit="4GiB", reference=True)
+    with pytest.raises(ConfigError, match="num_blocks"):
+        load_engine(loaded.directory, host=host, num_blocks=2**24, memory_limit=2**32)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("4GiB", 2**32), ("1.5 KiB", 1536), (77, 77), ("0", None), ("4GB", None), ("-1", None), (True, None)],
+)
+def test_sizes(text, size):
+    if size is None:
+        with pytest.raises(UsageError, match="is not a size"):
+            bytes_of(text, "--memory")
+    else:
+        assert bytes_of(text, "--memory") == size
+
+
+@pytest.fixture
+def no_data(monkeypatch, tmp_path):
+    """Reading a weight fails, and a cache that must stay empty."""
+    monkeypatch.setattr(Weights, "raw", lambda *_: pytest.fail("a weight was read"))
+    monkeypatch.setattr(Weights, "tensor", lambda *_: pytest.fail("a weight was read"))
+    monkeypatch.setenv("BESTIARY_HOME", str(tmp_path / "home"))
+    yield
+    assert not (tmp_path / "home").exists()
+
+
+ASKED = ["--device", "cpu", "--max-batch-size", "3", "--max-seq-len", "64", "--max-num-tokens", "32"]
+
+
+def test_the_command_says_the_same_of_every_kind_of_model(models, no_data, capsys):
+    (models / "bare").mkdir(exist_ok=True)
+    (models / "bare" / "config.json").write_text((models / "hf" / "config.json").read_text())
+    found = []
+    for kind in ("hf", "ckpt", "bare"):
+        assert invoke(["plan-memory", str(models / kind), *ASKED, "--json"]) == 0
+        plan = json.loads(capsys.readouterr().out)
+        assert plan["total"] == sum(plan["bytes"].values())
+        assert plan["bytes"].pop("held") > 0
+        found.append(plan["bytes"])
+    assert found[0] == found[1] == found[2]
+    assert found[0]["weights_mapped"] and found[0]["weights_made"] and found[0]["kv_cache"]
+
+
+def test_of_a_hub_id_only_the_json_files_are_fetched(models, no_data, monkeypatch, capsys):
+    asked = []
+
+    def fetched(hub_id: str, progress: Any, files: Any) -> Path:
+        asked.append((hub_id, files))
+        (models / "fetched").mkdir(exist_ok=True)
+        (models / "fetched" / "config.json").write_text((models / "hf" / "config.json").read_text())
+        return models / "fetched"
+
+    monkeypatch.setattr("bestiary.core.planning.fetch", fetched)
+    assert invoke(["plan-memory", "someone/model", *ASKED]) == 0
+    assert asked == [("someone/model", ("*.json",))]
+    assert "KV cache" in capsys.readouterr().out
+
+
+def test_the_command_plans_an_engine_with_its_own_options(models, loaded, no_data, capsys):
+    assert invoke(["plan-memory", str(loaded.directory), "--max-batch-size", "2", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["max_batch_size"], plan["max_seq_len"]) == (2, loaded.max_seq_len)
+    assert invoke(["plan-memory", str(loaded.directory), "--block-size", "4"]) == 78
+    assert "E-ENGINE-OPTION" in capsys.readouterr().err
+
+
+def test_the_command_gives_a_rank_its_share(models, no_data, capsys):
+    shares = []
+    for ranks in ("1", "2"):
+        assert invoke(["plan-memory", str(models / "ckpt"), *ASKED, "--tp", ranks, "--json"]) == 0
+        shares.append(json.loads(capsys.readouterr().out)["bytes"])
+    assert shares[1]["kv_cache"] * 2 == shares[0]["kv_cache"]
+    whole, half = (s["weights_mapped"] + s["weights_made"] for s in shares)
+    assert half < 0.6 * whole
+
+
+def test_not_fitting_is_an_answer_and_fails_only_when_asked_to(models, no_data, capsys):
+    line = ["plan-memory", str(models / "hf"), *ASKED, "--memory", "1MiB"]
+    assert invoke(line) == 0
+    printed = capsys.readouterr()
+    assert "does not fit into 1,048,576 bytes (1.0 MiB): without any cache it takes" in printed.out
+    assert "largest batch at 64 tokens: 0" in printed.out and "Traceback" not in printed.err
+    assert invoke([*line, "--check"]) == 78
+    assert invoke([*line[:-1], "1000GiB", "--check"]) == 0
+    assert "\nfits into" in capsys.readouterr().out
+
+
+def test_plans_are_for_the_options_asked_for(loaded, host):
+    planner = planner_of(loaded, host)
+    more = MemoryPlanner(
+        loaded.network, replace(loaded.options, max_num_tokens=4 * loaded.options.max_num_tokens), host,
+        stored={}, longest=512, held=0,
+    )  # fmt: skip
+    batch, length = 4, loaded.max_seq_len
+    assert more.shares(batch, length).activations > planner.shares(batch, length).activations
+    assert planner.shares(batch, 2 * length).workspace > planner.shares(batch, length).workspace
