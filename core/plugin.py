@@ -22,7 +22,7 @@ _KERNELS: dict[str, dict[str, Callable[[Call], int]]] = {
         "add": workspace.nothing,
         "mul": workspace.nothing,
         "select_rows": workspace.nothing,
-        "embedding": workspace.nothing,
+        "embedding": workspace.embedding,
         "linear": workspace.linear,
         "logits": workspace.logits,
         "rms_norm": workspace.norm,

@@ -10,7 +10,7 @@ from bestiary.layers.shard import Vocabulary
 
 
 class Embedding(nn.Module):
-    """Token ids ``[T]`` → features ``[T, size]``; weight ``[vocabulary, size]``."""
+    """Token ids ``[T]`` → features ``[T, size]`` fp32, the first term of the sum that runs through the layers; weight ``[vocabulary, size]``."""
 
     def __init__(self, vocabulary: int, size: int) -> None:
         super().__init__()

@@ -9,7 +9,7 @@ from bestiary import ops
 
 
 class RMSNorm(nn.Module):
-    """``x / √(mean(x²) + eps) · weight`` over the last axis; weight ``[size]``."""
+    """``x / √(mean(x²) + eps) · weight`` over the last axis, in the weight's dtype; weight ``[size]``."""
 
     def __init__(self, size: int, *, eps: float) -> None:
         super().__init__()

@@ -24,7 +24,10 @@ def select_rows(x: Tensor, rows: Tensor, *, out: Tensor) -> None:
 
 
 def embedding(ids: Tensor, weight: Tensor, *, out: Tensor) -> None:
-    torch.index_select(weight, 0, ids, out=out)
+    if weight.dtype is out.dtype:
+        torch.index_select(weight, 0, ids, out=out)
+    else:
+        out.copy_(weight.index_select(0, ids))
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor) -> None:
@@ -56,7 +59,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, out: Tensor) -> None:
     # Five small calls: torch's own rms_norm is composed of twice as many on a processor.
     wide = x.float()
     scale = wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
-    if x.dtype is torch.float32:
+    if out.dtype is torch.float32:
         torch.mul(wide, scale, out=out).mul_(weight)
     else:
         out.copy_((wide * scale).mul_(weight))

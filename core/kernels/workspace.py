@@ -38,10 +38,16 @@ def linear(call: Call) -> int:
 
 
 def norm(call: Call) -> int:
-    """``rms_norm``, ``add_rms_norm``: the input in fp32 and its squares, and a number a row."""
-    x: TensorFacts = call.arguments["x"]
-    copies = 1 if x.dtype == "float32" else 2
+    """``rms_norm``, ``add_rms_norm``: the input in fp32, its squares, the result before it is rounded, and a number a row."""
+    x, weight = call.arguments["x"], call.arguments["weight"]
+    copies = 1 + (x.dtype != "float32") + (weight.dtype != "float32")
     return copies * _WIDE * math.prod(x.shape) + 4 * _WIDE * x.shape[0]
+
+
+def embedding(call: Call) -> int:
+    """The rows in the weight's own dtype, if that is not fp32."""
+    ids, weight = call.arguments["ids"], call.arguments["weight"]
+    return 0 if weight.dtype == "float32" else ids.shape[0] * weight.shape[1] * itemsize(weight.dtype)
 
 
 def gated_activation(call: Call) -> int:

@@ -15,6 +15,7 @@ from bestiary.core.ops.declare import EXACT, integers, normal, op
 def _pairs(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
     for shape in ((1, 8), (5, 33), (3, 4, 16)):
         yield normal(generator, *shape, dtype=dtype), normal(generator, *shape, dtype=dtype)
+    yield normal(generator, 6, 24, dtype=torch.float32), normal(generator, 6, 24, dtype=dtype)  # a running sum
 
 
 def _broadcast(x: Tensor, y: Tensor) -> Tensor:
@@ -23,13 +24,13 @@ def _broadcast(x: Tensor, y: Tensor) -> Tensor:
 
 @op(inputs=_pairs, fake=_broadcast)
 def add(x: Tensor, y: Tensor) -> Tensor:
-    """``x + y``, shapes broadcast as in torch."""
+    """``x + y``, shapes broadcast and dtypes promoted as in torch."""
     return x + y
 
 
 @op(inputs=_pairs, fake=_broadcast)
 def mul(x: Tensor, y: Tensor) -> Tensor:
-    """``x · y``, shapes broadcast as in torch."""
+    """``x · y``, shapes broadcast and dtypes promoted as in torch."""
     return x * y
 
 

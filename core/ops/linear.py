@@ -66,13 +66,17 @@ def _embedding_inputs(generator: torch.Generator, dtype: torch.dtype) -> Iterato
 
 
 def _looked_up(ids: Tensor, weight: Tensor, *rest: Any) -> Tensor:
-    return weight.new_empty(*ids.shape, weight.shape[1])
+    return weight.new_empty(*ids.shape, weight.shape[1], dtype=torch.promote_types(weight.dtype, torch.float32))
 
 
 @op(inputs=_embedding_inputs, tolerances=EXACT, fake=_looked_up)
 def embedding(ids: Tensor, weight: Tensor) -> Tensor:
-    """``weight[ids]``: ids ``[T]`` int64, weight ``[V, K]`` → ``[T, K]``."""
-    return weight.index_select(0, ids)
+    """``weight[ids]`` in fp32 whatever the dtype: ids ``[T]`` int64, weight ``[V, K]`` → ``[T, K]`` fp32.
+
+    The sum that runs through a model's layers begins here. Rounded to 16 bits after each of them, it would lose more than
+    all products together, so it stays in fp32; norms bring what the layers read back to the weights' dtype.
+    """
+    return _wide(weight.index_select(0, ids))
 
 
 def _sharded_embedding_inputs(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
@@ -84,8 +88,12 @@ def _sharded_embedding_inputs(generator: torch.Generator, dtype: torch.dtype) ->
 def embedding_shard(ids: Tensor, weight: Tensor, start: int) -> Tensor:
     """Rows ``start … start + V`` of a larger table: ids outside of them give zeros, so that the ranks' sum is the lookup.
 
-    ids ``[T]`` int64, weight ``[V, K]`` → ``[T, K]``.
+    ids ``[T]`` int64, weight ``[V, K]`` → ``[T, K]`` fp32.
     """
     local = ids - start
     inside = (local >= 0) & (local < weight.shape[0])
-    return weight.index_select(0, local * inside) * inside.unsqueeze(-1).to(weight.dtype)
+    return _wide(weight.index_select(0, local * inside) * inside.unsqueeze(-1).to(weight.dtype))
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))

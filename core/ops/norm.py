@@ -8,24 +8,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bestiary.core.ops.declare import like_first, normal, op
+from bestiary.core.ops.declare import normal, op
 from bestiary.core.ops.elementwise import add
 
 
 def _inputs(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
     for shape in ((1, 8), (5, 33), (3, 4, 16)):
         yield normal(generator, *shape, dtype=dtype), normal(generator, shape[-1], dtype=dtype), 1e-5
+    yield normal(generator, 6, 24, dtype=torch.float32), normal(generator, 24, dtype=dtype), 1e-5  # a running sum
 
 
-@op(inputs=_inputs, fake=like_first)
+def _normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return x.new_empty(x.shape, dtype=weight.dtype)
+
+
+@op(inputs=_inputs, fake=_normed)
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """``x / √(mean(x²) + eps) · weight`` over the last axis, statistics in fp32 (Zhang & Sennrich 2019).
 
-    x ``[…, F]``, weight ``[F]`` → ``[…, F]`` in x's dtype.
+    x ``[…, F]``, weight ``[F]`` → ``[…, F]`` in the weight's dtype.
     """
     wide = x.float()
     scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-    return weight * scaled.to(x.dtype)
+    return weight * scaled.to(weight.dtype)
 
 
 def _add_inputs(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
@@ -33,12 +38,16 @@ def _add_inputs(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tupl
         yield x, normal(generator, *x.shape, dtype=dtype), weight, eps
 
 
-def _two(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), x.new_empty(x.shape)
+def _two(x: Tensor, y: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    total = x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, y.dtype))
+    return _normed(total, weight, eps), total
 
 
 @op(inputs=_add_inputs, fake=_two)
 def add_rms_norm(x: Tensor, y: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """The residual sum and its norm: ``(rms_norm(x + y), x + y)``; x, y ``[T, F]``, weight ``[F]``."""
+    """The residual sum and its norm: ``(rms_norm(x + y), x + y)``; x, y ``[T, F]``, weight ``[F]``.
+
+    The norm has the weight's dtype, the sum the wider of its terms'.
+    """
     total = add(x, y)
     return rms_norm(total, weight, eps), total

@@ -88,18 +88,18 @@ class Answers:
     def prompt_scored(self, batch: Batch, found: tuple[Logprobs, ...]) -> None:
         """Prompt log-probabilities that a step gave."""
         for score, values in zip(batch.scores, found, strict=True):
-            request = score.request
-            if request.state is State.FINISHED or score.first != request.num_scored:
-                continue  # it is over, or was preempted and these are known already
+            known = score.request.num_scored - score.first  # by a step before it was preempted
+            if score.request.state is State.FINISHED or known >= len(score.rows.targets):
+                continue
             try:
-                self._score(score, values)
+                self._score(score, values, known)
             except Exception as error:
-                self._blame(request, error)
+                self._blame(score.request, error)
 
-    def _score(self, score: PromptScores, values: Logprobs) -> None:
+    def _score(self, score: PromptScores, values: Logprobs, known: int) -> None:
         targets = score.rows.targets.tolist()
-        score.request.num_scored += len(targets)
-        entries = [_entry(values, row, token, score.rows.best) for row, token in enumerate(targets)]
+        score.request.num_scored = score.first + len(targets)
+        entries = [_entry(values, row, targets[row], score.rows.best) for row in range(known, len(targets))]
         self._open[score.request.id].prompt_scored(entries)
 
     def end(self, request: Request, now: float) -> bool:

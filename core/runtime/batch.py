@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from bestiary.core.runtime.messages import Ints, Scored, StepMessage
 from bestiary.core.runtime.request import Request
 
@@ -60,6 +63,16 @@ class Batch:
     def prompt_tokens(self) -> int:
         """How many tokens of chunks run."""
         return len(self.message.tokens)
+
+    def landed(self, alive: npt.NDArray[np.bool_]) -> list[Request]:
+        """The requests of the segments that sample and whose token counts: none that was preempted since.
+
+        Args:
+            alive: [n] by ``slots``.
+        """
+        requests = [segment.request for segment in self.segments if segment.samples]
+        counts = alive[len(alive) - len(requests) :].tolist()
+        return [request for request, counted in zip(requests, counts, strict=True) if counted]
 
     @property
     def num_tokens(self) -> int:

@@ -62,9 +62,9 @@ class BlockTables:
         whole = -(-stored // size)
         if group.window is None:
             return whole
-        # The window before the last block border, and a longest chunk that starts just before the next one.
-        chunk = min(self._max_num_tokens, stored)
-        return min(whole, -(-(size - 1 + chunk) // size) - (-(group.window - 1) // size))
+        # A longest chunk and what its first token sees before it, where they cross the most borders of blocks.
+        span = group.window - 1 + min(self._max_num_tokens, stored)
+        return min(whole, -(-(span - 1) // size) + 1)
 
     def match(self, request: Request, step: int) -> Hit:
         """What the request can take over from earlier ones."""

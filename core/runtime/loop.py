@@ -211,10 +211,10 @@ class EngineLoop:
         ]
         for request in self.scheduler.land(batch, sampled.tokens):
             self._ended.append(request)
-        for segment in batch.segments:
-            if segment.samples and segment.request.num_output == 1:
-                self.meters.began(segment.request)
-                self._answers.first_token(segment.request, now)
+        for request in batch.landed(alive):
+            if request.num_output == 1:
+                self.meters.began(request)
+                self._answers.first_token(request, now)
         self._answers.added(watched, asked, sampled.logprobs)
         for request in self._ended:
             self._end(request, now)

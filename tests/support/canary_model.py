@@ -9,6 +9,7 @@ T packed tokens · N sequences · R rows · P blocks of a sequence · B blocks �
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 from canary import PRIME, VOCAB, first_seen, key, term, value
 from torch import Tensor, nn
 
-from bestiary import Kernel, Model, Op, hookimpl, ops
+from bestiary import LLM, Kernel, Model, Op, hookimpl, ops
 from bestiary.layers import CacheSpec, CausalLM, KVCache, LayerStack, Step
 from bestiary.ops import Tolerance, integers, op
 from bestiary.spec import ModelConfig
@@ -237,3 +238,11 @@ class Canary(CausalLM):
         for layer in list(self.layers)[1:]:
             sums = sums + layer(step)
         return logits(ops.select_rows(sums, step.logit_rows), self.vocab)
+
+
+def poison(llm: LLM) -> None:
+    """NaN in every block that is free."""
+    store, pools = llm.engine.runner.inputs.store, llm._driver.loop.scheduler.tables.pools
+    for members, pool in zip(store._members, pools, strict=True):
+        for tensor in members:
+            tensor[torch.tensor(pool._free, dtype=torch.int64)] = math.nan

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from canary import PRIME, Engine, Rank, Recorder, alone
+from canary import PRIME, Engine, Rank, Recorder, alone, scores_alone
 
 from bestiary.core.errors import ConfigError, EngineError, RequestError
 from bestiary.core.runtime import policies
 from bestiary.core.runtime.cache_groups import CacheGroup
+from bestiary.core.runtime.messages import SampleMessage
 from bestiary.core.runtime.request import Request, State
 
 
@@ -31,7 +32,8 @@ def decide(engine):
     batch = engine.scheduler.decide()
     found = shape(engine, batch.message)
     engine.executor.forward(batch.message)
-    pending = engine.executor.sample(engine.loop._wanted(batch))
+    scored = tuple(score.rows for score in batch.scores)
+    pending = engine.executor.sample(SampleMessage(batch.slots, batch.rows, scored=scored))
     engine.scheduler.land(batch, pending.read().tokens)
     engine.check()
     return found
@@ -80,7 +82,7 @@ def test_what_can_never_fit_is_refused_with_the_arithmetic():
     ):
         engine.submit([1] * 10, 8)
     fits = engine.submit([1] * 10, 7)
-    assert list(engine.scheduler.waiting) == [fits] and engine.loop._answers.keys() == {fits.id}
+    assert list(engine.scheduler.waiting) == [fits] and not engine.loop.idle
     windowed = Engine([CacheGroup(4, 4, window=12)], tokens=8)
     with pytest.raises(RequestError, match="of which a window of 12 and a chunk are held at once = 6 blocks"):
         windowed.submit([1] * 40, 40)
@@ -130,6 +132,41 @@ def test_a_token_chosen_for_a_slots_earlier_stay_is_dropped(overlaps):
     engine.scheduler._preempt(request)
     engine.drain()
     assert request.output == engine.expected(request) and request.preemptions == 1
+
+
+def test_a_first_token_is_told_once():
+    """Preempted after it came, and again while it was computed anew."""
+    engine = Engine(overlaps=True)
+    request = engine.submit([1, 2, 3], 6, streams=True)
+    while request.num_output < 1:
+        engine.step()
+    for _ in range(2):
+        engine.scheduler._preempt(request)
+        engine.step()
+    engine.drain()
+    answer = engine.answers[request.id]
+    assert (answer.firsts, answer.tokens, request.preemptions) == (1, 6, 2)
+    assert engine.loop.meters.prompt_tokens == 3
+
+
+def test_prompt_scores_of_a_step_under_way_are_not_lost_when_it_is_repeated():
+    """A longer chunk of the prompt is launched before the scores of a shorter one are read."""
+    engine = Engine(batch=2, tokens=4, overlaps=True)
+    engine.submit([9, 8], 1)
+    scored = engine.submit([1, 2, 3, 4, 5], 2, prompt_logprobs=0)
+    engine.step()
+    engine.scheduler._preempt(scored)
+    engine.drain()
+    assert engine.answers[scored.id].scores == scores_alone(engine.groups, scored.prompt)
+    assert scored.output == engine.expected(scored)
+
+
+def test_a_window_holds_no_more_blocks_than_it_crosses():
+    engine = Engine([CacheGroup(2, 16, window=5)], tokens=2)
+    long = engine.submit([i % 9 for i in range(60)], 30)
+    assert long.cap == (2,)
+    engine.drain(poison=True)
+    assert long.output == engine.expected(long)
 
 
 @pytest.mark.parametrize(

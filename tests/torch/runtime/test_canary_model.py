@@ -6,8 +6,8 @@ import math
 
 import canary_model
 import pytest
-import torch
 from canary import VOCAB, alone
+from canary_model import poison
 
 from bestiary import LLM, SamplingParams
 from bestiary.core.runtime.cache_groups import CacheGroup
@@ -140,11 +140,3 @@ def test_what_freed_blocks_hold_is_read_by_nobody(make, windows, overlaps, capac
     for _ in range(2):
         assert answers(llm) == [expected(windows, prompt) for prompt in PROMPTS]
     assert (llm.stats().preemptions > 0) == (capacity == "max-utilization") or len(windows) > 1
-
-
-def poison(llm):
-    """NaN in every block that is free."""
-    store, pools = llm.engine.runner.inputs.store, llm._driver.loop.scheduler.tables.pools
-    for members, pool in zip(store._members, pools, strict=True):
-        for tensor in members:
-            tensor[torch.tensor(pool._free, dtype=torch.int64)] = math.nan

@@ -3,59 +3,29 @@
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
 
 import pytest
-import torch
-from text_models import byte_level
+import reciter_model
+from reciter_model import SCRIPT, TEXT, TOKENIZER, VOCAB
 
 from bestiary import LLM, ConfigError, EngineError, RequestError, SamplingParams, UsageError
-from bestiary.core.engine.options import BuildOptions
 from bestiary.core.runtime.cache_groups import CacheGroup
-
-TOKENIZER = byte_level()
-VOCAB = TOKENIZER.vocab_size + 4  # logits may be wider than the tokenizer
-TEXT = "hello 日本語 STOP world"
-TEMPLATE = "{% for m in messages %}<bos>{{ m.content }}{% endfor %}{% if add_generation_prompt %}:{% endif %}"
-
-
-class Reciter:
-    """After any prompt the next token is the next of TEXT, then the end token."""
-
-    def __init__(self):
-        self.script = [*TOKENIZER.encode(TEXT, add_special_tokens=False), TOKENIZER.eos_token_id]
-        self.steps, self.break_at = 0, None
-
-    def forward(self, batch):
-        self.steps += 1
-        if self.steps == self.break_at:
-            raise RuntimeError("a kernel failed")
-        rows = [s.start + row + 1 - s.request.prompt_length for s in batch.segments for row in s.rows]
-        tokens = [self.script[min(max(place, 0), len(self.script) - 1)] for place in rows]
-        return torch.nn.functional.one_hot(torch.tensor(tokens, dtype=torch.int64), VOCAB).float() * 40
 
 
 @pytest.fixture
 def directory(tmp_path):
-    TOKENIZER.backend.save(str(tmp_path / "tokenizer.json"))
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<bos>", "eos_token": "<end>"}))
-    (tmp_path / "chat_template.jinja").write_text(TEMPLATE)
-    (tmp_path / "generation_config.json").write_text(json.dumps({"temperature": 0.5, "max_new_tokens": 100}))
-    return tmp_path
+    return reciter_model.write_model(tmp_path)
 
 
 @pytest.fixture
 def make(directory, monkeypatch):
-    def opened(model, *, said, **rest):
-        options = BuildOptions(**said)
-        return SimpleNamespace(
-            runner=Reciter(), cache_groups=(CacheGroup(40, 4),), options=options, vocab_size=VOCAB, max_seq_len=128,
-            directory=model, model_name="reciter", prefix_caching=True,
-        )  # fmt: skip
-
-    monkeypatch.setattr("bestiary.core.llm.open_engine", opened)
     monkeypatch.setenv("BESTIARY_PLUGINS", "")
-    return lambda **options: LLM(directory, **options)
+    small = {"block_size": 4, "kv_cache_memory": 129 * 4 * 8, "max_num_tokens": 256}
+
+    def made(**options):
+        return LLM(directory, weights="random", plugins=[reciter_model], **{**small, **options})
+
+    return made
 
 
 @pytest.fixture
@@ -112,7 +82,7 @@ def test_a_stop_token_is_named_and_has_no_text(llm):
 
 
 def test_min_tokens_holds_the_end_off(llm):
-    count = len(Reciter().script)
+    count = len(SCRIPT)
     out = answer(llm, min_tokens=count + 3, temperature=0)
     assert len(out.token_ids) > count and TOKENIZER.eos_token_id not in out.token_ids[: count + 3]
 
@@ -171,7 +141,7 @@ def test_a_bad_prompt_is_refused_before_anything_runs(llm, prompt, code):
     with pytest.raises(RequestError) as raised:
         llm.generate(prompts, use_tqdm=False)
     assert raised.value.code == code and len(str(raised.value)) < 500
-    assert llm.engine.runner.steps == 0 and llm._loop.idle
+    assert llm.stats().steps == 0 and llm._driver.loop.idle
 
 
 def test_the_longest_prompt_gives_one_token(llm):
@@ -184,10 +154,10 @@ def test_the_longest_prompt_gives_one_token(llm):
 
 def test_what_does_not_fit_the_cache_is_refused_before_anything_runs(make):
     with make() as llm:
-        llm._loop.scheduler.tables.groups = (CacheGroup(10, 4),)
+        llm._driver.loop.scheduler.tables.groups = (CacheGroup(10, 4),)
         with pytest.raises(RequestError, match="E-REQ-CACHE"):
             llm.generate(["x", [1] * 60], use_tqdm=False)
-        assert llm._loop.idle and llm.engine.runner.steps == 0
+        assert llm._driver.loop.idle and llm.stats().steps == 0
 
 
 def test_one_params_for_each_prompt(llm):
@@ -212,9 +182,9 @@ def test_a_stream_concatenates_to_the_answer(llm):
 def test_leaving_a_stream_ends_its_request(llm):
     stream = llm.stream("x")
     next(stream)
-    assert not llm._loop.idle
+    assert not llm._driver.loop.idle
     stream.close()
-    assert llm._loop.idle and llm._loop.scheduler.tables.pools[0].num_used == 0
+    assert llm._driver.loop.idle and llm._driver.loop.scheduler.tables.pools[0].num_used == 0
 
 
 def test_a_stream_and_a_batch_share_the_engine(llm):
@@ -267,24 +237,35 @@ def test_prefixes_are_reused_until_reset(make):
         cached.append(llm.generate([prompt], use_tqdm=False)[0].num_cached_tokens)
     with make(prefix_caching=False) as llm:
         cached += [llm.generate([prompt], use_tqdm=False)[0].num_cached_tokens for _ in range(2)]
-    assert cached == [0, 16, 0, 0, 0]
+    assert cached == [0, 19, 0, 0, 0]
 
 
-def test_a_failed_step_leaves_the_engine_usable(llm):
-    llm.engine.runner.break_at = 3
-    with pytest.raises(EngineError, match="a kernel failed"):
-        llm.generate(["x", "y"], use_tqdm=False)
-    assert llm._loop.idle and answer(llm).text == TEXT
+def test_a_failed_step_ends_its_requests_and_the_engine_goes_on(llm, monkeypatch):
+    executor, calls = llm._driver.loop.executor, []
+    forward = executor.forward
+
+    def failing(step):
+        calls.append(step)
+        if len(calls) == 3:
+            raise RuntimeError("a kernel failed")
+        forward(step)
+
+    monkeypatch.setattr(executor, "forward", failing)
+    outs = llm.generate(["x", "y"], use_tqdm=False)
+    assert [(o.outputs[0].finish_reason, o.outputs[0].stop_reason) for o in outs] == [
+        ("error", "RuntimeError: a kernel failed")
+    ] * 2
+    assert llm._driver.loop.idle and answer(llm).text == TEXT
 
 
 def test_an_interrupted_call_leaves_nothing_behind(llm, monkeypatch):
-    def interrupted(batch):
+    def interrupted(step):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(llm.engine.runner, "forward", interrupted)
+    monkeypatch.setattr(llm._driver.loop.executor, "forward", interrupted)
     with pytest.raises(KeyboardInterrupt):
         llm.generate(["x", "y"], use_tqdm=False)
-    assert llm._loop.idle and llm._loop.scheduler.tables.pools[0].num_used == 0
+    assert llm._driver.loop.idle and llm._driver.loop.scheduler.tables.pools[0].num_used == 0
 
 
 def test_a_closed_engine_says_so(make):

@@ -1,191 +1,257 @@
-"""The loop end to end on the canary: what surrounds a request never changes its answer."""
+"""Features and faults of single requests among 64 others, on the canary: survivors are those of an undisturbed run."""
 
 from __future__ import annotations
 
-import random
+import math
+import sys
 
+import canary_model
+import numpy as np
 import pytest
 import torch
-from canary import VOCAB, Canary, alone, params
+from canary import VOCAB, alone
 
-from bestiary.core.answer import TextAnswer
-from bestiary.core.errors import EngineError
+from bestiary import LLM, Guided, SamplingParams, hookimpl
 from bestiary.core.runtime.cache_groups import CacheGroup
-from bestiary.core.runtime.loop import EngineLoop
-from bestiary.core.runtime.request import Request, State
-from bestiary.core.runtime.scheduler import Scheduler
+from bestiary.spec import Grammar, LogitsProcessor
 
-ONE = [CacheGroup(512, 16)]
-TWO = [CacheGroup(512, 16), CacheGroup(400, 16, window=24)]
-
-
-class CanaryRunner:
-    """Logits with their only peak at the canary's token."""
-
-    def __init__(self, groups):
-        self.canary, self.steps, self.break_at = Canary(groups), 0, None
-
-    def forward(self, batch):
-        self.steps += 1
-        if self.steps == self.break_at:
-            raise RuntimeError("a kernel failed")
-        tokens = [token for row in self.canary.run(batch) for token in row]
-        return torch.nn.functional.one_hot(torch.tensor(tokens, dtype=torch.int64), VOCAB).float() * 50
+ONE = [CacheGroup(1, 1)]
+PROMPTS = [[(13 * i + 5 * (kind % 7)) % VOCAB for i in range(3 + kind % 17)] for kind in range(64)]
+CALLS: list[int] = []
 
 
-def make(groups=ONE, *, batch=64, tokens=256, **options):
-    runner = CanaryRunner(groups)
-    return EngineLoop(runner, Scheduler(groups, max_batch_size=batch, max_num_tokens=tokens, **options)), runner
+class Matcher:
+    """Admits even tokens; breaks where ``spec`` says."""
+
+    def __init__(self, spec: str) -> None:
+        self.spec, self.seen, self.is_terminated = spec, 0, False
+
+    def accept(self, token: int) -> bool:
+        self.seen += 1
+        if self.spec == "accept raises" and self.seen == 3:
+            raise KeyError("no such state")
+        return not (self.spec == "accept refuses" and self.seen == 3)
+
+    def fill(self, row: np.ndarray) -> None:
+        if self.spec == "fill raises" and self.seen == 2:
+            raise KeyError("no such state")
+        row[:] = 0 if self.spec == "nothing allowed" and self.seen == 2 else 0x55555555
+
+    def fork(self) -> Matcher:
+        return Matcher(self.spec)
 
 
-def submit(loop, name, prompt, answer=None, **said):
-    request = Request(name, prompt, params(**said), max_seq_len=512)
-    answer = answer or TextAnswer(request, None, None)
-    loop.submit(request, answer)
-    return request, answer
+class Provider:
+    def compile(self, guided: Guided, vocabulary: object) -> Matcher:
+        if guided.spec == "no grammar":
+            raise ValueError("not a grammar")
+        return Matcher(guided.spec or "")
 
 
-def mixed(count=32):
-    rng = random.Random(5)
-    shared = [rng.randrange(VOCAB) for _ in range(120)]
-    for i in range(count):
-        own = [rng.randrange(VOCAB) for _ in range(rng.randint(1, 200))]
-        prompt = (shared[: rng.randint(1, 120)] + own)[:200] if i % 2 else own
-        yield prompt, rng.randint(1, 64), 0.0 if i % 3 else 1.0
+def odd_only(prompt, output, logits):
+    logits[::2] = -torch.inf
+    return logits
 
 
-@pytest.mark.parametrize("caching", [True, False], ids=["prefix-cache", "no-prefix-cache"])
+class Hooks:
+    @hookimpl
+    def bestiary_register_grammars(self, register):
+        register(Grammar(name="even", provider="canary_hooks:Provider"))
+
+    @hookimpl
+    def bestiary_register_logits_processors(self, register):
+        register(LogitsProcessor(name="odd", run="canary_hooks:odd_only"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def importable():
+    """Plugins name what they bring by import strings."""
+    sys.modules["canary_hooks"] = sys.modules[__name__]
+    yield
+    del sys.modules["canary_hooks"]
+
+
+@pytest.fixture(params=[False, True], ids=["one by one", "ahead"])
+def llm(request, tmp_path):
+    directory = canary_model.write_config(tmp_path)
+    options = {"block_size": 4, "kv_cache_memory": 1 << 18, "max_num_tokens": 256, "max_batch_size": 80}
+    plugins = [canary_model, Hooks()]
+    with LLM(directory, weights="random", tokenizer=None, plugins=plugins, **options) as made:
+        made._driver.loop.executor.overlaps = request.param
+        yield made
+
+
+def greedy(max_tokens=8, **said):
+    return SamplingParams(temperature=0, max_tokens=max_tokens, **said)
+
+
+def among_others(llm, params, prompt=(1, 2, 3)):
+    """The output of a request in the middle of 64 others, which must not notice."""
+    prompts = [*PROMPTS[:32], list(prompt), *PROMPTS[32:]]
+    outs = llm.generate(prompts, [*[greedy()] * 32, params, *[greedy()] * 32], use_tqdm=False)
+    victim = outs.pop(32)
+    assert [out.outputs[0].token_ids for out in outs] == [alone(ONE, p, 8) for p in PROMPTS]
+    assert all(out.outputs[0].finish_reason == "length" for out in outs)
+    llm._driver.loop.scheduler.check()
+    assert llm.stats().blocks_used == 0
+    return victim
+
+
+def failed(victim):
+    assert victim.finished and victim.outputs[0].finish_reason == "error"
+    return victim.outputs[0].stop_reason
+
+
 @pytest.mark.parametrize(
-    ("groups", "tokens", "waits"),
+    ("spec", "cause", "count"),
     [
-        (ONE, 8192, False),
-        (ONE, 256, True),
-        ([CacheGroup(20, 16)], 8192, True),
-        (TWO, 64, True),
-        ([CacheGroup(17, 16), CacheGroup(9, 16, window=24)], 64, True),
-        ([CacheGroup(300, 1)], 2048, True),
+        ("accept raises", "KeyError: 'no such state'", 3),
+        ("accept refuses", "the grammar does not admit token", 3),
+        ("fill raises", "KeyError: 'no such state'", 2),
+        ("nothing allowed", "numerical_error", 2),
     ],
-    ids=["roomy", "chunked", "requests-wait", "two-groups", "two-groups-wait", "block-size-1"],
 )
-def test_32_mixed_requests_give_what_each_gives_alone(groups, tokens, waits, caching):
-    loop, runner = make(groups, tokens=tokens, prefix_caching=caching)
-    done = [submit(loop, str(i), p, max_tokens=n, temperature=t) for i, (p, n, t) in enumerate(mixed())]
-    seen = 0
-    while not loop.idle:
-        loop.step()
-        if runner.steps % 8 == 0:
-            loop.scheduler.check()
-        seen = max(seen, len(loop.scheduler.waiting))
-    assert (seen > 0) == waits
-    for request, answer in done:
-        expected = alone(groups, request.prompt, request.max_length - request.prompt_length)
-        assert answer.output().outputs[0].token_ids == expected
-        assert request.finish_reason == "length"
-    if not caching or (waits and len(groups) == 1):
-        assert any(request.num_cached for request, _ in done) == caching
-    stored = sum(len(request.tokens) - 1 - request.num_cached for request, _ in done)
-    assert runner.canary.writes == stored * len(groups), "a slot was written twice, or not at all"
-    assert all(pool.num_used == 0 for pool in loop.scheduler.tables.pools)
+def test_a_grammar_that_breaks_ends_its_request_only(llm, spec, cause, count):
+    victim = among_others(llm, greedy(guided=Guided(spec=spec, provider="even")))
+    assert cause in failed(victim) and len(victim.outputs[0].token_ids) == count
 
 
-def test_every_request_ends_exactly_once():
-    loop, _ = make(batch=3)
-    requests = [submit(loop, str(i), [i + 1] * 9, max_tokens=5)[0] for i in range(6)]
-    ended = loop.step() + loop.step()
-    assert loop.abort(requests[1]) and not loop.abort(requests[1])
-    ended += [requests[1], *loop.drain()]
-    assert sorted(r.id for r in ended) == [str(i) for i in range(6)]
-    assert requests[1].finish_reason == "abort" and not loop.abort(requests[0])
+def test_a_grammar_rules_every_token(llm):
+    out = among_others(llm, greedy(guided=Guided(spec="even", provider="even")))
+    assert out.outputs[0].finish_reason == "length" and not any(token % 2 for token in out.outputs[0].token_ids)
 
 
-def test_a_second_request_of_one_id_is_refused():
-    loop, _ = make()
-    submit(loop, "same", [1])
-    with pytest.raises(EngineError, match="E-RUN-ID"):
-        submit(loop, "same", [2])
+def raises(prompt, output, logits):
+    if len(output) == 2:
+        raise ValueError("no such word")
+    return logits
 
 
-class Failing(TextAnswer):
-    def __init__(self, request, where):
-        super().__init__(request, None, None)
-        self.where, self.watches = where, True
-
-    def _maybe(self, place):
-        if place == self.where:
-            raise ValueError("no such piece")
-
-    def first_token(self, now):
-        self._maybe("first_token")
-        super().first_token(now)
-
-    def prompt_scored(self, entries):
-        self._maybe("prompt_scored")
-        super().prompt_scored(entries)
-
-    def added(self, logprobs):
-        if self.request.num_output == 2:
-            self._maybe("added")
-        return super().added(logprobs)
-
-    def end(self, now):
-        super().end(now)
-        self._maybe("end")
+def misshapen(prompt, output, logits):
+    return logits[:-1] if len(output) == 2 else logits
 
 
-@pytest.mark.parametrize("where", ["first_token", "prompt_scored", "added", "end"])
-def test_a_failure_in_one_request_ends_only_that_one(where):
-    loop, _ = make(ONE)
-    others = [submit(loop, f"other {i}", [i, 2, 3], max_tokens=4)[0] for i in range(3)]
-    victim = Request("victim", [4, 5, 6], params(max_tokens=4, prompt_logprobs=0), max_seq_len=64)
-    loop.submit(victim, Failing(victim, where))
-    ended = loop.drain()
-    assert sorted(r.id for r in ended) == sorted(["victim", *(r.id for r in others)])
-    assert (victim.finish_reason, victim.stop_reason) == ("error", "ValueError: no such piece")
-    assert all(r.output == alone(ONE, r.prompt, 4) for r in others)
-    loop.scheduler.check()
+def breaks(prompt, output, logits):
+    return logits * math.nan if len(output) == 2 else logits
 
 
-def test_a_failing_forward_ends_the_requests_of_that_step():
-    loop, runner = make(batch=2)
-    requests = [submit(loop, str(i), [i + 1] * 5, max_tokens=3)[0] for i in range(3)]
-    runner.break_at = 2
-    loop.step()
-    with pytest.raises(EngineError, match="RuntimeError: a kernel failed"):
-        loop.step()
-    assert [r.finish_reason for r in requests] == ["error", "error", None]
-    loop.drain()
-    assert requests[2].output == alone(ONE, requests[2].prompt, 3)
-    assert loop.scheduler.tables.pools[0].num_used == 0
+@pytest.mark.parametrize(
+    ("processor", "cause"),
+    [
+        (raises, "logits processor: ValueError: no such word"),
+        (misshapen, f"logits processor: TypeError: it returned a tensor of shape [{VOCAB - 1}]"),
+        (breaks, "numerical_error"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_a_logits_processor_that_breaks_ends_its_request_only(llm, processor, cause, temperature):
+    said = SamplingParams(temperature=temperature, max_tokens=8, logits_processors=[processor])
+    victim = among_others(llm, said)
+    assert cause in failed(victim) and len(victim.outputs[0].token_ids) == 2
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")], ids=["nan", "inf", "minus-inf"])
-@pytest.mark.parametrize("temperature", [0.0, 1.0], ids=["greedy", "drawn"])
-def test_unusable_logits_end_that_request_alone(bad, temperature):
-    loop, runner = make()
-    good = submit(loop, "good", [1, 2], max_tokens=3, temperature=temperature)[0]
-    victim = submit(loop, "victim", [3, 4], max_tokens=3, temperature=temperature)[0]
-    forward = runner.forward
+def test_a_registered_logits_processor_is_called_by_name(llm):
+    out = among_others(llm, greedy(logits_processors=["odd"]))
+    assert all(token % 2 for token in out.outputs[0].token_ids)
 
-    def poisoned(batch):
-        logits = forward(batch)
-        if len(logits) == 2:
-            logits[1] = bad
+
+def test_a_logits_processor_sees_prompt_and_output(llm):
+    seen = []
+
+    def look(prompt, output, logits):
+        seen.append((list(prompt), list(output)))
         return logits
 
-    runner.forward = poisoned
-    ended = loop.drain()
-    assert len(ended) == 2 and victim.state is State.FINISHED
-    assert victim.finish_reason == "error" and str(victim.stop_reason).startswith("numerical_error")
-    assert good.output == alone(ONE, good.prompt, 3)
+    out = among_others(llm, greedy(4, logits_processors=[look]))
+    answer = out.outputs[0].token_ids
+    assert answer == alone(ONE, (1, 2, 3), 4)
+    assert seen == [([1, 2, 3], answer[:count]) for count in range(4)]
 
 
-def test_first_token_time_and_counts_are_reported():
-    loop, _ = make()
-    _, answer = submit(loop, "a", [1] * 40, max_tokens=2)
-    assert answer.output().metrics.time_to_first_token is None and not answer.output().finished
-    loop.drain()
-    out = answer.output()
-    assert out.finished and out.metrics.time_to_first_token >= 0
-    _, again = submit(loop, "b", [1] * 40, max_tokens=2)
-    loop.drain()
-    assert again.output().num_cached_tokens == 32 and again.output().outputs[0] == out.outputs[0]
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf], ids=["nan", "inf", "minus-inf"])
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_broken_logits_end_their_request_and_what_it_stored_is_scrubbed(llm, bad, temperature, monkeypatch):
+    """C19, a row at a time."""
+    runner, broken, scrubbed = llm.engine.runner, [], set()
+    forward, store = runner.forward, runner.inputs.store.tensors
+
+    def poisoned(step):
+        outputs = forward(step)
+        clean = step.tables[0].scrubbed.tolist()
+        given_on = [block for block in clean if block in step.tables[0].blocks.tolist()]
+        assert not any(tensor[[b for b in clean if b not in given_on]].any() for tensor in store.values())
+        scrubbed.update(clean)
+        requests = llm._driver.loop.scheduler.slots.requests
+        rows = range(len(step.slots)) if step.rows is None else None
+        for n, slot in enumerate(step.slots.tolist()):
+            owner = requests[slot]
+            if rows is not None and owner is not None and owner.params.max_tokens == 20 and owner.num_output > 3:
+                outputs["logits"][n] = bad
+                broken.append(list(owner.blocks[0]))
+        return outputs
+
+    monkeypatch.setattr(runner, "forward", poisoned)
+    victim = among_others(llm, SamplingParams(temperature=temperature, max_tokens=20), prompt=range(300, 320))
+    assert failed(victim).startswith("numerical_error") and broken
+    llm.generate([[5]], greedy(1), use_tqdm=False)
+    assert set(broken[0]) <= scrubbed
+    again = llm.generate([list(range(300, 320))], greedy(4), use_tqdm=False)[0]
+    assert again.num_cached_tokens == 0 and again.outputs[0].token_ids == alone(ONE, range(300, 320), 4)
+
+
+def test_several_answers_share_the_prompt(llm):
+    prompt = list(range(40, 61))
+    params = SamplingParams(temperature=0.01, n=3, best_of=4, max_tokens=6)
+    before = llm.stats()
+    out = llm.generate([prompt], params, use_tqdm=False)[0]
+    assert [answer.token_ids for answer in out.outputs] == [alone(ONE, prompt, 6)] * 3
+    assert [answer.index for answer in out.outputs] == [0, 1, 2] and out.outputs[0].logprobs is None
+    after = llm.stats()
+    assert after.cached_tokens - before.cached_tokens == 3 * 20
+
+
+def test_answers_differ_by_their_seeds_and_answer_0_is_that_of_one(llm):
+    def wide(prompt, output, logits):
+        return logits * 0
+
+    params = {"temperature": 1.0, "seed": 7, "max_tokens": 5, "logits_processors": [wide]}
+    several = llm.generate([[1, 2]], SamplingParams(n=4, **params), use_tqdm=False)[0].outputs
+    one = llm.generate([[1, 2]], SamplingParams(**params), use_tqdm=False)[0].outputs[0]
+    assert several[0].token_ids == one.token_ids
+    assert len({tuple(answer.token_ids) for answer in several}) == 4
+
+
+def test_a_prompt_is_cut_to_its_last_tokens(llm):
+    out = llm.generate([list(range(30))], greedy(4, truncate_prompt_tokens=5), use_tqdm=False)[0]
+    assert out.prompt_token_ids == [25, 26, 27, 28, 29]
+    assert out.outputs[0].token_ids == alone(ONE, range(25, 30), 4)
+
+
+def test_stats_and_events_tell_what_happened(llm):
+    assert llm.cache_events() == []
+    prompt = list(range(12))
+    for _ in range(2):
+        out = llm.generate([prompt], greedy(2), use_tqdm=False)[0]
+    stats = llm.stats()
+    assert out.num_cached_tokens == 11 and out.cache_miss is None
+    assert (stats.running, stats.waiting, stats.blocks_used, stats.preemptions) == (0, 0, 0, 0)
+    assert stats.finished == {"length": 2} and stats.output_tokens == 4 and stats.cached_tokens == 11
+    stored = [event for event in llm.cache_events() if event.kind == "stored"]
+    assert [event.tokens for event in stored[:3]] == [4, 4, 4] and llm.cache_events() == []
+    llm.reset_prefix_cache()
+    assert [event.kind for event in llm.cache_events()] == ["cleared"]
+
+
+def test_logprobs_go_to_those_who_asked(llm):
+    """Some with, some without, one of them ended before its token was read."""
+    params = [greedy(1 + i % 5, logprobs=(0, 2, None)[i % 3]) for i in range(24)]
+    outs = llm.generate(PROMPTS[:24], params, use_tqdm=False)
+    for i, out in enumerate(outs):
+        answer = out.outputs[0]
+        assert answer.token_ids == alone(ONE, PROMPTS[i], 1 + i % 5)
+        if i % 3 == 2:
+            assert answer.logprobs is None
+            continue
+        chosen = [entry[token] for entry, token in zip(answer.logprobs, answer.token_ids, strict=True)]
+        assert all(value.rank == 1 and value.logprob > -2 for value in chosen)

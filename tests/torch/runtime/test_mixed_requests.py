@@ -55,7 +55,7 @@ def test_in_one_call(engine, requests, alone, blocks, caching):
     with LLM(engine, tokenizer=None, **options) as llm:
         assert llm.engine.cache_groups[0].block_size == 16
         found = llm.generate(*requests, use_tqdm=False)
-        scheduler = llm._loop.scheduler
+        scheduler = llm._driver.loop.scheduler
         scheduler.check()
         assert scheduler.tables.pools[0].num_blocks <= blocks and scheduler.tables.pools[0].num_used == 0
     assert [out.outputs[0].token_ids for out in found] == alone

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from bestiary.core.runtime import logits as rows_of
-from bestiary.core.runtime.batch import Batch, Segment
+from bestiary.core.runtime.inputs import SlotState
+from bestiary.core.runtime.logprob_dicts import logprob_dict
+from bestiary.core.runtime.messages import Bans, Opened, SampleMessage, Scored
 from bestiary.core.runtime.random_stream import uniform
-from bestiary.core.runtime.request import Request
 from bestiary.core.runtime.sampler import Sampler
 from bestiary.core.sampling_params import SamplingParams
 
@@ -36,15 +39,52 @@ CASES = {
 }  # fmt: skip
 
 
-def request(name, said, output=3, prompt=(1, 2, 3, 4, 4)):
-    params = SamplingParams(**{"max_tokens": 50, "seed": 11, **said}).resolve(vocab_size=V, eos_token_ids=[2])
-    made = Request(name, prompt, params, max_seq_len=500)
-    made.tokens += [(7 * i) % V for i in range(output)] + [9, 9][: max(0, output - 1)]
-    return made
+class Row:
+    """A request that decodes in a slot of its own."""
+
+    def __init__(self, said, output=3, prompt=(1, 2, 3, 4, 4)):
+        given = {"max_tokens": 50, "seed": 11, **said}
+        self.params = SamplingParams(**given).resolve(vocab_size=V, eos_token_ids=[2])
+        self.prompt = list(prompt)
+        self.output = [(7 * i) % V for i in range(output)] + [9, 9][: max(0, output - 1)]
+
+    @property
+    def tokens(self):
+        return self.prompt + self.output
+
+    @property
+    def num_output(self):
+        return len(self.output)
+
+    def opened(self, slot):
+        return Opened(slot, 0, len(self.prompt), np.array(self.tokens, np.int32), self.params)
 
 
-def decode(*requests):
-    return Batch(tuple(Segment(r, len(r.tokens) - 1, 1, range(1)) for r in requests))
+def make(rows):
+    """A sampler whose slots are the rows', in order."""
+    cpu = torch.device("cpu")
+    state = SlotState(len(rows), SimpleNamespace(groups=()), 512, cpu)
+    opened = tuple(row.opened(slot) for slot, row in enumerate(rows))
+    state.open(opened)
+    sampler = Sampler(state, None)
+    sampler.open(opened)
+    return sampler, state
+
+
+def choose(x, rows, made=None, slots=None):
+    """The sampler's results for rows of logits [R, V]; what the host removes is what a restriction would tell."""
+    sampler, state = made or make(rows)
+    slots = np.arange(len(rows), dtype=np.int32) if slots is None else slots
+    state.stored[torch.from_numpy(slots).long()] = torch.tensor([len(row.tokens) for row in rows])
+    early = [(i, 2) for i, row in enumerate(rows) if row.num_output < row.params.min_tokens]
+    bans = Bans(*np.array(early, np.int32).T) if early else None
+    asked = np.array([-1 if row.params.logprobs is None else row.params.logprobs for row in rows], np.int32)
+    logprobs = asked if (asked >= 0).any() else None
+    return sampler.sample(x, SampleMessage(slots, None, False, bans, logprobs=logprobs))
+
+
+def tokens(x, rows):
+    return choose(x, rows).tokens.tolist()
 
 
 def logits(rows, seed=0, dtype=torch.float32):
@@ -89,46 +129,71 @@ def naive(row, request):
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_row_is_sampled_as_documented(name):
-    requests = [request(str(seed), {**CASES[name], "seed": seed}, output=1 + seed % 5) for seed in range(40)]
+    rows = [Row({**CASES[name], "seed": seed}, output=1 + seed % 5) for seed in range(40)]
     x = logits(40, seed=3)
-    assert Sampler().sample(x, decode(*requests)).tokens == [naive(x[i], r) for i, r in enumerate(requests)]
+    assert tokens(x, rows) == [naive(x[i], row) for i, row in enumerate(rows)]
 
 
 def test_a_request_samples_alone_what_it_samples_in_any_batch():
-    requests = [request(f"{name} {seed}", {**said, "seed": seed}) for seed in range(3) for name, said in CASES.items()]
-    x = logits(len(requests), seed=1, dtype=torch.bfloat16)
-    together = Sampler().sample(x, decode(*requests)).tokens
-    alone = [Sampler().sample(x[i : i + 1], decode(r)).tokens[0] for i, r in enumerate(requests)]
-    order = torch.randperm(len(requests), generator=torch.Generator().manual_seed(2)).tolist()
-    shuffled = Sampler().sample(x[order], decode(*[requests[i] for i in order])).tokens
+    rows = [Row({**said, "seed": seed}) for seed in range(3) for said in CASES.values()]
+    x = logits(len(rows), seed=1)
+    together = tokens(x, rows)
+    alone = [tokens(x[i : i + 1], [row])[0] for i, row in enumerate(rows)]
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(2)).tolist()
+    shuffled = tokens(x[order], [rows[i] for i in order])
     assert together == alone and [together[i] for i in order] == shuffled
 
 
 def test_seeds_and_positions_give_different_tokens():
     flat = torch.zeros(60, V)
-    by_seed = Sampler().sample(flat, decode(*[request(str(s), {"seed": s}) for s in range(60)])).tokens
-    by_position = Sampler().sample(flat, decode(*[request(str(n), {}, output=n) for n in range(60)])).tokens
+    by_seed = tokens(flat, [Row({"seed": s}) for s in range(60)])
+    by_position = tokens(flat, [Row({}, output=n) for n in range(60)])
     assert len(set(by_seed)) > 40 and len(set(by_position)) > 40
 
 
 def test_frequencies_follow_the_distribution():
     row = torch.log(torch.tensor([0.5, 0.25, 0.15, 0.1]))
-    requests = [request(str(seed), {"seed": seed}) for seed in range(4000)]
-    counts = torch.bincount(torch.tensor(Sampler().sample(row.expand(4000, 4), decode(*requests)).tokens), minlength=4)
+    found = tokens(row.expand(4000, 4), [Row({"seed": seed}) for seed in range(4000)])
+    counts = torch.bincount(torch.tensor(found), minlength=4)
     chi = sum((float(n) - e) ** 2 / e for n, e in zip(counts, (2000, 1000, 600, 400), strict=True))
     assert chi < 16.3  # 3 degrees, p = 0.001
 
 
 def test_counts_follow_the_output_from_step_to_step():
-    sampler, told = Sampler(), {"temperature": 0, "frequency_penalty": 2.0, "repetition_penalty": 1.3}
-    one = request("one", told, output=0)
+    told = {"temperature": 0, "frequency_penalty": 2.0, "repetition_penalty": 1.3}
+    rows = [Row(told, output=0), Row({"temperature": 0}, output=0)]
+    made = make(rows)
     for step in range(30):
-        x = logits(1, seed=step % 3)
-        token = sampler.sample(x, decode(one)).tokens[0]
-        assert token == naive(x[0], one)
-        one.tokens.append(token)
-    sampler.forget(one)
-    assert not sampler._counts
+        x = logits(2, seed=step % 3)
+        found = choose(x, rows, made).tokens.tolist()
+        assert found == [naive(x[i], row) for i, row in enumerate(rows)]
+        for row, token in zip(rows, found, strict=True):
+            row.output.append(token)
+
+
+def test_a_slot_forgets_its_earlier_owner():
+    told = {"temperature": 0, "frequency_penalty": 2.0, "logit_bias": {7: 100.0}}
+    made = make([Row(told, output=4)])
+    choose(logits(1), [Row(told, output=4)], made)
+    heir = Row({"temperature": 0, "frequency_penalty": 0.5}, output=0, prompt=(8,))
+    made[0].open((heir.opened(0),))
+    made[1].open((heir.opened(0),))
+    x = logits(1, seed=9)
+    assert choose(x, [heir], made).tokens.tolist() == [naive(x[0], heir)]
+
+
+def test_chosen_tokens_become_the_slots_last_ones():
+    rows = [Row({"temperature": 0}), Row({"temperature": 1.0})]
+    made = make(rows)
+    found = choose(logits(2), rows, made).tokens
+    assert made[1].last[:2].tolist() == found.tolist()
+
+
+def kept(x, k, p):
+    """The logits that top_k and top_p leave, each row's limits alike."""
+    count = len(x)
+    top_k, top_p = torch.full((count,), k), torch.full((count,), p, dtype=torch.float64)
+    return rows_of.keep_top_rows(x, top_k, top_p, rows_of.Limits.of([(k, p)] * count))
 
 
 @pytest.mark.parametrize("k", [1, 2, 5, 50, V])
@@ -137,7 +202,7 @@ def test_top_k_is_transformers(k, ties):
     from transformers import TopKLogitsWarper
 
     x = logits(8).round() if ties else logits(8)
-    assert torch.equal(rows_of.keep_top(x, [k] * 8, [1.0] * 8), TopKLogitsWarper(k)(None, x))
+    assert torch.equal(kept(x, k, 1.0), TopKLogitsWarper(k)(None, x))
 
 
 @pytest.mark.parametrize("p", [0.01, 0.3, 0.9, 0.999])
@@ -145,7 +210,7 @@ def test_top_p_is_transformers(p):
     from transformers import TopPLogitsWarper
 
     x = torch.cat([logits(8), logits(8) / 100])
-    assert torch.equal(rows_of.keep_top(x, [-1] * 16, [p] * 16), TopPLogitsWarper(p)(None, x))
+    assert torch.equal(kept(x, -1, p), TopPLogitsWarper(p)(None, x))
 
 
 def test_top_p_of_a_large_flat_vocabulary_looks_beyond_the_likeliest():
@@ -153,7 +218,7 @@ def test_top_p_of_a_large_flat_vocabulary_looks_beyond_the_likeliest():
 
     x = torch.randn(3, 5000, generator=torch.Generator().manual_seed(0))
     x[1] *= 20
-    assert torch.equal(rows_of.keep_top(x, [-1] * 3, [0.9] * 3), TopPLogitsWarper(0.9)(None, x))
+    assert torch.equal(kept(x, -1, 0.9), TopPLogitsWarper(0.9)(None, x))
 
 
 @pytest.mark.parametrize("min_p", [0.05, 0.5, 1.0])
@@ -181,53 +246,49 @@ def test_the_repetition_penalty_is_transformers(penalty):
 def test_the_logits_of_others_and_of_the_model_are_left_alone():
     x = logits(3)
     before = x.clone()
-    Sampler().sample(x, decode(*[request(n, CASES[n]) for n in ("bias", "everything", "min_tokens")]))
+    choose(x, [Row(CASES[name]) for name in ("bias", "everything", "min_tokens")])
     assert torch.equal(x, before)
 
 
 @pytest.mark.parametrize("count", [0, 1, 5, 20])
 def test_logprobs_are_of_the_raw_logits_with_ranks(count):
+    x = logits(3, seed=4)
     said = {**CASES["everything"], "logprobs": count}
-    x, one, other = logits(2, seed=4), request("one", said), request("other", {"temperature": 0})
-    result = Sampler().sample(x, decode(other, one))
-    assert set(result.logprobs) == {1}
+    result = choose(x, [Row({"temperature": 0}), Row(said), Row({"temperature": 1.0})])
     expected = torch.log_softmax(x[1], dim=-1)
     order = expected.argsort(descending=True).tolist()
-    chosen, entry = result.tokens[1], result.logprobs[1]
+    chosen, rows = int(result.tokens[1]), result.logprobs
+    assert len(rows.values) == 1, "only one row asked"
+    best = rows.best_ids[0, :count].tolist(), rows.best_values[0, :count].tolist()
+    entry = logprob_dict(chosen, float(rows.values[0]), int(rows.ranks[0]), *best)
     assert set(entry) == {chosen, *order[:count]}
     for token, value in entry.items():
         assert value.logprob == pytest.approx(float(expected[token]), abs=1e-5) and value.rank == order.index(token) + 1
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 4, 10])
-def test_prompt_logprobs_meet_across_chunks(chunk):
-    prompt = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3]
-    one = request("one", {"prompt_logprobs": 2}, output=0, prompt=prompt)
-    x, entries = logits(10, seed=6), []
-    for start in range(0, 10, chunk):
-        count = min(chunk, 10 - start)
-        batch = Batch((Segment(request("other", {}), 7, 1, range(1)), Segment(one, start, count, range(count))))
-        result = Sampler().sample(torch.cat([logits(1), x[start : start + count]]), batch)
-        entries += result.prompt_logprobs.get(1, [])
-        assert (result.tokens[1] is not None) == (start + count == 10)
-    expected = torch.log_softmax(x, dim=-1)
-    assert len(entries) == 9
-    for position, entry in enumerate(entries):
-        target = prompt[position + 1]
-        assert entry[target].logprob == pytest.approx(float(expected[position, target]), abs=1e-5)
-        assert len(entry) in (2, 3) and {value.rank for value in entry.values()} >= {1, 2}
+def test_prompt_scores_are_of_their_own_rows():
+    """Rows of the step's logits: two decodes, then four of a prompt."""
+    rows = [Row({"temperature": 0}), Row({"temperature": 0})]
+    sampler, _ = make(rows)
+    x, targets = logits(6, seed=6), [3, 1, 4, 1]
+    scored = (Scored(2, np.array(targets, np.int32), 2),)
+    wanted = SampleMessage(np.array([0, 1], np.int32), np.array([0, 1], np.int32), scored=scored)
+    (found,) = sampler.sample(x, wanted).scored
+    expected = torch.log_softmax(x[2:], dim=-1)
+    assert torch.allclose(found.values, expected[range(4), targets], atol=1e-5)
+    assert found.best_ids.tolist() == expected.topk(2).indices.tolist()
 
 
-def test_unfinished_chunks_are_not_sampled():
-    one, two = request("one", {}, output=0, prompt=range(9)), request("two", {"temperature": 0})
-    batch = Batch((Segment(one, 0, 4, range(0)), *decode(two).segments))
-    x = logits(1)
-    assert Sampler().sample(x, batch).tokens == [None, int(x[0].argmax())]
+def test_a_row_with_everything_removed_gives_no_token():
+    x = torch.full((2, V), -torch.inf)
+    x[0, 2] = x[1, 5] = 0.0
+    assert tokens(x, [Row({"temperature": 1.0, "min_tokens": 10}), Row({"temperature": 1.0})]) == [-1, 5]
 
 
-def test_a_row_with_everything_removed_is_unusable():
-    allowed = request("one", {"temperature": 1.0, "min_tokens": 10})
-    x = torch.full((1, V), -torch.inf)
-    x[0, 2] = 0.0
-    result = Sampler().sample(x, decode(allowed))
-    assert result.tokens == [None] and result.unusable == [0]
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf], ids=["nan", "inf", "minus-inf"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0], ids=["greedy", "drawn"])
+def test_broken_logits_give_no_token_and_leave_others_theirs(bad, temperature):
+    x, rows = logits(3), [Row({"temperature": temperature, "seed": i}) for i in range(3)]
+    whole = tokens(x, rows)
+    x[1] = bad
+    assert tokens(x, rows) == [whole[0], -1, whole[2]]

@@ -1,0 +1,250 @@
+"""Futures, streams and threads on one engine: who leaves frees what he held, who is slow holds nobody up."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+import time
+
+import canary_model
+import pytest
+import reciter_model
+from canary import VOCAB, alone
+from reciter_model import TEXT
+
+from bestiary import LLM, EngineError, SamplingParams
+from bestiary.core.runtime.cache_groups import CacheGroup
+
+ONE = [CacheGroup(1, 1)]
+PROMPTS = [[(13 * i + 5 * kind) % VOCAB for i in range(6 + 4 * kind)] for kind in range(6)]
+
+
+def greedy(max_tokens, **said):
+    return SamplingParams(temperature=0, max_tokens=max_tokens, **said)
+
+
+@pytest.fixture
+def llm(tmp_path):
+    directory = canary_model.write_config(tmp_path)
+    options = {"block_size": 4, "max_batch_size": 8, "kv_cache_memory": 1 << 16, "max_num_tokens": 64}
+    with LLM(directory, weights="random", tokenizer=None, plugins=[canary_model], **options) as made:
+        yield made
+
+
+@pytest.fixture
+def reciter(tmp_path):
+    directory = reciter_model.write_model(tmp_path)
+    with LLM(directory, weights="random", plugins=[reciter_model], kv_cache_memory=1 << 14) as made:
+        yield made
+
+
+def run(coroutine):
+    return asyncio.run(asyncio.wait_for(coroutine, 60))
+
+
+async def freed(llm):
+    """Wait until no request holds a block; how many steps that took."""
+    first = llm.stats().steps
+    for _ in range(2000):
+        if llm.stats().blocks_used == 0 and llm.stats().running == 0:
+            return llm.stats().steps - first
+        await asyncio.sleep(0.002)
+    raise AssertionError("blocks are still held")
+
+
+def test_awaiting_gives_the_whole(llm):
+    async def main():
+        outs = await asyncio.gather(*(llm.generate_async([p], greedy(8)) for p in PROMPTS))
+        assert [out.outputs[0].token_ids for out in outs] == [alone(ONE, p, 8) for p in PROMPTS]
+        assert all(out.finished and out.outputs[0].finish_reason == "length" for out in outs)
+
+    run(main())
+
+
+def test_iterating_gives_the_pieces_in_order(llm):
+    async def read(prompt):
+        pieces = [piece async for piece in llm.generate_async([prompt], greedy(12))]
+        assert [t for p in pieces for t in p.token_ids] == alone(ONE, prompt, 12)
+        assert [p.finish_reason for p in pieces if p.finish_reason] == ["length"]
+
+    async def main():
+        await asyncio.gather(*(read(prompt) for prompt in PROMPTS))
+
+    run(main())
+
+
+@pytest.mark.parametrize("after", [0, 1, 3])
+def test_abort_at_any_moment_frees_its_blocks(llm, after):
+    async def main():
+        other = llm.generate_async([PROMPTS[1]], greedy(30))
+        answer = llm.generate_async([PROMPTS[0]], greedy(400))
+        for _ in range(after):
+            await anext(answer)
+        answer.abort()
+        out = await answer
+        assert out.outputs[0].finish_reason == "abort" and out.finished
+        found = out.outputs[0].token_ids
+        assert found == alone(ONE, PROMPTS[0], 400)[: len(found)]
+        assert (await other).outputs[0].token_ids == alone(ONE, PROMPTS[1], 30)
+        assert await freed(llm) <= 2
+        answer.abort()
+
+    run(main())
+
+
+def test_a_dropped_iterator_aborts(llm):
+    async def main():
+        answer = llm.generate_async([PROMPTS[0]], greedy(450))
+        await anext(answer)
+        del answer
+        gc.collect()
+        await freed(llm)
+        assert llm.stats().finished == {"abort": 1}
+
+    run(main())
+
+
+def test_an_answer_dropped_before_it_began_runs_nothing(llm):
+    async def main():
+        llm.generate_async([PROMPTS[0]], greedy(450))
+        gc.collect()
+        await freed(llm)
+
+    run(main())
+    assert llm.stats().finished.get("length") is None
+
+
+@pytest.mark.parametrize("way", ["await", "iterate"])
+def test_a_cancelled_task_aborts(llm, way):
+    async def consume():
+        answer = llm.generate_async([PROMPTS[0]], greedy(450))
+        if way == "await":
+            await answer
+        async for _ in answer:
+            pass
+
+    async def main():
+        task = asyncio.create_task(consume())
+        while not llm.stats().running:
+            await asyncio.sleep(0.001)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await freed(llm)
+        assert llm.stats().finished == {"abort": 1}
+
+    run(main())
+
+
+def test_a_slow_reader_holds_nobody_up_and_misses_nothing(llm):
+    async def main():
+        slow = llm.generate_async([PROMPTS[0]], greedy(40))
+        found = (await anext(slow)).token_ids
+        quick = [await llm.generate_async([p], greedy(30)) for p in PROMPTS[1:]]
+        assert [out.outputs[0].token_ids for out in quick] == [alone(ONE, p, 30) for p in PROMPTS[1:]]
+        rest = [piece async for piece in slow]
+        assert found + [t for p in rest for t in p.token_ids] == alone(ONE, PROMPTS[0], 40)
+        assert len(rest) < 30, "tokens gather while nobody reads"
+
+    run(main())
+
+
+def test_a_failing_engine_ends_what_waits(llm):
+    async def main():
+        answer = llm.generate_async([PROMPTS[0]], greedy(450))
+        await anext(answer)
+        llm._driver.loop.executor.failure = EngineError("E-RUN-RANK", "rank 1", "is gone")
+        out = await answer
+        assert (out.outputs[0].finish_reason, "rank 1: is gone" in out.outputs[0].stop_reason) == ("error", True)
+        with pytest.raises(EngineError, match="takes no requests any more"):
+            llm.generate_async([PROMPTS[0]], greedy(4))
+
+    run(main())
+
+
+def test_a_loop_that_breaks_leaves_nobody_waiting(llm):
+    async def main():
+        answer = llm.generate_async([PROMPTS[0]], greedy(450))
+        await anext(answer)
+        llm._driver.loop.scheduler.decide = lambda: 1 / 0
+        out = await answer
+        assert (out.outputs[0].finish_reason, "ZeroDivisionError" in out.outputs[0].stop_reason) == ("error", True)
+
+    run(main())
+
+
+def test_closing_ends_what_waits(llm):
+    async def main():
+        answer = llm.generate_async([PROMPTS[0]], greedy(450))
+        await anext(answer)
+        await asyncio.to_thread(llm.close)
+        assert (await answer).outputs[0].finish_reason == "abort"
+
+    run(main())
+
+
+def test_text_pieces_are_whole_characters_and_concatenate(reciter):
+    async def main():
+        pieces = [str(piece) async for piece in reciter.generate_async("x", SamplingParams())]
+        assert "".join(pieces) == TEXT and not any("\ufffd" in piece for piece in pieces)
+
+    run(main())
+
+
+@pytest.mark.parametrize("stop", ["STOP", "本語 ST", "P w", "hello"])
+def test_no_piece_shows_any_of_a_stop_string(reciter, stop):
+    async def main():
+        pieces = [str(piece) async for piece in reciter.generate_async("x", SamplingParams(stop=stop))]
+        assert "".join(pieces) == TEXT.partition(stop)[0]
+        kept = SamplingParams(stop=stop, include_stop_str_in_output=True)
+        pieces = [str(piece) async for piece in reciter.generate_async("x", kept)]
+        assert "".join(pieces) == TEXT.partition(stop)[0] + stop
+
+    run(main())
+
+
+def test_threads_share_an_engine(llm):
+    found: dict[int, list[list[int]]] = {}
+
+    def work(index):
+        outs = llm.generate(PROMPTS[index:], greedy(20), use_tqdm=False)
+        found[index] = [out.outputs[0].token_ids for out in outs]
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert found == {index: [alone(ONE, p, 20) for p in PROMPTS[index:]] for index in range(4)}
+
+
+def test_two_engines_one_of_them_in_another_thread(llm, tmp_path):
+    directory = canary_model.write_config(tmp_path / "other", windows=(None, 6))
+    groups, found = [CacheGroup(1, 1), CacheGroup(1, 1, 6)], []
+    with LLM(directory, weights="random", tokenizer=None, plugins=[canary_model], kv_cache_memory=1 << 16) as other:
+        work = lambda: found.extend(other.generate(PROMPTS, greedy(20), use_tqdm=False))  # noqa: E731
+        thread = threading.Thread(target=work)
+        thread.start()
+        mine = llm.generate(PROMPTS, greedy(20), use_tqdm=False)
+        thread.join(60)
+    assert [out.outputs[0].token_ids for out in mine] == [alone(ONE, p, 20) for p in PROMPTS]
+    assert [out.outputs[0].token_ids for out in found] == [alone(groups, p, 20) for p in PROMPTS]
+
+
+def test_nothing_is_left_of_threads_after_close(tmp_path):
+    """E07."""
+    before = threading.active_count()
+    directory = canary_model.write_config(tmp_path)
+    for _ in range(3):
+        with LLM(directory, weights="random", tokenizer=None, plugins=[canary_model], kv_cache_memory=1 << 14) as made:
+
+            async def main(made=made):
+                await made.generate_async([[1, 2]], greedy(3))
+
+            run(main())
+    for _ in range(200):
+        if threading.active_count() <= before:
+            break
+        time.sleep(0.01)
+    assert threading.active_count() <= before

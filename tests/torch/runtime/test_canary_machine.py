@@ -1,0 +1,161 @@
+"""Random programs against LLM itself, on the canary: batches, streams and futures that come, stay, leave and break."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import canary_model
+import hypothesis.strategies as st
+import pytest
+from canary import VOCAB, alone
+from canary_model import poison
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+from bestiary import LLM, RequestError, SamplingParams
+from bestiary.core.runtime.cache_groups import CacheGroup
+
+PROGRAMS = int(os.environ.get("BESTIARY_FUZZ", "0"))
+TEXTS = [[(7 * i * i + 3 * kind + (i > 9) * kind) % VOCAB for i in range(40)] for kind in range(2)]
+
+
+class Programs(RuleBasedStateMachine):
+    @initialize(
+        windows=st.sampled_from([(None,), (None, 5), (7, None)]),
+        block_size=st.sampled_from([1, 3, 4, 16]),
+        batch=st.integers(1, 4),
+        tokens=st.integers(2, 20),
+        sequences=st.sampled_from([1.0, 1.4, 3.0]),
+        capacity=st.sampled_from(["no-evict", "max-utilization"]),
+        order=st.sampled_from(["first-come", "priority"]),
+        overlaps=st.booleans(),
+        reference=st.booleans(),
+    )
+    def start(self, windows, block_size, batch, tokens, sequences, capacity, order, overlaps, reference):
+        self.folder = tempfile.TemporaryDirectory()
+        self.groups = [CacheGroup(1, 1, window) for window in windows]
+        whole, seen = -(-40 // block_size) + 1, -(-(7 + tokens) // block_size) + 2
+        blocks = whole + (seen if len(windows) > 1 else 0)
+        self.llm = LLM(
+            canary_model.write_config(Path(self.folder.name), windows=windows),
+            weights="random",
+            tokenizer=None,
+            plugins=[canary_model],
+            block_size=block_size,
+            max_batch_size=batch,
+            max_num_tokens=tokens,
+            max_seq_len=40,
+            kv_cache_memory=int(sequences * blocks * block_size * 8) + 16 * block_size,
+            capacity=capacity,
+            queue_order=order,
+            reference=reference,
+        )
+        self.loop = self.llm._driver.loop
+        self.loop.executor.overlaps = overlaps
+        self.loop.scheduler.pace.chunk = lambda: 5
+        self.streams = []
+
+    def params(self, output, **said):
+        return SamplingParams(temperature=0, max_tokens=output, **said)
+
+    @rule(
+        texts=st.lists(st.tuples(st.integers(0, 1), st.integers(1, 39), st.integers(1, 9)), min_size=1, max_size=5),
+        salt=st.sampled_from([None, None, "s"]),
+        priority=st.integers(-1, 1),
+    )
+    def generate(self, texts, salt, priority):
+        params = [self.params(output, cache_salt=salt, priority=priority) for _, _, output in texts]
+        outs = self.llm.generate([TEXTS[t][:n] for t, n, _ in texts], params, use_tqdm=False)
+        for (text, count, output), out in zip(texts, outs, strict=True):
+            expected = alone(self.groups, TEXTS[text][:count], min(output, 40 - count))
+            assert out.outputs[0].token_ids == expected and out.outputs[0].finish_reason == "length"
+        self.check()
+
+    @rule(text=st.integers(0, 1), count=st.integers(1, 39), output=st.integers(1, 12), logprobs=st.booleans())
+    def stream(self, text, count, output, logprobs):
+        prompt = TEXTS[text][:count]
+        stream = self.llm.stream([prompt], self.params(output, logprobs=0 if logprobs else None))
+        self.streams.append((stream, alone(self.groups, prompt, min(output, 40 - count)), []))
+
+    @rule(text=st.integers(0, 1), count=st.integers(1, 30), n=st.integers(2, 4))
+    def fork(self, text, count, n):
+        """Drawn, but from logits that leave no choice."""
+        params = SamplingParams(temperature=0.01, n=n, max_tokens=6)
+        out = self.llm.generate([TEXTS[text][:count]], params, use_tqdm=False)[0]
+        expected = alone(self.groups, TEXTS[text][:count], 6)
+        assert [answer.token_ids for answer in out.outputs] == [expected] * n
+        self.check()
+
+    @precondition(lambda self: self.streams)
+    @rule(data=st.data(), pieces=st.integers(1, 4))
+    def read(self, data, pieces):
+        stream, expected, found = data.draw(st.sampled_from(self.streams))
+        for _ in range(pieces):
+            piece = next(stream, None)
+            if piece is None:
+                self.streams = [each for each in self.streams if each[0] is not stream]
+                assert found == expected
+                break
+            found += piece.token_ids
+            assert found == expected[: len(found)]
+        self.check()
+
+    @precondition(lambda self: self.streams)
+    @rule(data=st.data())
+    def disconnect(self, data):
+        gone = data.draw(st.sampled_from(self.streams))
+        self.streams = [each for each in self.streams if each is not gone]
+        gone[0].close()
+        self.check()
+
+    @precondition(lambda self: self.loop.scheduler.running)
+    @rule(data=st.data())
+    def preempt(self, data):
+        self.loop.scheduler._preempt(data.draw(st.sampled_from(self.loop.scheduler.running)))
+
+    @rule()
+    def evict(self):
+        self.llm.reset_prefix_cache()
+
+    @rule(prompt=st.lists(st.integers(0, 200), min_size=40, max_size=60))
+    def refuse(self, prompt):
+        with pytest.raises(RequestError):
+            self.llm.generate([TEXTS[0][:4], prompt], use_tqdm=False)
+
+    def check(self):
+        """The accounting holds, and the device's tables are the host's; what is free may be broken."""
+        scheduler, state = self.loop.scheduler, self.llm.engine.runner.inputs.state
+        scheduler.check()
+        for request in scheduler.running:
+            for g, table in enumerate(request.blocks):
+                shown = state.tables[g][request.slot, : len(table)].tolist()
+                waiting = scheduler.tables._changes[g]._placed
+                for place, block in enumerate(table):
+                    assert block < 0 or waiting.get((request.slot, place), shown[place]) == block
+        poison(self.llm)
+
+    def teardown(self):
+        if not hasattr(self, "llm"):
+            return
+        for stream, expected, found in self.streams:
+            for piece in stream:
+                found += piece.token_ids
+            assert found == expected
+        self.check()
+        assert self.loop.idle and all(pool.num_used == 0 for pool in self.loop.scheduler.tables.pools)
+        assert self.loop.scheduler.slots.num_free == self.loop.scheduler.slots.count
+        self.llm.close()
+        self.folder.cleanup()
+
+
+TestPrograms = Programs.TestCase
+TestPrograms.settings = settings(
+    max_examples=PROGRAMS // 4 or 12,
+    stateful_step_count=20,
+    deadline=None,
+    derandomize=not PROGRAMS,
+    print_blob=True,
+    suppress_health_check=list(HealthCheck),
+)
