@@ -26,21 +26,27 @@ from bestiary.core.version import __version__
 from bestiary.spec import Command, Fusion, Kernel, Model, Op, Reader
 
 if TYPE_CHECKING:
+    from bestiary.core.async_answer import AsyncAnswer
     from bestiary.core.beam_params import BeamSearchParams
     from bestiary.core.guided import Guided
     from bestiary.core.llm import LLM
-    from bestiary.core.outputs import CompletionOutput, Logprob, RequestOutput
+    from bestiary.core.outputs import CompletionOutput, Logprob, RequestOutput, StreamPiece
+    from bestiary.core.runtime.blocks import CacheEvent
+    from bestiary.core.runtime.stats import EngineStats
     from bestiary.core.sampling_params import SamplingParams
 
 __all__ = [
     "LLM",
+    "AsyncAnswer",
     "BeamSearchParams",
     "BestiaryError",
+    "CacheEvent",
     "Command",
     "CompletionOutput",
     "ConfigError",
     "DataError",
     "EngineError",
+    "EngineStats",
     "Fusion",
     "Guided",
     "Kernel",
@@ -55,6 +61,7 @@ __all__ = [
     "RequestError",
     "RequestOutput",
     "SamplingParams",
+    "StreamPiece",
     "UsageError",
     "__version__",
     "hookimpl",
@@ -65,12 +72,16 @@ hookimpl = pluggy.HookimplMarker("bestiary")
 if not TYPE_CHECKING:
     _LAZY = {
         "LLM": "bestiary.core.llm",
+        "AsyncAnswer": "bestiary.core.async_answer",
         "BeamSearchParams": "bestiary.core.beam_params",
+        "CacheEvent": "bestiary.core.runtime.blocks",
         "CompletionOutput": "bestiary.core.outputs",
+        "EngineStats": "bestiary.core.runtime.stats",
         "Guided": "bestiary.core.guided",
         "Logprob": "bestiary.core.outputs",
         "RequestOutput": "bestiary.core.outputs",
         "SamplingParams": "bestiary.core.sampling_params",
+        "StreamPiece": "bestiary.core.outputs",
     }
 
     def __getattr__(name: str) -> object:
