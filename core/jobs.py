@@ -77,6 +77,8 @@ class SamplingJob:
             loop.abort(part.request)
 
     def pieces(self) -> list[StreamPiece]:
+        if self._ranked:
+            return self._best()
         found = []
         for index, (_, answer, _) in enumerate(self._parts):
             done = answer.finished
@@ -85,6 +87,14 @@ class SamplingJob:
                 if done:
                     self._told.add(index)
         return found
+
+    def _best(self) -> list[StreamPiece]:
+        """Which answers are the best is known at the end: each of them is one piece."""
+        if not self.finished or self._told:
+            return []
+        self._told.update(range(self._wanted))
+        best = self.output().outputs
+        return [StreamPiece(o.text, o.token_ids, o.finish_reason, o.stop_reason, o.index) for o in best]
 
     def output(self) -> RequestOutput:
         first = self._parts[0]

@@ -18,7 +18,7 @@ from bestiary.core.runtime.answers import Answer, Answers
 from bestiary.core.runtime.batch import Batch
 from bestiary.core.runtime.executor import Executor, Pending
 from bestiary.core.runtime.messages import Ints, SampledMessage
-from bestiary.core.runtime.request import Request
+from bestiary.core.runtime.request import Request, State
 from bestiary.core.runtime.restrictions import Restrictions
 from bestiary.core.runtime.scheduler import Scheduler
 from bestiary.core.runtime.stats import EngineStats, Meters, snapshot
@@ -263,7 +263,12 @@ class EngineLoop:
             return
         self._flight = None
         for request in [*self.scheduler.running, *self.scheduler.waiting]:
-            self._finish(request, "error", str(failure), trusted=False)
+            try:
+                self._finish(request, "error", str(failure), trusted=False)
+            except Exception as error:  # its blocks are lost with the engine; whoever waits for it is told all the same
+                log.error("request %s: %s", request.id, error, exc_info=error)
+                request.state, request.finish_reason, request.stop_reason = State.FINISHED, "error", str(failure)
+                self._end(request, time.monotonic())
         self._ended = []
         raise failure
 
