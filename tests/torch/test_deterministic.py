@@ -103,6 +103,16 @@ def test_reused_prefixes_and_other_blocks_change_nothing(config: Path, dtype: st
         assert answers(llm) == alone
 
 
+@pytest.mark.parametrize("caching", [True, False])
+def test_preemption_changes_nothing(config: Path, dtype: str, alone: list[Any], caching: bool) -> None:
+    token = 2 * SIZES["num_hidden_layers"] * SMALL["num_key_value_heads"] * SIZES["head_dim"]  # numbers in the cache
+    cache = token * (4 if dtype == "float32" else 2) * 260  # a longest request and little more
+    options: dict[str, Any] = {"capacity": "max-utilization", "prefix_caching": caching, "block_size": 1}
+    with opened(config, deterministic=True, dtype=dtype, kv_cache_memory=cache, **options) as llm:
+        assert answers(llm) == alone
+        assert llm.stats().preemptions > 0
+
+
 def test_the_number_of_threads_changes_nothing(config: Path, dtype: str, alone: list[Any]) -> None:
     torch.set_num_threads(2)
     try:
