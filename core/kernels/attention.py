@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+#: Keys of decodes that are gathered at a time: they stay in the processor's cache.
+GATHERED_BYTES: Final = 2**21
 
 
 def rope(x: Tensor, table: Tensor, *, out: Tensor) -> None:
@@ -48,7 +53,7 @@ def paged_attention(
     *,
     out: Tensor,
 ) -> None:
-    """Gather each sequence's pages and call torch's attention: decodes as one padded batch, prompts one by one.
+    """Gather each sequence's pages and call torch's attention: decodes as padded batches, prompts one by one.
 
     On a processor in fp32, where 16-bit attention is neither faster nor as near to the reference. Elsewhere a step of
     nothing but decodes never waits for the host, so that it can be recorded.
@@ -56,19 +61,20 @@ def paged_attention(
     if q.device.type == "cpu":
         q = q.float()
     elif q.shape[0] == kv_lengths.shape[0]:
-        _decode_on_device(q, k_cache, v_cache, block_tables, kv_lengths, scale, window, out)
+        _decode(q, k_cache, v_cache, block_tables, kv_lengths, scale, window, out)
         return
     starts, lengths = query_starts.tolist(), kv_lengths.tolist()
     sequences = range(len(lengths))
     decodes = [n for n in sequences if starts[n + 1] - starts[n] == 1]
     if len(decodes) == len(lengths):
-        _decode(q, k_cache, v_cache, block_tables, lengths, scale, window, out)
+        _decode_in_parts(q, k_cache, v_cache, block_tables, kv_lengths, lengths, scale, window, out)
     elif decodes:
         rows = torch.tensor([starts[n] for n in decodes], device=q.device)
         chosen = torch.tensor(decodes, device=q.device)
         part = q.new_empty(len(decodes), *out.shape[1:])
         known = [lengths[n] for n in decodes]
-        _decode(q[rows], k_cache, v_cache, block_tables[chosen], known, scale, window, part)
+        tables, ends = block_tables[chosen], kv_lengths[chosen]
+        _decode_in_parts(q[rows], k_cache, v_cache, tables, ends, known, scale, window, part)
         out[rows] = part.to(out.dtype)
     for n in sequences:
         if starts[n + 1] - starts[n] > 1:
@@ -76,7 +82,29 @@ def paged_attention(
             out[rows_of_n] = _sequence(q[rows_of_n], k_cache, v_cache, block_tables[n], lengths[n], scale, window)
 
 
-def _decode_on_device(
+def _decode_in_parts(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_tables: Tensor,
+    kv_lengths: Tensor,
+    lengths: list[int],
+    scale: float,
+    window: int | None,
+    out: Tensor,
+) -> None:
+    """One query each, of known lengths: so many sequences at a time that what is gathered for them stays small."""
+    block_size, longest = k_cache.shape[1], max(lengths)
+    visible = longest if window is None else min(longest, window)
+    most = max(1, GATHERED_BYTES // (visible * k_cache[0, 0].numel() * q.element_size()))
+    for start in range(0, len(lengths), most):
+        part = slice(start, start + most)
+        first = 0 if window is None else max(0, min(lengths[part]) - window) // block_size
+        tables = block_tables[part, first : -(-max(lengths[part]) // block_size)]
+        _decode(q[part], k_cache, v_cache, tables, kv_lengths[part] - first * block_size, scale, window, out[part])
+
+
+def _decode(
     q: Tensor,
     k_cache: Tensor,
     v_cache: Tensor,
@@ -91,13 +119,9 @@ def _decode_on_device(
     places = torch.arange(block_tables.shape[1] * block_size, device=q.device)
     ends = kv_lengths.unsqueeze(1)
     hidden = places >= ends if window is None else (places >= ends) | (places < ends - window)
-    # What is hidden may be anything, NaN too, and a weight of zero does not hide that.
+    blocks = block_tables.reshape(-1)
     keys, values = (
-        cache.index_select(0, block_tables.reshape(-1))
-        .view(sequences, -1, *cache.shape[2:])
-        .masked_fill(hidden[:, :, None, None], 0)
-        .transpose(1, 2)
-        .to(q.dtype)
+        _shown(cache.index_select(0, blocks), hidden).view(sequences, -1, *cache.shape[2:]).transpose(1, 2).to(q.dtype)
         for cache in (k_cache, v_cache)
     )
     # The query heads of a key-value head as its queries: no copy of the keys for each of them.
@@ -107,37 +131,12 @@ def _decode_on_device(
     out.copy_(mixed.view(out.shape))
 
 
-def _decode(
-    q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    block_tables: Tensor,
-    lengths: list[int],
-    scale: float,
-    window: int | None,
-    out: Tensor,
-) -> None:
-    """One query each: the visible tokens of all sequences as one padded batch; padding repeats a sequence's last token."""
-    if len(lengths) == 1:
-        out.copy_(_sequence(q, k_cache, v_cache, block_tables[0], lengths[0], scale, window))
-        return
-    block_size = k_cache.shape[1]
-    ends = torch.tensor(lengths, device=q.device).unsqueeze(1)
-    visible = ends if window is None else ends.clamp(max=window)
-    longest = max(lengths) if window is None else min(max(lengths), window)
-    places = torch.arange(longest, device=q.device) + (ends - visible)
-    inside = places < ends
-    places = torch.minimum(places, ends - 1)
-    slots = block_tables.long().gather(1, places // block_size) * block_size + places % block_size
-    mixed = F.scaled_dot_product_attention(
-        q.unsqueeze(2),
-        _rows(k_cache, slots, q.dtype),
-        _rows(v_cache, slots, q.dtype),
-        attn_mask=inside[:, None, None] if min(lengths) < longest else None,
-        scale=scale,
-        enable_gqa=q.shape[1] != k_cache.shape[2],
-    )
-    out.copy_(mixed.squeeze(2))
+def _shown(gathered: Tensor, hidden: Tensor) -> Tensor:
+    """Zeros in place of what is hidden: it may be anything, NaN too, and a weight of zero does not hide that."""
+    if gathered.device.type == "cpu":
+        # Few rows are hidden, and a processor takes ten times as long to look at all of them.
+        return gathered.flatten(0, 1).index_fill_(0, hidden.flatten().nonzero().squeeze(1), 0)
+    return gathered.flatten(0, 1).masked_fill_(hidden.view(-1, 1, 1), 0)
 
 
 def _sequence(
@@ -170,9 +169,3 @@ def _pages(cache: Tensor, blocks: Tensor, visible: slice, dtype: torch.dtype) ->
     """The visible entries of consecutive blocks of one sequence as ``[1, K, L, D]``."""
     gathered = cache.index_select(0, blocks).flatten(0, 1)[visible]
     return gathered.transpose(0, 1).unsqueeze(0).to(dtype)
-
-
-def _rows(cache: Tensor, slots: Tensor, dtype: torch.dtype) -> Tensor:
-    """The entries of the slots ``[N, L]`` as ``[N, K, L, D]``."""
-    gathered = cache.view(-1, *cache.shape[2:])[slots]
-    return gathered.transpose(1, 2).to(dtype)
