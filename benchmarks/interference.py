@@ -26,7 +26,7 @@ from bestiary.core.async_answer import AsyncAnswer
 
 PROMISE = 3.0
 VOCAB = 49152
-STREAM_PROMPT = 256
+STREAM_PROMPT, STREAM_TOKENS = 256, 2000
 SHOWN = {"median": "median", "99th percentile": "p99", "worst": "worst"}
 
 
@@ -67,9 +67,11 @@ async def interfere(llm: LLM, streams: int, prompt: int, settle: int) -> dict[st
         params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False)
         return Reader(llm.generate_async({"prompt_token_ids": ids}, params))
 
-    readers = [start(STREAM_PROMPT, 7000) for _ in range(streams)]
+    readers = [start(STREAM_PROMPT, STREAM_TOKENS) for _ in range(streams)]
     tasks = [asyncio.create_task(reader.read()) for reader in readers]
     await settled(readers, settle)  # the first steps, with the streams' own prompts in them, are not looked at
+    if llm.stats().running < streams:
+        raise SystemExit(f"only {llm.stats().running} of {streams} streams run: the KV cache is too small")
     began = time.perf_counter()
     await settled(readers, settle)
     arrived = time.perf_counter()
@@ -82,9 +84,17 @@ async def interfere(llm: LLM, streams: int, prompt: int, settle: int) -> dict[st
         reader.answer.abort()
     await asyncio.gather(*tasks)
     found = {"first_token_s": answered - arrived}
-    for phase, start_at, end_at in (("before", began, arrived), ("during", arrived, answered), ("after", answered, ended)):
+    for phase, start_at, end_at in (
+        ("before", began, arrived),
+        ("during", arrived, answered),
+        ("after", answered, ended),
+    ):
         gaps = gaps_between(readers, start_at, end_at)
-        found |= {f"{phase}_median_s": statistics.median(gaps), f"{phase}_worst_s": max(gaps), f"{phase}_gaps": len(gaps)}
+        found |= {
+            f"{phase}_median_s": statistics.median(gaps),
+            f"{phase}_worst_s": max(gaps),
+            f"{phase}_gaps": len(gaps),
+        }
         found[f"{phase}_p99_s"] = sorted(gaps)[int(0.99 * len(gaps))]
     without = gaps_between(readers, began, arrived) + gaps_between(readers, answered, ended)
     return {**found, "without_median_s": statistics.median(without)}
@@ -125,7 +135,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     rows = {}
-    options = {"max_seq_len": 8192, "prefix_caching": False, "kv_cache_memory": 2**30}
+    options = {"max_seq_len": 8192, "prefix_caching": False, "kv_cache_memory": 2**31}
     with LLM(arguments.model or demo_model(), **options) as llm:  # type: ignore[arg-type]
         for name in ("paced",) if arguments.paced_only else ("paced", "unpaced"):
             if name == "unpaced":

@@ -134,7 +134,9 @@ def device_side_us(requests: int, workload: str, steps: int = 64) -> float:
     sampler = Sampler(inputs.state, lambda name: lambda *given: given[-1])
     slots, ones = np.arange(requests, dtype=np.int32), np.ones(requests, np.int32)
     resolved = WORKLOADS[workload][0].resolve(vocab_size=VOCAB)
-    opened = tuple(Opened(slot, PROMPT, PROMPT, np.arange(PROMPT, dtype=np.int32), resolved) for slot in range(requests))
+    opened = tuple(
+        Opened(slot, PROMPT, PROMPT, np.arange(PROMPT, dtype=np.int32), resolved) for slot in range(requests)
+    )
     places, every = np.tile(np.arange(blocks, dtype=np.int32), requests), np.arange(requests * blocks, dtype=np.int32)
     tables = (TableChanges(slots.repeat(blocks), places, every, EMPTY, EMPTY, EMPTY),)
     logits = torch.randn(requests, VOCAB, generator=torch.Generator().manual_seed(0))
