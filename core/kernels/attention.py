@@ -153,19 +153,21 @@ def _sequence(
         behind = torch.arange(length - new, length, device=q.device).unsqueeze(1)
         behind = behind - torch.arange(oldest, length, device=q.device)
         mask = behind >= 0 if window is None else (behind >= 0) & (behind < window)
-    mixed = F.scaled_dot_product_attention(
-        q.transpose(0, 1).unsqueeze(0),
-        _pages(k_cache, blocks, visible, q.dtype),
-        _pages(v_cache, blocks, visible, q.dtype),
-        attn_mask=mask,
-        is_causal=whole,
-        scale=scale,
-        enable_gqa=q.shape[1] != k_cache.shape[2],
+    keys, values = (cache.index_select(0, blocks).flatten(0, 1)[visible] for cache in (k_cache, v_cache))
+    mixed, kv_heads = torch.empty_like(q), keys.shape[1]
+    at_a_time = (
+        max(1, GATHERED_BYTES // (len(keys) * keys.shape[2] * q.element_size())) if q.device.type == "cpu" else kv_heads
     )
-    return mixed.squeeze(0).transpose(0, 1)
-
-
-def _pages(cache: Tensor, blocks: Tensor, visible: slice, dtype: torch.dtype) -> Tensor:
-    """The visible entries of consecutive blocks of one sequence as ``[1, K, L, D]``."""
-    gathered = cache.index_select(0, blocks).flatten(0, 1)[visible]
-    return gathered.transpose(0, 1).unsqueeze(0).to(dtype)
+    per_head = q.shape[1] // kv_heads
+    for first in range(0, kv_heads, at_a_time):
+        chosen, queries = slice(first, first + at_a_time), slice(first * per_head, (first + at_a_time) * per_head)
+        mixed[:, queries] = F.scaled_dot_product_attention(
+            q[:, queries].transpose(0, 1).unsqueeze(0),
+            keys[:, chosen].transpose(0, 1).unsqueeze(0).to(q.dtype),
+            values[:, chosen].transpose(0, 1).unsqueeze(0).to(q.dtype),
+            attn_mask=mask,
+            is_causal=whole,
+            scale=scale,
+            enable_gqa=per_head > 1,
+        )[0].transpose(0, 1)
+    return mixed
