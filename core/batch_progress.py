@@ -23,6 +23,7 @@ class BatchProgress:
         self._bar = tqdm(total=len(jobs), desc="requests", disable=not shown)
         self._began = self._looked = time.monotonic()
         self._before = loop.meters.prompt_tokens, loop.meters.output_tokens
+        self._ended = -1  # requests of the loop, when the jobs were looked at
 
     def done(self) -> bool:
         """Every job is finished."""
@@ -30,8 +31,11 @@ class BatchProgress:
 
     def update(self) -> None:
         """After a step."""
-        still = [job for job in self._open if not job.finished]
-        now = time.monotonic()
+        ended = sum(self._loop.meters.finished.values())
+        # A job ends with one of its requests, so most steps need no look at every job.
+        looks = ended != self._ended or self._loop.idle
+        still = [job for job in self._open if not job.finished] if looks else self._open
+        self._ended, now = ended, time.monotonic()
         if self._shown and (now - self._looked > _EVERY or not still):
             self._looked = now
             self._bar.set_postfix_str(self._figures(now - self._began), refresh=False)

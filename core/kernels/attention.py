@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from bestiary.core.kernels.workspace import GATHERED
+
+#: Bytes of keys that are gathered at a time on a processor: they stay in its cache.
+CACHED: Final = 2**21
 
 
 def rope(x: Tensor, table: Tensor, *, out: Tensor) -> None:
@@ -50,7 +55,7 @@ def paged_attention(
     *,
     out: Tensor,
 ) -> None:
-    """Gather each sequence's pages and call torch's attention: decodes as one padded batch, prompts one by one.
+    """Gather each sequence's pages and call torch's attention: decodes as padded batches, prompts one by one.
 
     On a processor in fp32, where 16-bit attention is neither faster nor as near to the reference. Elsewhere a step of
     nothing but decodes never waits for the host, so that it can be recorded.
@@ -58,19 +63,20 @@ def paged_attention(
     if q.device.type == "cpu":
         q = q.float()
     elif q.shape[0] == kv_lengths.shape[0]:
-        _decode_on_device(q, k_cache, v_cache, block_tables, kv_lengths, scale, window, out)
+        _decode(q, k_cache, v_cache, block_tables, kv_lengths, scale, window, out)
         return
     starts, lengths = query_starts.tolist(), kv_lengths.tolist()
     sequences = range(len(lengths))
     decodes = [n for n in sequences if starts[n + 1] - starts[n] == 1]
     if len(decodes) == len(lengths):
-        _decode(q, k_cache, v_cache, block_tables, lengths, scale, window, out)
+        _decode_in_parts(q, k_cache, v_cache, block_tables, kv_lengths, lengths, scale, window, out)
     elif decodes:
         rows = torch.tensor([starts[n] for n in decodes], device=q.device)
         chosen = torch.tensor(decodes, device=q.device)
         part = q.new_empty(len(decodes), *out.shape[1:])
         known = [lengths[n] for n in decodes]
-        _decode(q[rows], k_cache, v_cache, block_tables[chosen], known, scale, window, part)
+        tables, ends = block_tables[chosen], kv_lengths[chosen]
+        _decode_in_parts(q[rows], k_cache, v_cache, tables, ends, known, scale, window, part)
         out[rows] = part.to(out.dtype)
     for n in sequences:
         if starts[n + 1] - starts[n] > 1:
@@ -78,7 +84,30 @@ def paged_attention(
             out[rows_of_n] = _sequence(q[rows_of_n], k_cache, v_cache, block_tables[n], lengths[n], scale, window)
 
 
-def _decode_on_device(
+def _decode_in_parts(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_tables: Tensor,
+    kv_lengths: Tensor,
+    lengths: list[int],
+    scale: float,
+    window: int | None,
+    out: Tensor,
+) -> None:
+    """One query each, of known lengths: so many sequences at a time that what is gathered for them stays small."""
+    block_size, longest = k_cache.shape[1], max(lengths)
+    visible = longest if window is None else min(longest, window)
+    most = _at_a_time(q, visible * k_cache[0, 0].numel())
+    for start in range(0, len(lengths), most):
+        part = slice(start, start + most)
+        first = 0 if window is None else max(0, min(lengths[part]) - window) // block_size
+        tables = block_tables[part, first : -(-max(lengths[part]) // block_size)]
+        ends = kv_lengths[part] - first * block_size
+        out[part] = _gathered(q[part], k_cache, v_cache, tables, ends, scale, window)
+
+
+def _decode(
     q: Tensor,
     k_cache: Tensor,
     v_cache: Tensor,
@@ -88,11 +117,10 @@ def _decode_on_device(
     window: int | None,
     out: Tensor,
 ) -> None:
-    """One query each, over all columns of the tables: L = P · S entries, of which those behind a length are hidden."""
-    entry = k_cache[0, 0].numel() * q.element_size() * block_tables.shape[1] * k_cache.shape[1]
-    some = max(1, GATHERED // entry)
-    for first in range(0, q.shape[0], some):
-        rows = slice(first, first + some)
+    """One query each, of lengths that the host does not know: over all columns of the tables."""
+    most = _at_a_time(q, k_cache[0].numel() * block_tables.shape[1])
+    for first in range(0, q.shape[0], most):
+        rows = slice(first, first + most)
         out[rows] = _gathered(q[rows], k_cache, v_cache, block_tables[rows], kv_lengths[rows], scale, window)
 
 
@@ -105,17 +133,14 @@ def _gathered(
     scale: float,
     window: int | None,
 ) -> Tensor:
+    """One query each, over all columns of the tables: L = P · S entries, of which those behind a length are hidden."""
     sequences, kv_heads, block_size = q.shape[0], k_cache.shape[2], k_cache.shape[1]
     places = torch.arange(block_tables.shape[1] * block_size, device=q.device)
     ends = kv_lengths.unsqueeze(1)
     hidden = places >= ends if window is None else (places >= ends) | (places < ends - window)
-    # What is hidden may be anything, NaN too, and a weight of zero does not hide that.
+    blocks = block_tables.reshape(-1)
     keys, values = (
-        cache.index_select(0, block_tables.reshape(-1))
-        .view(sequences, -1, *cache.shape[2:])
-        .masked_fill(hidden[:, :, None, None], 0)
-        .transpose(1, 2)
-        .to(q.dtype)
+        _shown(cache.index_select(0, blocks), hidden).view(sequences, -1, *cache.shape[2:]).transpose(1, 2).to(q.dtype)
         for cache in (k_cache, v_cache)
     )
     # The query heads of a key-value head as its queries: no copy of the keys for each of them.
@@ -124,37 +149,17 @@ def _gathered(
     return mixed.reshape(sequences, -1, v_cache.shape[-1])
 
 
-def _decode(
-    q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    block_tables: Tensor,
-    lengths: list[int],
-    scale: float,
-    window: int | None,
-    out: Tensor,
-) -> None:
-    """One query each: the visible tokens of all sequences as one padded batch; padding repeats a sequence's last token."""
-    if len(lengths) == 1:
-        out.copy_(_sequence(q, k_cache, v_cache, block_tables[0], lengths[0], scale, window))
-        return
-    block_size = k_cache.shape[1]
-    ends = torch.tensor(lengths, device=q.device).unsqueeze(1)
-    visible = ends if window is None else ends.clamp(max=window)
-    longest = max(lengths) if window is None else min(max(lengths), window)
-    places = torch.arange(longest, device=q.device) + (ends - visible)
-    inside = places < ends
-    places = torch.minimum(places, ends - 1)
-    slots = block_tables.long().gather(1, places // block_size) * block_size + places % block_size
-    mixed = F.scaled_dot_product_attention(
-        q.unsqueeze(2),
-        _rows(k_cache, slots, q.dtype),
-        _rows(v_cache, slots, q.dtype),
-        attn_mask=inside[:, None, None] if min(lengths) < longest else None,
-        scale=scale,
-        enable_gqa=q.shape[1] != k_cache.shape[2],
-    )
-    out.copy_(mixed.squeeze(2))
+def _at_a_time(q: Tensor, numbers: int) -> int:
+    """How many pieces of so many numbers, in q's dtype, are gathered at a time."""
+    return max(1, (CACHED if q.device.type == "cpu" else GATHERED) // (numbers * q.element_size()))
+
+
+def _shown(gathered: Tensor, hidden: Tensor) -> Tensor:
+    """Zeros in place of what is hidden: it may be anything, NaN too, and a weight of zero does not hide that."""
+    if gathered.device.type == "cpu":
+        # Few rows are hidden, and a processor takes ten times as long to look at all of them.
+        return gathered.flatten(0, 1).index_fill_(0, hidden.flatten().nonzero().squeeze(1), 0)
+    return gathered.flatten(0, 1).masked_fill_(hidden.view(-1, 1, 1), 0)
 
 
 def _sequence(
@@ -171,25 +176,20 @@ def _sequence(
         behind = torch.arange(length - new, length, device=q.device).unsqueeze(1)
         behind = behind - torch.arange(oldest, length, device=q.device)
         mask = behind >= 0 if window is None else (behind >= 0) & (behind < window)
-    mixed = F.scaled_dot_product_attention(
-        q.transpose(0, 1).unsqueeze(0),
-        _pages(k_cache, blocks, visible, q.dtype),
-        _pages(v_cache, blocks, visible, q.dtype),
-        attn_mask=mask,
-        is_causal=whole,
-        scale=scale,
-        enable_gqa=q.shape[1] != k_cache.shape[2],
-    )
-    return mixed.squeeze(0).transpose(0, 1)
-
-
-def _pages(cache: Tensor, blocks: Tensor, visible: slice, dtype: torch.dtype) -> Tensor:
-    """The visible entries of consecutive blocks of one sequence as ``[1, K, L, D]``."""
-    gathered = cache.index_select(0, blocks).flatten(0, 1)[visible]
-    return gathered.transpose(0, 1).unsqueeze(0).to(dtype)
-
-
-def _rows(cache: Tensor, slots: Tensor, dtype: torch.dtype) -> Tensor:
-    """The entries of the slots ``[N, L]`` as ``[N, K, L, D]``."""
-    gathered = cache.view(-1, *cache.shape[2:])[slots]
-    return gathered.transpose(1, 2).to(dtype)
+    keys, values = (cache.index_select(0, blocks).flatten(0, 1)[visible] for cache in (k_cache, v_cache))
+    kv_heads = keys.shape[1]
+    mixed = q.new_empty(new, q.shape[1], values.shape[2])
+    at_a_time = min(kv_heads, _at_a_time(q, len(keys) * keys.shape[2]))
+    per_head = q.shape[1] // kv_heads
+    for first in range(0, kv_heads, at_a_time):
+        chosen, queries = slice(first, first + at_a_time), slice(first * per_head, (first + at_a_time) * per_head)
+        mixed[:, queries] = F.scaled_dot_product_attention(
+            q[:, queries].transpose(0, 1).unsqueeze(0),
+            keys[:, chosen].transpose(0, 1).unsqueeze(0).to(q.dtype),
+            values[:, chosen].transpose(0, 1).unsqueeze(0).to(q.dtype),
+            attn_mask=mask,
+            is_causal=whole,
+            scale=scale,
+            enable_gqa=per_head > 1,
+        )[0].transpose(0, 1)
+    return mixed
