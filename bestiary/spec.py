@@ -111,6 +111,7 @@ class Kernel:
             yes holds for fewer rows too, down to the number before, and at 512 for any more.
         pack: function from the call's constant tensors (a dict by parameter) to what ``run`` wants in their place.
         batch_invariant: a row's result does not depend on the other rows.
+        deterministic_only: it is slow for the sake of being batch-invariant: no candidate outside of deterministic mode.
         graph_safe: may be captured in a CUDA graph.
         requires: a requirement such as ``"triton>=3.6"``, checked before anything is imported.
         workspace: bytes that a call allocates at most beyond ``out`` and gives back when it returns. None: not stated; a
@@ -126,6 +127,7 @@ class Kernel:
     graph_safe: bool = True
     requires: str = ""
     workspace: Callable[[Call], int] | None = None
+    deterministic_only: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -67,9 +67,16 @@ def bestiary_register_kernels(register: Callable[[Kernel], None]) -> None:
     for module, takers in _INVARIANT.items():
         for name, own in takers.items():
             run = f"bestiary.core.kernels.{module}:{name}"
-            graph_safe = name != "paged_attention"  # it lists the tiles on the host
             register(
-                Kernel(op=name, name="invariant", run=run, batch_invariant=True, graph_safe=graph_safe, workspace=own)
+                Kernel(
+                    op=name,
+                    name="invariant",
+                    run=run,
+                    batch_invariant=True,
+                    deterministic_only=name != "rotary_table",  # which is no slower than the reference
+                    graph_safe=name != "paged_attention",  # it lists the tiles on the host
+                    workspace=own,
+                )
             )
     for module, name in (("dense", "widened"), ("invariant", "invariant_widened")):
         register(
@@ -79,6 +86,7 @@ def bestiary_register_kernels(register: Callable[[Kernel], None]) -> None:
                 run=f"bestiary.core.kernels.{module}:linear_widened",
                 supports=_sixteen_bit_on_cpu,
                 batch_invariant=module == "invariant",
+                deterministic_only=module == "invariant",
                 workspace=workspace.linear_widened,
             )
         )

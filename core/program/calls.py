@@ -65,6 +65,8 @@ def candidates(call: Call, host: PluginHost, *, invariant: bool = False) -> tupl
         reason = unmet(kernel.requires) or kernel.supports(call)
         if invariant and not kernel.batch_invariant:
             reason = "it is not batch-invariant"
+        if kernel.deterministic_only and not invariant:
+            reason = "it is for deterministic mode"
         if reason is None:
             able.append(kernel)
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,9 @@ def reference(gguf: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32).eval()
 
 
-def test_logits_and_greedy_tokens_over_eight_prompts(engine: Path, reference: Any) -> None:
+def test_logits_and_greedy_tokens_over_eight_prompts(
+    engine: Path, reference: Any, count_ties: Callable[[str, int, int], None]
+) -> None:
     params = SamplingParams(temperature=0, max_tokens=64, ignore_eos=True)
     with LLM(engine, kv_cache_memory=2**28) as llm:
         answers = llm.generate(list(PROMPTS), params, use_tqdm=False)
@@ -85,7 +88,7 @@ def test_logits_and_greedy_tokens_over_eight_prompts(engine: Path, reference: An
         gaps = rows.max(-1).values - rows.gather(1, chosen.unsqueeze(1)).squeeze(1)
         assert gaps.max() <= 1e-4
         ties += int((gaps > 0).sum())
-    print(f"{ties} ties of {64 * len(PROMPTS)} tokens")
+    count_ties("SmolLM2 in fp32", ties, 64 * len(PROMPTS))
 
 
 def test_the_answer_in_bfloat16_names_paris(checkpoint: Path) -> None:

@@ -133,14 +133,22 @@ def test_a_killed_writer_leaves_the_old_target_and_the_next_one_cleans_up(signal
     target = tmp_path / "out"
     make(target, "old")
     writer = subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(target)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        # A background job of a shell ignores SIGINT, and so would its children.
+        [
+            sys.executable,
+            "-c",
+            f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n{WRITER}",
+            str(target),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
     )
     assert writer.stdout is not None and writer.stdout.readline() == b"ready\n"
     assert len(names(tmp_path)) == 2
     make(tmp_path / "other", "x")
     assert len(names(tmp_path)) == 3, "the temporary directory of a live process must stay"
     writer.send_signal(signal_number)
-    writer.wait()
+    writer.wait(timeout=60)
     writer.stdout.close()
     assert (target / "bestiary.json").read_text() == "old"
     make(target, "new", overwrite=True)
