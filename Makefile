@@ -15,7 +15,8 @@ FIND_DEMO = import importlib.util as u, pathlib as p; print(next(p.Path(u.find_s
 .PHONY: demo test test-slow test-gpu fuzz lint bench wheel clean
 
 demo: $(VENV)/demo-ready
-	@$(BIN)/bestiary run "$$($(BIN)/python -c '$(FIND_DEMO)')" "What is the capital of France?" --temperature 0
+	@ln -sf "$$($(BIN)/python -c '$(FIND_DEMO)')" smollm2.gguf
+	@$(BIN)/bestiary run smollm2.gguf "What is the capital of France?" --temperature 0
 
 test: $(VENV)/dev-ready
 	$(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
