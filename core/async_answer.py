@@ -6,13 +6,11 @@ import asyncio
 import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator
-from functools import partial
 
 from bestiary.core.driver import Driver
-from bestiary.core.errors import BestiaryError
+from bestiary.core.errors import UsageError
 from bestiary.core.jobs import Job
 from bestiary.core.outputs import RequestOutput, StreamPiece
-from bestiary.core.runtime.loop import EngineLoop
 
 
 class AsyncAnswer(AsyncIterator[StreamPiece]):
@@ -24,11 +22,18 @@ class AsyncAnswer(AsyncIterator[StreamPiece]):
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
-        self._here = asyncio.get_running_loop()
+        try:
+            self._here = asyncio.get_running_loop()
+        except RuntimeError:
+            raise UsageError(
+                "E-REQ-ASYNC",
+                "generate_async",
+                "needs a running event loop and there is none",
+                hint="call it in a coroutine, or use generate or stream",
+            ) from None
         self._news = asyncio.Event()
         self._gathered: deque[StreamPiece] = deque()
         self._job: Job | None = None
-        self._refused: BestiaryError | None = None
 
     def listener(self) -> Callable[[], None]:
         """What the engine calls when something came. It does not keep this object alive."""
@@ -45,7 +50,7 @@ class AsyncAnswer(AsyncIterator[StreamPiece]):
         """Start the job whose news come here."""
         self._job = job
         self._driver.start()
-        self._driver.post(partial(_start, job, weakref.ref(self)))
+        self._driver.submit(job)
 
     def abort(self) -> None:
         """End the request; its blocks are free within two steps. What came so far stays."""
@@ -85,27 +90,14 @@ class AsyncAnswer(AsyncIterator[StreamPiece]):
         return self._running.output()
 
     def __del__(self) -> None:
-        if not self._here.is_closed():
+        if getattr(self, "_job", None) is not None:
             self.abort()
 
     @property
     def _running(self) -> Job:
         assert self._job is not None
-        if self._refused is not None:
-            raise self._refused
         return self._job
 
     def _wake(self) -> None:
         if not self._here.is_closed():
             self._here.call_soon_threadsafe(self._news.set)
-
-
-def _start(job: Job, here: weakref.ref[AsyncAnswer], loop: EngineLoop) -> None:
-    answer = here()
-    if answer is None:
-        return  # dropped before it began
-    try:
-        job.start(loop)
-    except BestiaryError as error:
-        answer._refused = error
-        answer._wake()

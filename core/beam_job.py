@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bestiary.core.errors import BestiaryError
 from bestiary.core.outputs import (
     CompletionOutput,
     FinishReason,
@@ -88,6 +89,10 @@ class BeamJob:
             self._over("abort", None)
             for step in self._steps:
                 loop.abort(step.request)
+
+    def fail(self, error: BestiaryError) -> None:
+        if not self.finished:
+            self._over("error", str(error))
 
     def pieces(self) -> list[StreamPiece]:
         if not self.finished or self._told:

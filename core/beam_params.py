@@ -27,6 +27,7 @@ class BeamSearchParams:
             continuation of any length can; with ``length_penalty`` above 0 it is scored at the greatest length.
         ignore_eos: go on after the model's end tokens.
         stop_token_ids: up to 1024 ids that end a sequence as the model's end tokens do.
+        cache_salt, priority: as in ``SamplingParams``.
 
     Raises:
         RequestError: ``E-REQ-<FIELD>`` for a value of the wrong type or range, the field named.
@@ -38,6 +39,8 @@ class BeamSearchParams:
     early_stopping: bool | Literal["never"] = False
     ignore_eos: bool = False
     stop_token_ids: Sequence[int] | None = None
+    cache_salt: str | None = None
+    priority: int = 0
 
     def __post_init__(self) -> None:
         checks.integer("beam_width", self.beam_width, checks.BEAM_WIDTH)
@@ -48,4 +51,6 @@ class BeamSearchParams:
         if not isinstance(self.early_stopping, bool) and self.early_stopping != "never":
             raise checks.refuse("early_stopping", "not a choice", self.early_stopping, 'True, False or "never"')
         checks.boolean("ignore_eos", self.ignore_eos)
+        checks.cache_salt(self.cache_salt)
+        checks.integer("priority", self.priority, checks.INTS["priority"])
         object.__setattr__(self, "stop_token_ids", checks.token_ids("stop_token_ids", self.stop_token_ids))

@@ -2,103 +2,147 @@
 
 from __future__ import annotations
 
+import atexit
+import logging
+import signal
 import threading
 from collections import deque
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 
-from bestiary.core.errors import EngineError
+from bestiary.core.errors import BestiaryError, EngineError
+from bestiary.core.jobs import Job
 from bestiary.core.runtime.loop import EngineLoop
 
+log = logging.getLogger(__name__)
+
 _TURN = 0.05  # seconds after which one who waits for his turn looks whether others' steps have done his work
+_LEAVING = 10.0  # seconds that the thread has to end when the interpreter does
 
 
 class Driver:
     """Steps one loop, one step at a time, from any thread.
 
-    What changes the loop between steps is put into an inbox, which never waits for a step.
+    What changes the loop between steps is put into an inbox, which never waits for a step. Ctrl-C waits for the step under
+    way: in its middle it would leave blocks that were promised and never written.
     """
 
     def __init__(self, loop: EngineLoop) -> None:
         self.loop = loop
-        self._turn = threading.RLock()
+        self._turn = threading.Lock()
+        self._stepping: int | None = None  # the thread whose turn it is
         self._inbox: deque[Callable[[EngineLoop], object]] = deque()
         self._listeners: dict[Callable[[], None], None] = {}  # to be called after the step
         self._thread: threading.Thread | None = None
         self._work = threading.Event()
         self._closed = False
 
+    def submit(self, job: Job) -> None:
+        """Start a job; where that fails, the job ends with what went wrong."""
+        self.post(lambda loop: _start(job, loop))
+
     def post(self, change: Callable[[EngineLoop], object]) -> None:
-        """Change the loop before its next step, or at once if it is between two."""
+        """Change the loop before its next step, or at once if it is between two. Never waits, and may be called anywhere,
+        from inside a step too."""
         self._inbox.append(change)
-        if self._turn.acquire(blocking=False):
-            try:
-                self._take_in()
-            finally:
-                self._turn.release()
         self._work.set()
+        self._empty_inbox()
 
     def run(self, done: Callable[[], bool], after: Callable[[], None] = lambda: None) -> None:
         """Step until ``done``, calling ``after`` between steps.
 
         Raises:
-            EngineError: the engine is dead.
+            EngineError: the engine is dead, or this is called from inside one of its steps.
         """
         while not done():
-            if not self._turn.acquire(timeout=_TURN):
-                continue
-            try:
-                if not done():
-                    self._step()
-            finally:
-                self._turn.release()
+            self.step(unless=done)
             after()
 
-    def step(self) -> None:
+    def step(self, unless: Callable[[], bool] = lambda: False) -> None:
         """One step, unless another thread is at it.
 
         Raises:
-            EngineError: the engine is dead.
+            EngineError: as for :meth:`run`.
         """
-        if self._turn.acquire(timeout=_TURN):
-            try:
-                self._step()
-            finally:
-                self._turn.release()
+        self._refuse_inside()
+        if not self._turn.acquire(timeout=_TURN):
+            return
+        try:
+            with self._my_turn():
+                if not unless():
+                    self._take_in()
+                    if not self.loop.idle:
+                        with _interrupts_wait():
+                            self.loop.step()
+        finally:
+            self._turn.release()
+            self._empty_inbox()
+            self._notify()
 
     def start(self) -> None:
         """Step in a thread of its own from now on, whenever there is work."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._serve, name="bestiary-engine", daemon=True)
             self._thread.start()
+            atexit.register(self._leave)
 
     def tell(self, listener: Callable[[], None]) -> None:
         """Call a listener once after the step under way; it must not wait."""
         self._listeners[listener] = None
 
     def close(self) -> None:
-        """End all requests and the engine. May be called again."""
+        """End all requests and the engine. May be called again.
+
+        Raises:
+            EngineError: this is called from inside one of its steps.
+        """
+        self._refuse_inside()
         self._closed = True
         self._work.set()
-        with self._turn:
+        with self._turn, self._my_turn():
             self._take_in()
             self.loop.abort_all()
             self.loop.executor.close()
-            self._notify()
+        self._notify()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
+            atexit.unregister(self._leave)
 
-    def _step(self) -> None:
+    @contextmanager
+    def _my_turn(self) -> Iterator[None]:
+        self._stepping = threading.get_ident()
         try:
-            self._take_in()
-            if not self.loop.idle:
-                self.loop.step()
+            yield
         finally:
-            self._notify()
+            self._stepping = None
+
+    def _refuse_inside(self) -> None:
+        if self._stepping == threading.get_ident():
+            raise EngineError(
+                "E-RUN-INSIDE",
+                "engine",
+                "can't be driven from inside one of its own steps",
+                found="a logits processor, grammar or callback that calls it",
+                hint="call it from outside; generate_async only starts a request",
+            )
+
+    def _empty_inbox(self) -> None:
+        """Take in what was put there, unless someone is at it who will look again when he is done."""
+        while self._inbox and self._stepping != threading.get_ident() and self._turn.acquire(blocking=False):
+            try:
+                with self._my_turn():
+                    self._take_in()
+            finally:
+                self._turn.release()
 
     def _take_in(self) -> None:
         while self._inbox:
-            self._inbox.popleft()(self.loop)
+            change = self._inbox.popleft()
+            try:
+                change(self.loop)
+            except Exception as error:
+                log.error("a change of the engine failed: %s", error, exc_info=error)
 
     def _notify(self) -> None:
         listeners, self._listeners = self._listeners, {}
@@ -109,5 +153,44 @@ class Driver:
         while not self._closed:
             self._work.wait()
             self._work.clear()
-            with suppress(EngineError):  # every request has been told
+            try:
                 self.run(lambda: self._closed or (self.loop.idle and not self._inbox))
+            except BaseException as error:  # every request has been told; later ones are refused with the cause
+                log.error("the engine's thread: %s", error)
+
+    def _leave(self) -> None:
+        """The interpreter ends: the thread must not be in the middle of a step then."""
+        self._closed = True
+        self._work.set()
+        if self._thread is not None:
+            self._thread.join(_LEAVING)
+
+
+def _start(job: Job, loop: EngineLoop) -> None:
+    try:
+        job.start(loop)
+    except BestiaryError as error:
+        job.fail(error)
+
+
+@contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Ctrl-C takes effect at the end of the block; pressed again, at once."""
+    handler = signal.getsignal(signal.SIGINT) if threading.current_thread() is threading.main_thread() else None
+    if not callable(handler):
+        yield
+        return
+    came: list[FrameType | None] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if came:
+            handler(number, frame)
+        came.append(frame)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if came:
+        handler(signal.SIGINT, came[0])

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from bestiary.core.answer import TextAnswer
 from bestiary.core.best_of import likeliest_answers
+from bestiary.core.errors import BestiaryError
 from bestiary.core.outputs import RequestOutput, StreamPiece
 from bestiary.core.runtime.loop import EngineLoop
-from bestiary.core.runtime.request import Request
+from bestiary.core.runtime.request import Request, State
 from bestiary.core.runtime.scheduler import Scheduler
 from bestiary.spec import GrammarMatcher
 
@@ -29,6 +31,9 @@ class Job(Protocol):
 
     def abort(self, loop: EngineLoop) -> None:
         """End what has not ended."""
+
+    def fail(self, error: BestiaryError) -> None:
+        """It could not be started, or not wholly: end it with the error."""
 
     def pieces(self) -> list[StreamPiece]:
         """What came since the last call; the last piece of each answer has its ``finish_reason``."""
@@ -75,6 +80,13 @@ class SamplingJob:
     def abort(self, loop: EngineLoop) -> None:
         for part in self._parts:
             loop.abort(part.request)
+
+    def fail(self, error: BestiaryError) -> None:
+        for request, answer, _ in self._parts:
+            if not answer.finished:
+                request.state = State.FINISHED
+                request.finish_reason, request.stop_reason = "error", str(error)
+                answer.end(time.monotonic())
 
     def pieces(self) -> list[StreamPiece]:
         if self._ranked:

@@ -185,14 +185,17 @@ class LLM:
         driver = self._driver
         try:
             for job in jobs:
-                driver.post(job.start)
+                driver.submit(job)
             with BatchProgress(jobs, driver.loop, shown=use_tqdm) as progress:
                 driver.run(progress.done, progress.update)
         finally:
             # Whatever ended the call early, nothing of it stays in the engine.
             for job in jobs:
                 driver.post(job.abort)
-        return [job.output() for job in jobs]
+        outputs = [job.output() for job in jobs]
+        if any(answer.finish_reason == "error" for out in outputs for answer in out.outputs):
+            driver.loop.refuse_if_dead()
+        return outputs
 
     def generate_async(
         self, prompt: object, sampling_params: SamplingParams | BeamSearchParams | None = None
@@ -320,7 +323,7 @@ class LLM:
 
     def _pieces(self, job: Job) -> Iterator[StreamPiece]:
         driver = self._driver
-        driver.post(job.start)
+        driver.submit(job)
         try:
             done = False
             while not done:

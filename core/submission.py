@@ -150,7 +150,13 @@ class Submission:
         number = self._count
         self._count += 1
         # Resolving as for sampling checks the stop tokens and finds the model's end tokens.
-        given = SamplingParams(temperature=0, stop_token_ids=params.stop_token_ids, ignore_eos=params.ignore_eos)
+        given = SamplingParams(
+            temperature=0,
+            stop_token_ids=params.stop_token_ids,
+            ignore_eos=params.ignore_eos,
+            cache_salt=params.cache_salt,
+            priority=params.priority,
+        )
         resolved = given.resolve(None, vocab_size=self.vocab_size, eos_token_ids=self.end_tokens)
         room = self.max_seq_len - len(read.token_ids)
         max_tokens = room if params.max_tokens is None else min(room, params.max_tokens)

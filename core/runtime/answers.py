@@ -7,6 +7,7 @@ from typing import Protocol
 
 from bestiary.core.outputs import LogprobDict
 from bestiary.core.runtime.batch import Batch, PromptScores
+from bestiary.core.runtime.containment import contained
 from bestiary.core.runtime.logprob_dicts import logprob_dict
 from bestiary.core.runtime.messages import Ints, Logprobs
 from bestiary.core.runtime.request import Request, State
@@ -39,7 +40,9 @@ class Answers:
         stopped: ends a request at a stop string.
     """
 
-    def __init__(self, blame: Callable[[Request, Exception], None], stopped: Callable[[Request, str], None]) -> None:
+    def __init__(
+        self, blame: Callable[[Request, BaseException], None], stopped: Callable[[Request, str], None]
+    ) -> None:
         self._blame, self._stopped = blame, stopped
         self._open: dict[str, Answer] = {}
 
@@ -60,8 +63,8 @@ class Answers:
         if answer is not None:
             try:
                 answer.first_token(now)
-            except Exception as error:
-                self._blame(request, error)
+            except BaseException as error:
+                self._blame(request, contained(error))
 
     def added(self, watched: list[tuple[int, Request]], asked: Ints | None, found: Logprobs | None) -> None:
         """A token was appended to each of those who watch.
@@ -82,8 +85,8 @@ class Answers:
                 stop = answer.added(entry)
                 if stop is not None:
                     self._stopped(request, stop)
-            except Exception as error:
-                self._blame(request, error)
+            except BaseException as error:
+                self._blame(request, contained(error))
 
     def prompt_scored(self, batch: Batch, found: tuple[Logprobs, ...]) -> None:
         """Prompt log-probabilities that a step gave."""
@@ -93,7 +96,7 @@ class Answers:
                 continue
             try:
                 self._score(score, values, known)
-            except Exception as error:
+            except BaseException as error:
                 self._blame(score.request, error)
 
     def _score(self, score: PromptScores, values: Logprobs, known: int) -> None:
@@ -109,8 +112,8 @@ class Answers:
             return False
         try:
             answer.end(now)
-        except Exception as error:
-            self._blame(request, error)
+        except BaseException as error:
+            self._blame(request, contained(error))
         return True
 
 

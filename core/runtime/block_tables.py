@@ -100,6 +100,8 @@ class BlockTables:
                 if block >= 0:
                     pool.share(block)
                     self._changes[g].place(request.slot, place, block)
+            for node in hit.chains[g]:
+                pool.prolong(node, request.params.cache_ttl)
             request.blocks.append(table)
             if self.promise:
                 self._promised[g] += request.cap[g] - (len(table) if group.window is None else 0)

@@ -137,6 +137,16 @@ class BlockPool:
             assert node.parent is not None
             self._tell(CacheEvent("stored", node.key.hex(), node.parent.key.hex(), len(node.tokens)))
 
+    def prolong(self, node: Node, ttl: float | None) -> None:
+        """Someone else uses the prefix: it lives as long as the one who wants it longest wishes."""
+        if node.expires is None or node.block < 0:
+            return
+        until = None if ttl is None else self._clock() + ttl
+        if until is None or until > node.expires:
+            node.expires = until
+            if until is not None:
+                heapq.heappush(self._expiring, (until, node.block, node.key))
+
     def is_live(self, node: Node) -> bool:
         """Whether a block holds the node and may be reused."""
         return node.block >= 0 and (node.expires is None or node.expires > self._clock())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from bestiary.core.errors import EngineError
 from bestiary.core.outputs import FinishReason
 from bestiary.core.runtime.answers import Answer, Answers
 from bestiary.core.runtime.batch import Batch
+from bestiary.core.runtime.containment import contained
 from bestiary.core.runtime.executor import Executor, Pending
 from bestiary.core.runtime.messages import Ints, SampledMessage
 from bestiary.core.runtime.request import Request, State
@@ -107,10 +109,14 @@ class EngineLoop:
         """
         try:
             self._advance()
-        except Exception as error:
+        except BaseException as error:
             log.error("the engine loop failed: %s", error, exc_info=error)
             broken = error if isinstance(error, EngineError) else _broken(error)
             self.executor.failure = self.executor.failure or broken
+            if isinstance(error, KeyboardInterrupt):
+                with suppress(EngineError):
+                    self._bury()
+                raise
         self._bury()
         ended, self._ended = self._ended, []
         return ended
@@ -159,7 +165,8 @@ class EngineLoop:
         """Start a step's forward; False if that failed, which ends its requests."""
         try:
             self.executor.forward(batch.message)
-        except Exception as error:
+        except BaseException as error:
+            contained(error)
             if self._flight is not None:  # what is there already is sound
                 self._land(self._flight)
             self._fail(batch, error)
@@ -177,8 +184,8 @@ class EngineLoop:
         if len(wanted.slots) or wanted.scored:
             try:
                 pending = self.executor.sample(wanted)
-            except Exception as error:
-                self._fail(batch, error)
+            except BaseException as error:
+                self._fail(batch, contained(error))
                 return
         self._flight = _Flight(batch, pending, wanted.logprobs)
 
@@ -187,8 +194,8 @@ class EngineLoop:
         self._flight, batch = None, flight.batch
         try:
             sampled = _NOTHING if flight.pending is None else flight.pending.read()
-        except Exception as error:
-            self._fail(batch, error)
+        except BaseException as error:
+            self._fail(batch, contained(error))
             return
         now, started = time.monotonic(), time.perf_counter()
         self._take_in(batch, sampled, flight.asked, now)
@@ -236,16 +243,18 @@ class EngineLoop:
         """A row that gave no token: its own code failed, or its numbers are broken and so are its keys and values."""
         if request is not None:
             reason = cause or "numerical_error: the logits have no finite maximum"
+            if cause is None and request.restricted:
+                reason += ", or its own restrictions (grammar, bans, allowed tokens) leave no token"
             self._finish(request, "error", reason, trusted=cause is not None)
 
-    def _blame(self, request: Request, error: Exception) -> None:
+    def _blame(self, request: Request, error: BaseException) -> None:
         """End a request whose own processing failed; if it had ended already, its reason is corrected."""
         log.error("request %s failed: %s", request.id, error, exc_info=error)
         reason = f"{type(error).__name__}: {error}"
         if not self._finish(request, "error", reason):
             request.finish_reason, request.stop_reason = "error", reason
 
-    def _fail(self, batch: Batch, error: Exception) -> None:
+    def _fail(self, batch: Batch, error: BaseException) -> None:
         """A step failed: its requests end, and what they stored is not trusted."""
         log.error("step %d failed: %s", batch.number, error, exc_info=error)
         reason = f"{type(error).__name__}: {error}"
@@ -294,5 +303,5 @@ class EngineLoop:
             self.meters.ended(request)
 
 
-def _broken(error: Exception) -> EngineError:
+def _broken(error: BaseException) -> EngineError:
     return EngineError("E-RUN-LOOP", "engine loop", "failed", found=f"{type(error).__name__}: {error}")

@@ -122,14 +122,17 @@ class PrefixTree:
                 self._evicted.popitem(last=False)
 
     def clear(self) -> None:
-        """Forget all nodes, and that they were there."""
+        """Forget all nodes."""
         for node in self.index.values():
             node.children.clear()
         for node in self._roots.values():
             node.children.clear()
+        for key in self.index if self._remembered else ():
+            self._evicted[key] = None
+        while len(self._evicted) > self._remembered:
+            self._evicted.popitem(last=False)
         self.index.clear()
         self._firsts.clear()
-        self._evicted.clear()
 
     def was_evicted(self, node: Node) -> bool:
         """Whether a prefix was here and had to go."""

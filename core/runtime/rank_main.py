@@ -14,10 +14,10 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any, NoReturn, Protocol
 
-from bestiary.core.errors import BestiaryError
+from bestiary.core.errors import BestiaryError, EngineError
 from bestiary.core.ops.collective import ALONE, Place, Ranks
 from bestiary.core.runtime.messages import SampledMessage, SampleMessage, StepMessage
-from bestiary.core.runtime.rank_messages import Close, Failed, Ready, Setup, codec
+from bestiary.core.runtime.rank_messages import Close, Failed, Numbered, Ready, Setup, codec
 from bestiary.core.runtime.transport import Channel
 
 
@@ -111,6 +111,7 @@ def leave(place: Place) -> None:
 def serve(channel: Channel, worker: Worker, place: Place) -> None:
     """Do what the parent says, until it says that it is over."""
     unread: deque[Pending] = deque()
+    expected = 0
     while True:
         # Whatever can be launched is launched before results are waited for.
         if unread and not channel.waiting():
@@ -119,12 +120,29 @@ def serve(channel: Channel, worker: Worker, place: Place) -> None:
         message = channel.receive()
         if isinstance(message, Close):
             return
-        if isinstance(message, StepMessage):
-            worker.forward(message)
+        expected += 1
+        told = _in_order(message, expected)
+        if isinstance(told, StepMessage):
+            worker.forward(told)
         else:
-            pending = worker.sample(message)
+            pending = worker.sample(told)
             if place.rank == place.speaker:
                 unread.append(pending)
+
+
+def _in_order(message: Any, expected: int) -> StepMessage | SampleMessage:
+    number = message.number if isinstance(message, Numbered) else None
+    if number != expected:
+        raise EngineError(
+            "E-RUN-ORDER",
+            "message",
+            "is not the next one",
+            found=f"number {number}",
+            expected=f"number {expected}",
+            hint="a message was lost or came twice: load the engine again",
+        )
+    told: StepMessage | SampleMessage = message.message
+    return told
 
 
 def last_words(error: BaseException) -> Failed:

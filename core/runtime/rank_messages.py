@@ -52,6 +52,14 @@ class Failed:
 
 
 @dataclass(frozen=True)
+class Numbered:
+    """A step or a choice of tokens, numbered from 1: a rank that misses one, or gets one twice, must not go on."""
+
+    number: int
+    message: Any
+
+
+@dataclass(frozen=True)
 class Close:
     """Asks a rank to end."""
 
@@ -59,4 +67,4 @@ class Close:
 def codec() -> Codec:
     """Of everything that goes between an executor and its ranks."""
     steps = [cls for cls in vars(messages).values() if isinstance(cls, type) and cls.__module__ == messages.__name__]
-    return Codec([*steps, ResolvedParams, Setup, Ready, Failed, Close])
+    return Codec([*steps, ResolvedParams, Setup, Ready, Failed, Numbered, Close])

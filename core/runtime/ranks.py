@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from bestiary.core import errors
 from bestiary.core.errors import BestiaryError, ConfigError, EngineError
-from bestiary.core.runtime.rank_messages import Close, Failed, Ready, Setup, codec
+from bestiary.core.runtime.rank_messages import Close, Failed, Numbered, Ready, Setup, codec
 from bestiary.core.runtime.transport import Channel
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("bestiary.ranks")
 
 _GRACE = 0.3  # seconds in which ranks that fail because another did are told from it
+_PATIENCE = 30.0  # seconds of silence that are worth a warning
+_STUCK = 600.0  # seconds of silence that end the engine: no step takes as long
 _CLOSING = 10.0  # seconds that ranks have to end when asked to
 
 
@@ -75,6 +77,7 @@ class RankExecutor:
         self.failure: EngineError | None = None
         self._directory = tempfile.TemporaryDirectory(prefix="bestiary-ranks-")
         self._ranks: list[_Rank] = []
+        self._number = 0  # of the last message about a step
         self._end = weakref.finalize(self, _end, self._ranks, self._directory, os.getpid())
         self._codec, self._poll, self._expected = codec(), select.poll(), deque[Answer]()
         plugins, preferences = host.plugin_names(), host.preferences()
@@ -105,7 +108,8 @@ class RankExecutor:
         Raises:
             EngineError: a rank is dead, and with it the engine.
         """
-        self._tell(step, *self._ranks)
+        self._number += 1
+        self._tell(Numbered(self._number, step), *self._ranks)
 
     def sample(self, wanted: SampleMessage) -> Answer:
         """Launch the choice of tokens on every rank; the results are those of the last stage's first rank.
@@ -113,8 +117,9 @@ class RankExecutor:
         Raises:
             EngineError: a rank is dead, and with it the engine.
         """
-        self._tell(wanted, *self._ranks)
-        answer = Answer(self._look)
+        self._number += 1
+        self._tell(Numbered(self._number, wanted), *self._ranks)
+        answer = Answer(self._look, self._stuck)
         self._expected.append(answer)
         return answer
 
@@ -152,6 +157,21 @@ class RankExecutor:
             else:
                 self._expected.popleft().message = message
 
+    def _stuck(self, seconds: float) -> None:
+        """No rank has said anything for so long, though an answer is due."""
+        if seconds < _STUCK:
+            log.warning("the ranks have been silent for %.0f seconds", seconds)
+            return
+        self.failure = EngineError(
+            "E-RUN-STUCK",
+            "ranks",
+            "do not answer",
+            found=f"{seconds:.0f} seconds of silence",
+            hint="a rank was stopped, or its device hangs: load the engine again",
+        )
+        self._end()
+        raise self.failure
+
     def _heard(self, seconds: float | None) -> Iterator[tuple[_Rank, Any]]:
         """A message of each rank that has one, None for the end of it."""
         ready = {descriptor for descriptor, _ in self._poll.poll(None if seconds is None else seconds * 1000)}
@@ -184,8 +204,8 @@ class RankExecutor:
 class Answer:
     """Results of a sampling on their way; see :class:`~bestiary.core.runtime.executor.Pending`."""
 
-    def __init__(self, look: Callable[[float | None], None]) -> None:
-        self._look = look
+    def __init__(self, look: Callable[[float | None], None], stuck: Callable[[float], None]) -> None:
+        self._look, self._stuck = look, stuck
         self.message: SampledMessage | None = None
 
     def read(self) -> SampledMessage:
@@ -194,8 +214,12 @@ class Answer:
         Raises:
             EngineError: a rank has died.
         """
+        began = time.monotonic()
         while self.message is None:
-            self._look(None)
+            self._look(_PATIENCE)
+            silent = time.monotonic() - began
+            if self.message is None and silent >= _PATIENCE:
+                self._stuck(silent)
         return self.message
 
 

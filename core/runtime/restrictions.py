@@ -9,6 +9,7 @@ import numpy as np
 from bestiary.core.runtime.bad_words import BadWords
 from bestiary.core.runtime.batch import Batch
 from bestiary.core.runtime.bitmasks import Bitmask, bitmask, words
+from bestiary.core.runtime.containment import contained
 from bestiary.core.runtime.messages import Bans, History, Ints, Masks, SampleMessage
 from bestiary.core.runtime.ngrams import NgramIndex
 from bestiary.core.runtime.request import Request
@@ -55,6 +56,8 @@ class Restriction:
             return None
         row = np.zeros(words(self._vocab_size), np.int32)
         self._matcher.fill(row)
+        if not row.any():
+            raise ValueError("the grammar allows no token here")
         return row
 
     def history(self, row: int) -> History | None:
@@ -91,7 +94,7 @@ class Restrictions:
         """It has ended."""
         self._known.pop(request.id, None)
 
-    def ask(self, batch: Batch, slots: Slots) -> tuple[SampleMessage, list[tuple[Request, Exception]]]:
+    def ask(self, batch: Batch, slots: Slots) -> tuple[SampleMessage, list[tuple[Request, BaseException]]]:
         """What to choose from a step's logits, and what requests' own code raised, which ends only them."""
         chosen, scored = batch.slots, tuple(score.rows for score in batch.scores)
         if slots.plain[chosen].all():
@@ -124,14 +127,14 @@ class Restrictions:
         allowed: list[tuple[int, Bitmask]] = []
         guided: list[tuple[int, Bitmask]] = []
         histories: list[History] = []
-        failed: list[tuple[Request, Exception]] = []
+        failed: list[tuple[Request, BaseException]] = []
         for row, request in rows:
             restriction = self._known[request.id]
             try:
                 bans += [(row, token) for token in restriction.bans()]
                 mask = restriction.guided()
-            except Exception as error:
-                failed.append((request, error))
+            except BaseException as error:
+                failed.append((request, contained(error)))
                 continue
             if mask is not None:
                 guided.append((row, mask))
@@ -152,7 +155,7 @@ class StepRestrictions(NamedTuple):
     allowed: Masks | None
     histories: tuple[History, ...]
     guided: Masks | None
-    failed: list[tuple[Request, Exception]]
+    failed: list[tuple[Request, BaseException]]
 
 
 def _logprobs(request: Request | None) -> int:

@@ -166,8 +166,11 @@ def _reason(
     """Why the first block that is not taken over is not there; None where nothing is known about it."""
     following = tokens[length : length + group.block_size].tolist()
     parent = chain[-1] if chain else pool.tree.root(request.scope)
-    if len(following) == group.block_size and pool.tree.was_evicted(pool.tree.find(parent, following)):
-        return "evicted"
+    if len(following) == group.block_size:
+        node = pool.tree.find(parent, following)
+        # What has outlived its time is still there until its block is needed.
+        if pool.tree.was_evicted(node) or (node.block >= 0 and not pool.is_live(node)):
+            return "evicted"
     other = None if chain else pool.tree.other_scope(following, request.scope)
     if other is not None:
         return "salt" if other.salt != request.scope.salt else "adapter"

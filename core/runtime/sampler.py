@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from bestiary.core.runtime import logits as rows_of
+from bestiary.core.runtime.containment import contained
 from bestiary.core.runtime.inputs import SlotState
 from bestiary.core.runtime.logprobs import LogprobRows, logprob_rows
 from bestiary.core.runtime.messages import Bans, History, Ints, Masks, Opened, SampleMessage
@@ -138,7 +139,8 @@ class Sampler:
                     if not isinstance(made, Tensor) or made.shape != logits[row].shape:
                         raise TypeError(f"it returned {_shape(made)}, not logits [{logits.shape[-1]}]")
                     logits[row] = made
-            except Exception as error:
+            except BaseException as error:
+                contained(error)
                 errors[history.row] = f"logits processor: {type(error).__name__}: {error}"
                 logits[row] = torch.nan
         return logits

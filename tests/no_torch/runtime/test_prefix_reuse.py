@@ -59,7 +59,7 @@ def test_reset_forgets_prefixes_and_running_requests_offer_none():
     running = engine.submit(TEXT[:9], 6)
     engine.step()
     engine.scheduler.reset_prefix_cache()
-    assert run(engine, TEXT[:9], 6) == (0, "unseen")
+    assert run(engine, TEXT[:9], 6) == (0, "evicted")
     assert running.output == engine.requests[-1].output
 
 
@@ -151,11 +151,22 @@ def test_a_time_to_live_ends_reuse():
     engine = Engine(FOUR, clock=lambda: now[0])
     run(engine, TEXT[:9], cache_ttl=10.0)
     now[0] = 9.0
-    assert run(engine, TEXT[:9], reuse_prefix=True)[0] == 8
+    assert run(engine, TEXT[:9], cache_ttl=0.5)[0] == 8
     now[0] = 10.5
-    assert run(engine, TEXT[:9])[0] == 0
+    assert run(engine, TEXT[:9]) == (0, "evicted")
     now[0] = 1e9
     assert run(engine, TEXT[:9])[0] == 8, "what was computed anew has no time to live"
+
+
+def test_a_prefix_lives_as_long_as_the_one_who_wants_it_longest_wishes():
+    now = [0.0]
+    engine = Engine(FOUR, clock=lambda: now[0])
+    run(engine, TEXT[:9], cache_ttl=1.0)
+    assert run(engine, TEXT[:9], cache_ttl=5.0)[0] == 8
+    now[0] = 4.0
+    assert run(engine, TEXT[:9])[0] == 8
+    now[0] = 1e9
+    assert run(engine, TEXT[:9], cache_ttl=1.0)[0] == 8, "someone wanted it without an end"
 
 
 def test_a_block_whose_time_is_over_while_it_is_held_stays_with_its_holder():
