@@ -22,6 +22,7 @@ from bestiary.core.runtime.blocks import CacheEvent
 from bestiary.core.runtime.stats import EngineStats
 from bestiary.core.sampling_params import SamplingParams
 from bestiary.core.submission import Submission
+from bestiary.core.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from bestiary.core.engine.load import LoadedEngine
@@ -124,6 +125,7 @@ class LLM:
             "deterministic": deterministic,
             "graphs": graphs,
         }
+        named = open_tokenizer(tokenizer)
         opened = open_engine(
             model,
             host=host,
@@ -136,13 +138,14 @@ class LLM:
             progress=progress or Silent(),
         )
         self._engine, self._closed = opened.engine, False
-        self.tokenizer = open_tokenizer(tokenizer, opened.directory)
+        self.tokenizer = Tokenizer.load(opened.directory) if tokenizer == "auto" else named
         self._submission = Submission(
             opened.directory,
             self.tokenizer,
             vocab_size=opened.facts.vocab_size,
             max_seq_len=opened.facts.max_seq_len,
             host=host,
+            templates=None if tokenizer in (None, "auto") else Path(tokenizer),
             seed=seed,
         )
         self._driver = Driver(

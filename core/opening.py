@@ -118,8 +118,10 @@ def check_built(directory: Path, said: Mapping[str, Any]) -> None:
             )
 
 
-def open_tokenizer(choice: str | Path | None, model: Path) -> Tokenizer | None:
-    """``"auto"`` is the model's own; None is none."""
-    if choice is None:
-        return None
-    return Tokenizer.load(model if choice == "auto" else Path(choice))
+def open_tokenizer(choice: str | Path | None) -> Tokenizer | None:
+    """The tokenizer of a directory that the caller named; None where it is the model's own (``"auto"``), or none is wanted.
+
+    Raises:
+        MissingInputError: the directory has none.
+    """
+    return None if choice in (None, "auto") else Tokenizer.load(Path(choice))

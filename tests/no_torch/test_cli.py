@@ -24,6 +24,7 @@ class FakeLLM:
 
     asked: ClassVar[list] = []
     fails: BaseException | None = None
+    tokenizer = object()
 
     def __init__(self, engine, **options):
         FakeLLM.made = (engine, options)
@@ -68,6 +69,7 @@ def engine(tmp_path):
     folder = tmp_path / "engine"
     folder.mkdir()
     (folder / "engine.json").write_text("{}")
+    (folder / "tokenizer.json").write_text("{}")
     return folder
 
 
