@@ -1,4 +1,4 @@
-"""No engine comes of a checkpoint that differs from its digests, and what was just verified is not read twice."""
+"""Nothing is made of a checkpoint that differs from its digests, and what was just verified is not read twice."""
 
 from __future__ import annotations
 
@@ -49,6 +49,12 @@ def damaged(tmp_path: Path, host: PluginHost) -> Path:
 
 def test_bestiary_build_refuses_it(damaged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert invoke(["build", str(damaged), str(tmp_path / "engine")]) == 65
+    assert f"bestiary: {WEIGHTS}: differs from the manifest; found sha256 " in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ckpt", "hf"]
+
+
+def test_bestiary_export_refuses_it(damaged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke(["export", str(damaged), str(tmp_path / "back")]) == 65
     assert f"bestiary: {WEIGHTS}: differs from the manifest; found sha256 " in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ckpt", "hf"]
 
