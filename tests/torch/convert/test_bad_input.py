@@ -114,7 +114,7 @@ CASES: dict[str, tuple[Spoil, str, int]] = {
     "config nested deeply": (text("config.json", '{"a":' * 50_000), "config.json: is nested too deeply", 78),
     "architecture unknown": (
         config(architectures=["FooForCausalLM"], model_type="foo"),
-        "FooForCausalLM.*pip install bestiary-foo.*LlamaForCausalLM",
+        r"^config\.json, field architectures: .*found 'FooForCausalLM', expected .*LlamaForCausalLM.*pip install bestiary-foo",
         69,
     ),
     "architectures missing": (config(architectures=None), "field architectures", 78),
