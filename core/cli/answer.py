@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bestiary.core.cli.report import peak_memory, seconds, table
+from bestiary.core.cli.report import peak_memory, seconds, step_line, table
 from bestiary.core.cli.session import Session
 from bestiary.core.errors import EngineError, MissingInputError, UsageError
 from bestiary.core.home import gib
@@ -53,7 +53,8 @@ class Answer:
         }
 
     def show_cost(self) -> None:
-        """A small table on stderr."""
+        """The line of the step ``generate`` and a small table, on stderr."""
+        step_line("generate", self.total, f"{len(self.token_ids)} tokens", sys.stderr)
         rate = self.tokens_per_second
         row = (
             str(len(self.token_ids)), "-" if rate is None else f"{rate:.1f}",
