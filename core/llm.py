@@ -15,7 +15,7 @@ from bestiary.core.engine.start import start
 from bestiary.core.errors import EngineError, UsageError
 from bestiary.core.home import bytes_of
 from bestiary.core.jobs import Job
-from bestiary.core.opening import open_engine, open_tokenizer
+from bestiary.core.opening import check_name, open_engine, open_tokenizer
 from bestiary.core.outputs import RequestOutput, StreamPiece
 from bestiary.core.progress import Progress, Silent
 from bestiary.core.runtime.blocks import CacheEvent
@@ -125,6 +125,7 @@ class LLM:
             "deterministic": deterministic,
             "graphs": graphs,
         }
+        check_name("model", model)
         named = open_tokenizer(tokenizer)
         opened = open_engine(
             model,
@@ -145,7 +146,7 @@ class LLM:
             vocab_size=opened.facts.vocab_size,
             max_seq_len=opened.facts.max_seq_len,
             host=host,
-            templates=None if tokenizer in (None, "auto") else Path(tokenizer),
+            templates=None if tokenizer is None or tokenizer == "auto" else Path(tokenizer),
             seed=seed,
         )
         self._driver = Driver(
@@ -257,8 +258,10 @@ class LLM:
         """Token ids of a text.
 
         Raises:
-            UsageError: there is no tokenizer.
+            UsageError: there is no tokenizer, or ``text`` is no text.
         """
+        if not isinstance(text, str):
+            raise UsageError("E-USE-TYPE", "text", "of the wrong type", found=f"{text!r:.80}", expected="a string")
         if self.tokenizer is None:
             raise UsageError("E-REQ-TOKENIZER", "encode", "needs a tokenizer and there is none")
         return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)

@@ -124,4 +124,13 @@ def open_tokenizer(choice: str | Path | None) -> Tokenizer | None:
     Raises:
         MissingInputError: the directory has none.
     """
-    return None if choice in (None, "auto") else Tokenizer.load(Path(choice))
+    if choice is None or choice == "auto":
+        return None
+    check_name("tokenizer", choice)
+    return Tokenizer.load(Path(choice))
+
+
+def check_name(field: str, value: object) -> None:
+    """Refuse what can't name a file or directory (UsageError)."""
+    if not isinstance(value, str | Path):
+        raise UsageError("E-USE-TYPE", field, "of the wrong type", found=f"{value!r:.80}", expected="a path or a name")

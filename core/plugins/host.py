@@ -77,7 +77,8 @@ class PluginHost:
             host._demand(candidate)
         if strict:
             host._raise_first_failure()
-        host._check_preferences(prefer or {})
+        # One may also be for a whole plugin (two distributions, one entry-point name): it was used while sifting.
+        host._registry.check_preferences(prefer or {}, [record.origin for record in host._records])
         return host
 
     def _load(self, candidate: Candidate, *, raising: bool) -> None:
@@ -107,11 +108,6 @@ class PluginHost:
         for record in self.failures():
             if record.error is not None:
                 raise record.error
-
-    def _check_preferences(self, prefer: Mapping[str, str]) -> None:
-        # A preference for a whole plugin (two distributions, one entry-point name) was used while sifting.
-        entry_names = {record.origin.plugin for record in self._records}
-        self._registry.check_preferences(tuple(name for name in prefer if name not in entry_names))
 
     def model(self, name: str) -> Model:
         """The model family of this name, as in a checkpoint's manifest."""

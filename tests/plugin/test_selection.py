@@ -180,6 +180,7 @@ def test_every_kind_of_name_knows_conflicts(site, kind):
     [
         pytest.param({"NoSuchName": "fake-one"}, "no loaded plugin claims", id="unclaimed name"),
         pytest.param({"FakeForCausalLM": "nobody"}, "does not claim it.*fake-one", id="another distribution"),
+        pytest.param({"one": "nobody"}, "does not claim it.*fake-one", id="another distribution for a plugin"),
     ],
 )
 def test_a_preference_that_decides_nothing_is_refused(site, prefer, said):
