@@ -35,7 +35,9 @@ def tokenizer_file(directory: Path) -> Path:
     if not directory.is_dir():
         hint = f"name a directory that holds a {MAIN}"
         raise MissingInputError("E-TEXT-MISSING", f"tokenizer {directory}", "no such directory", hint=hint)
-    hint = "name a directory that has one with tokenizer=… or --tokenizer, or work on token ids with tokenizer=None"
+    hint = (
+        "name a directory that has one (tokenizer=…, --tokenizer), or use token ids (tokenizer=None, bestiary generate)"
+    )
     raise MissingInputError("E-TEXT-MISSING", str(directory / MAIN), "the model has no tokenizer", hint=hint)
 
 

@@ -284,7 +284,7 @@ def test_a_closed_engine_says_so(make):
 @pytest.mark.parametrize("memory", [2.0, 1e9, 0.0, -1, True, "half", float("nan")])
 @pytest.mark.parametrize("limit", [None, "64GiB"])
 def test_the_cache_takes_a_fraction_or_an_integer_of_bytes(make, memory, limit):
-    with pytest.raises(ConfigError, match="E-KV-MEMORY"):
+    with pytest.raises(ConfigError, match="is neither a fraction of the free memory nor"):
         make(kv_cache_memory=memory, memory_limit=limit)
 
 
