@@ -38,7 +38,8 @@ def tokenizer_file(directory: Path) -> Path:
     hint = (
         "name a directory that has one (tokenizer=…, --tokenizer), or use token ids (tokenizer=None, bestiary generate)"
     )
-    raise MissingInputError("E-TEXT-MISSING", str(directory / MAIN), "the model has no tokenizer", hint=hint)
+    subject = f"{directory.resolve().name}/{MAIN}"
+    raise MissingInputError("E-TEXT-MISSING", subject, "the model has no tokenizer", hint=hint)
 
 
 class Tokenizer:
