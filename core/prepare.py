@@ -63,7 +63,9 @@ def prepare(
     checkpoint, verified = path, False
     if source.kind != "checkpoint":
         found = Source("source", path, source.name)
-        checkpoint, verified = _checkpoint(found, str(model), host, convert_dtype, reports, cache)
+        checkpoint, verified = _checkpoint(found, str(model), host, convert_dtype, reports, cache, needs_tokenizer)
+        if needs_tokenizer:
+            tokenizer_file(checkpoint)
     return _engine(checkpoint, source.name, str(model), host, options, reports, cache, verified=verified)
 
 
@@ -76,7 +78,7 @@ def _check_tokenizer(path: Path) -> None:
 
 
 def _checkpoint(
-    source: Source, label: str, host: PluginHost, dtype: str, progress: Progress, home: Home
+    source: Source, label: str, host: PluginHost, dtype: str, progress: Progress, home: Home, needs_tokenizer: bool
 ) -> tuple[Path, bool]:
     """The checkpoint, and whether it has been verified here and now."""
     assert source.path is not None
@@ -90,7 +92,7 @@ def _checkpoint(
         from bestiary.core.checkpoint.verify import verify
 
         home.discard(place)
-        convert(source.path, place, host=host, dtype=dtype, progress=progress)
+        convert(source.path, place, host=host, dtype=dtype, needs_tokenizer=needs_tokenizer, progress=progress)
         try:
             verify(place, host=host, progress=progress)
         except BaseException:

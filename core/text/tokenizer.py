@@ -35,11 +35,15 @@ def tokenizer_file(directory: Path) -> Path:
     if not directory.is_dir():
         hint = f"name a directory that holds a {MAIN}"
         raise MissingInputError("E-TEXT-MISSING", f"tokenizer {directory}", "no such directory", hint=hint)
+    raise no_tokenizer(directory.resolve().name)
+
+
+def no_tokenizer(model: str) -> MissingInputError:
+    """The error for a model that came without a tokenizer, where one is needed."""
     hint = (
         "name a directory that has one (tokenizer=…, --tokenizer), or use token ids (tokenizer=None, bestiary generate)"
     )
-    subject = f"{directory.resolve().name}/{MAIN}"
-    raise MissingInputError("E-TEXT-MISSING", subject, "the model has no tokenizer", hint=hint)
+    return MissingInputError("E-TEXT-MISSING", f"{model}/{MAIN}", "the model has no tokenizer", hint=hint)
 
 
 class Tokenizer:

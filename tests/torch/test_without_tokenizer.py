@@ -15,6 +15,7 @@ from bestiary.core.cli.main import invoke
 from bestiary.core.engine.build import build
 from bestiary.core.engine.options import BuildOptions
 from bestiary.core.plugins import PluginHost
+from bestiary.core.prepare import prepare
 
 GREEDY = ["-t", "0", "-n", "4", "--ignore-eos"]
 
@@ -65,6 +66,25 @@ def test_run_says_so_before_it_converts(made: Path, home: Path, capsys: pytest.C
     assert "the model has no tokenizer" in capsys.readouterr().err and not home.exists()
     assert invoke(["run", str(made / "hf"), "hello", "--tokenizer", "nowhere"]) == 66
     assert "tokenizer nowhere: no such directory" in capsys.readouterr().err and not home.exists()
+
+
+def test_no_weights_are_converted_where_a_tokenizer_is_needed(made: Path, tmp_path: Path) -> None:
+    with pytest.raises(MissingInputError, match=r"^hf/tokenizer\.json: the model has no tokenizer"):
+        convert(made / "hf", tmp_path / "ckpt", host=PluginHost.load(), needs_tokenizer=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_cached_checkpoint_without_a_tokenizer_is_not_built(
+    made: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As a GGUF file: what it holds is seen by its reader alone.
+    monkeypatch.setattr("bestiary.core.prepare._check_tokenizer", lambda path: None)
+    options = {"host": PluginHost.load(), "options": BuildOptions(device="cpu", max_batch_size=2)}
+    prepare(made / "hf", **options)
+    other = {**options, "options": BuildOptions(device="cpu", max_batch_size=3)}
+    with pytest.raises(MissingInputError, match="the model has no tokenizer"):
+        prepare(made / "hf", needs_tokenizer=True, **other)
+    assert len(list(home.glob("engines/*/engine.json"))) == 1
 
 
 def test_run_and_chat_take_the_tokenizer_and_its_chat_template(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
