@@ -24,6 +24,7 @@ from bestiary.core.config import ModelConfig
 from bestiary.core.errors import ConfigError, DataError, MissingInputError
 from bestiary.core.plugins import resolve
 from bestiary.core.progress import Progress, Silent, step
+from bestiary.core.text.tokenizer import has_tokenizer, no_tokenizer
 from bestiary.core.version import __version__
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ def convert(
     dtype: str = "auto",
     overwrite: bool = False,
     allow_nonfinite: bool = False,
+    needs_tokenizer: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """Convert a Hugging Face directory, a GGUF file or what else a plugin reads into a checkpoint directory.
@@ -82,6 +84,7 @@ def convert(
             file as it is (a tensor made from several of different dtypes becomes float32; float64 and integers are
             refused), makes a quantized GGUF bfloat16, and gives a plain GGUF the dtype that most of its bytes have.
         allow_nonfinite: let NaN and infinities pass.
+        needs_tokenizer: refuse a model without one before its weights are converted.
 
     Raises:
         BestiaryError: of the kind that fits; nothing is left at ``target``.
@@ -100,6 +103,8 @@ def convert(
         sources = _digest_sources(job.source, progress)
         with step(progress, "tokenizer"):
             job.source.write_tokenizer(directory)
+            if needs_tokenizer and not has_tokenizer(directory):
+                raise no_tokenizer(job.source.name)
             _check_generation(directory, job.config)
         with step(progress, "convert", total, "B") as note:
             _check_tied(job, dtype)

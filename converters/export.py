@@ -14,10 +14,10 @@ from bestiary.converters.weight_map import Transfer
 from bestiary.converters.write import Group, check_place, check_space, shards, total_bytes, write_index, write_shards
 from bestiary.core.checkpoint.checkpoint import Checkpoint
 from bestiary.core.checkpoint.files import json_bytes
-from bestiary.core.checkpoint.parameters import check_layers, parameters, parse_config
+from bestiary.core.checkpoint.parameters import parameters, parse_config
 from bestiary.core.checkpoint.safetensors import Slot
 from bestiary.core.checkpoint.transaction import check_target, new_directory
-from bestiary.core.checkpoint.verify import check_coverage
+from bestiary.core.checkpoint.verify import verify
 from bestiary.core.checkpoint.weights import HF_INDEX, HF_SINGLE
 from bestiary.core.config import ModelConfig
 from bestiary.core.errors import DataError
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 def export(
     checkpoint: Path, target: Path, *, host: PluginHost, overwrite: bool = False, progress: Progress | None = None
 ) -> Report:
-    """Write a checkpoint as a Hugging Face directory: config.json, safetensors, the tokenizer's files.
+    """Write a checkpoint, whose digests are checked first, as a Hugging Face directory: config.json, safetensors, the
+    tokenizer's files.
 
     A directory that was converted with ``dtype="auto"`` gets its tensors back bit for bit.
 
@@ -43,12 +44,11 @@ def export(
     check_target(target, overwrite=overwrite)
     check_place(checkpoint, target)
     opened = Checkpoint.open(checkpoint)
+    verify(checkpoint, host=host, progress=progress)
     manifest = opened.manifest
     model = host.model(manifest.model)
     config = parse_config(model, manifest.config)
-    check_layers(config, len(opened.weights.entries), "the checkpoint")
     expected = parameters(model, config)
-    check_coverage(expected, opened.weights, config)
     groups = []
     for targets, choices in weight_map(model, "hf").transfers(expected.shapes):
         if not choices:

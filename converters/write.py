@@ -87,10 +87,15 @@ def total_bytes(groups: Sequence[Group]) -> int:
 def check_place(source: Path, target: Path) -> None:
     """Refuse a target that is the source, lies in it or holds it."""
     one, other = source.resolve(), target.resolve()
-    if one == other or (one.is_dir() and other.is_relative_to(one)) or one.is_relative_to(other):
-        raise OutputError(
-            "E-OUT-INPUT", target.name, "is the input, lies in it or holds it", hint="choose a directory elsewhere"
-        )
+    problem = None
+    if one == other:
+        problem = "is the input itself"
+    elif one.is_dir() and other.is_relative_to(one):
+        problem = f"lies in the input, {source.name}"
+    elif one.is_relative_to(other):
+        problem = f"holds the input, {source.name}"
+    if problem is not None:
+        raise OutputError("E-OUT-INPUT", target.name, problem, hint="choose a directory elsewhere")
 
 
 def check_space(target: Path, needed: int) -> None:

@@ -115,5 +115,6 @@ HINTS = {
     "E-USE-BYTES": "write a number of bytes, or one with KiB, MiB or GiB, such as 4GiB",
     "E-USE-DTYPE": "give one of them",
     "E-USE-SEED": "give an integer",
+    "E-USE-TYPE": "pass a value of that type",
     "E-USE-WEIGHTS": "give one of them",
 }

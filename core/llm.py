@@ -15,13 +15,14 @@ from bestiary.core.engine.start import start
 from bestiary.core.errors import EngineError, UsageError
 from bestiary.core.home import bytes_of
 from bestiary.core.jobs import Job
-from bestiary.core.opening import open_engine, open_tokenizer
+from bestiary.core.opening import check_name, open_engine, open_tokenizer
 from bestiary.core.outputs import RequestOutput, StreamPiece
 from bestiary.core.progress import Progress, Silent
 from bestiary.core.runtime.blocks import CacheEvent
 from bestiary.core.runtime.stats import EngineStats
 from bestiary.core.sampling_params import SamplingParams
 from bestiary.core.submission import Submission
+from bestiary.core.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from bestiary.core.engine.load import LoadedEngine
@@ -124,6 +125,8 @@ class LLM:
             "deterministic": deterministic,
             "graphs": graphs,
         }
+        check_name("model", model)
+        named = open_tokenizer(tokenizer)
         opened = open_engine(
             model,
             host=host,
@@ -136,13 +139,14 @@ class LLM:
             progress=progress or Silent(),
         )
         self._engine, self._closed = opened.engine, False
-        self.tokenizer = open_tokenizer(tokenizer, opened.directory)
+        self.tokenizer = Tokenizer.load(opened.directory) if tokenizer == "auto" else named
         self._submission = Submission(
             opened.directory,
             self.tokenizer,
             vocab_size=opened.facts.vocab_size,
             max_seq_len=opened.facts.max_seq_len,
             host=host,
+            templates=None if tokenizer is None or tokenizer == "auto" else Path(tokenizer),
             seed=seed,
         )
         self._driver = Driver(
@@ -257,8 +261,10 @@ class LLM:
         """Token ids of a text.
 
         Raises:
-            UsageError: there is no tokenizer.
+            UsageError: there is no tokenizer, or ``text`` is no text.
         """
+        if not isinstance(text, str):
+            raise UsageError("E-USE-TYPE", "text", "of the wrong type", found=f"{text!r:.80}", expected="a string")
         if self.tokenizer is None:
             raise UsageError("E-REQ-TOKENIZER", "encode", "needs a tokenizer and there is none")
         return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)

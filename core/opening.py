@@ -118,8 +118,19 @@ def check_built(directory: Path, said: Mapping[str, Any]) -> None:
             )
 
 
-def open_tokenizer(choice: str | Path | None, model: Path) -> Tokenizer | None:
-    """``"auto"`` is the model's own; None is none."""
-    if choice is None:
+def open_tokenizer(choice: str | Path | None) -> Tokenizer | None:
+    """The tokenizer of a directory that the caller named; None where it is the model's own (``"auto"``), or none is wanted.
+
+    Raises:
+        MissingInputError: the directory has none.
+    """
+    if choice is None or choice == "auto":
         return None
-    return Tokenizer.load(model if choice == "auto" else Path(choice))
+    check_name("tokenizer", choice)
+    return Tokenizer.load(Path(choice))
+
+
+def check_name(field: str, value: object) -> None:
+    """Refuse what can't name a file or directory (UsageError)."""
+    if not isinstance(value, str | Path):
+        raise UsageError("E-USE-TYPE", field, "of the wrong type", found=f"{value!r:.80}", expected="a path or a name")

@@ -11,6 +11,7 @@ from bestiary.core.home import Home, check_space, file_identity, folder_size
 from bestiary.core.plugins import PluginHost
 from bestiary.core.progress import Progress, Silent, step
 from bestiary.core.source import Source, fetch, recognise
+from bestiary.core.text.tokenizer import tokenizer_file
 
 if TYPE_CHECKING:
     from bestiary.core.engine.options import BuildOptions
@@ -26,6 +27,7 @@ def prepare(
     host: PluginHost,
     options: BuildOptions,
     convert_dtype: str = "auto",
+    needs_tokenizer: bool = False,
     progress: Progress | None = None,
     home: Home | None = None,
 ) -> Path:
@@ -35,30 +37,48 @@ def prepare(
         model: a Hugging Face directory, a GGUF file, a hub id, a checkpoint, or an engine (given back as it is).
         options: how to build; part of what a cached engine is known by.
         convert_dtype: dtype of the converted weights.
+        needs_tokenizer: refuse a model without one before anything is done.
         home: the cache; by default the user's.
 
     Returns:
         The engine's directory.
+
+    Raises:
+        MissingInputError: there is no such model, or it has no tokenizer.
     """
     reports, cache = progress or Silent(), home or Home()
     source = recognise(model, host)
     if source.kind == "engine":
         assert source.path is not None
+        if needs_tokenizer:
+            tokenizer_file(source.path)
         return source.path
     if options.kernels or options.quantization:
         from bestiary.core.engine.network import check_options
 
         check_options(options, host)  # before anything is converted
     path = source.path or fetch(str(model), reports)
+    if needs_tokenizer:
+        _check_tokenizer(path)
     checkpoint, verified = path, False
     if source.kind != "checkpoint":
         found = Source("source", path, source.name)
-        checkpoint, verified = _checkpoint(found, str(model), host, convert_dtype, reports, cache)
+        checkpoint, verified = _checkpoint(found, str(model), host, convert_dtype, reports, cache, needs_tokenizer)
+        if needs_tokenizer:
+            tokenizer_file(checkpoint)
     return _engine(checkpoint, source.name, str(model), host, options, reports, cache, verified=verified)
 
 
+def _check_tokenizer(path: Path) -> None:
+    """Refuse a directory without a tokenizer or a vocabulary that conversion makes one of; a file is its reader's matter."""
+    from bestiary.converters.tokenizer import FOREIGN
+
+    if path.is_dir() and not any((path / name).is_file() for name in FOREIGN):
+        tokenizer_file(path)
+
+
 def _checkpoint(
-    source: Source, label: str, host: PluginHost, dtype: str, progress: Progress, home: Home
+    source: Source, label: str, host: PluginHost, dtype: str, progress: Progress, home: Home, needs_tokenizer: bool
 ) -> tuple[Path, bool]:
     """The checkpoint, and whether it has been verified here and now."""
     assert source.path is not None
@@ -72,7 +92,7 @@ def _checkpoint(
         from bestiary.core.checkpoint.verify import verify
 
         home.discard(place)
-        convert(source.path, place, host=host, dtype=dtype, progress=progress)
+        convert(source.path, place, host=host, dtype=dtype, needs_tokenizer=needs_tokenizer, progress=progress)
         try:
             verify(place, host=host, progress=progress)
         except BaseException:

@@ -123,7 +123,10 @@ def _hub_error(hub_id: str, error: Exception) -> BestiaryError:
         return MissingInputError("E-HUB-NOT-FOUND", hub_id, "the hub has no such model, and no local path has this name", hint=hint)  # fmt: skip
     hint = "work with a local directory or a GGUF file, or run again with a network (is HF_HUB_OFFLINE set?)"
     problem = "not a local path, and the model hub can't be reached"
-    return MissingInputError("E-HUB-OFFLINE", hub_id, problem, found=type(error).__name__, hint=hint)
+    found = "no copy in the hub's own cache, and no answer from the hub"
+    if "LocalEntryNotFoundError" not in kinds and (said := str(error).strip()):
+        found = said.splitlines()[0][:120]
+    return MissingInputError("E-HUB-OFFLINE", hub_id, problem, found=found, hint=hint)
 
 
 def _bars(progress: Progress) -> type[Any]:

@@ -34,6 +34,7 @@ class Submission:
     Args:
         model: directory of the engine, for generation_config and the chat template.
         tokenizer: None for token ids only.
+        templates: directory of another tokenizer, whose chat template stands above the model's.
         vocab_size: width of the logits.
         max_seq_len: most tokens of a request.
         host: whose grammars and logits processors requests may name.
@@ -48,6 +49,7 @@ class Submission:
         vocab_size: int,
         max_seq_len: int,
         host: PluginHost,
+        templates: Path | None = None,
         seed: int = 0,
     ) -> None:
         self.tokenizer, self.vocab_size, self.max_seq_len = tokenizer, vocab_size, max_seq_len
@@ -55,7 +57,8 @@ class Submission:
         own_end = None if tokenizer is None else tokenizer.eos_token_id
         self.end_tokens = end_token_ids(self.generation_config, own_end, vocab_size)
         self._guides = Guides(host, tokenizer, vocab_size)
-        self._template = None if tokenizer is None else ChatTemplate.load(model, tokenizer.special_tokens)
+        places = [model] if templates is None else [templates, model]
+        self._template = None if tokenizer is None else ChatTemplate.find(places, tokenizer.special_tokens)
         self._seed, self._count = seed, 0
 
     def prepare(

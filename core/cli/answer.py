@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bestiary.core.cli.report import peak_memory, seconds, table
+from bestiary.core.cli.report import peak_memory, seconds, step_line, table
 from bestiary.core.cli.session import Session
 from bestiary.core.errors import EngineError, MissingInputError, UsageError
 from bestiary.core.home import gib
@@ -53,7 +53,8 @@ class Answer:
         }
 
     def show_cost(self) -> None:
-        """A small table on stderr."""
+        """The line of the step ``generate`` and a small table, on stderr."""
+        step_line("generate", self.total, f"{len(self.token_ids)} tokens", sys.stderr)
         rate = self.tokens_per_second
         row = (
             str(len(self.token_ids)), "-" if rate is None else f"{rate:.1f}",
@@ -76,13 +77,20 @@ def require_engine(engine: str, session: Session) -> Path:
 
 
 @contextmanager
-def open_llm(engine: Path, session: Session, progress: Progress, **options: Any) -> Iterator[LLM]:
-    """The engine, loaded with the session's plugins; closed at the end. Options that are None are left out."""
+def open_llm(
+    engine: Path, session: Session, progress: Progress, *, tokenizer: str | Path | None = None, **options: Any
+) -> Iterator[LLM]:
+    """The engine, loaded with the session's plugins; closed at the end. Options that are None are left out.
+
+    Without a tokenizer, named or the engine's, it works on token ids.
+    """
     from bestiary import LLM
+    from bestiary.core.text.tokenizer import has_tokenizer
 
     said = {name: value for name, value in options.items() if value is not None}
     llm = LLM(
         engine,
+        tokenizer=tokenizer or ("auto" if has_tokenizer(engine) else None),
         plugins=session.plugins,
         prefer=session.preferences,
         strict_plugins=session.strict,
@@ -95,11 +103,11 @@ def open_llm(engine: Path, session: Session, progress: Progress, **options: Any)
         llm.close()
 
 
-def has_chat_template(engine: Path) -> bool:
-    """Whether the engine's model was made for conversations."""
+def has_chat_template(*directories: Path) -> bool:
+    """Whether the model of these directories, engine and tokenizer, was made for conversations."""
     from bestiary.core.text.chat import ChatTemplate
 
-    return ChatTemplate.load(engine, {}) is not None
+    return ChatTemplate.find(directories, {}) is not None
 
 
 def conversation(text: str, system: str | None) -> list[dict[str, str]]:

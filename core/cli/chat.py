@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bestiary.core.cli.options import Json, MemoryLimit, Sampling, spread
+from bestiary.core.cli.options import Json, MemoryLimit, Sampling, Tokenizer, spread
 
 if TYPE_CHECKING:
     from bestiary import LLM, SamplingParams
@@ -24,18 +24,23 @@ def chat(
     sampling: Sampling,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
     memory_limit: MemoryLimit = None,
+    tokenizer: Tokenizer = None,
     json: Json = False,
 ) -> None:
     """Talk to a model; without a terminal, each line of stdin is a message."""
     from bestiary.core.cli import answer
     from bestiary.core.cli.report import progress
     from bestiary.core.cli.session import session_of
+    from bestiary.core.text.tokenizer import tokenizer_file
 
     session, params = session_of(ctx), sampling.params()
     directory = answer.require_engine(engine, session)
+    tokenizer_file(tokenizer or directory)
     with (
         progress(silent=json) as steps,
-        answer.open_llm(directory, session, steps, device=device, memory_limit=memory_limit) as llm,
+        answer.open_llm(
+            directory, session, steps, device=device, tokenizer=tokenizer, memory_limit=memory_limit
+        ) as llm,
     ):
         converse(llm, params, system=system, json=json)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bestiary.core.cli.options import Json, MemoryLimit, Sampling, print_json, spread
+from bestiary.core.cli.options import Json, MemoryLimit, Sampling, Tokenizer, print_json, spread
 
 if TYPE_CHECKING:
     from bestiary import CompletionOutput, RequestOutput
@@ -22,7 +22,10 @@ def generate(
     *,
     prompts: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="A prompt a line; in .jsonl, a string or an object with 'prompt'."),
+        typer.Option(
+            metavar="FILE",
+            help="A prompt a line; in .jsonl, a string or an object with 'prompt' (text) or 'prompt_token_ids' (a list).",
+        ),
     ] = None,
     sampling: Sampling,
     beam_width: Annotated[
@@ -34,9 +37,13 @@ def generate(
         typer.Option(help="no-evict, or max-utilization: run more at a time, and compute some of it twice."),
     ] = None,
     memory_limit: MemoryLimit = None,
+    tokenizer: Tokenizer = None,
     json: Json = False,
 ) -> None:
-    """Complete prompts as they are, without a chat template."""
+    """Complete prompts as they are, without a chat template.
+
+    A model without a tokenizer takes token ids, and its answers are printed as token ids.
+    """
     from bestiary.core.cli import answer
     from bestiary.core.cli.report import progress
     from bestiary.core.cli.session import session_of
@@ -50,15 +57,24 @@ def generate(
     directory = answer.require_engine(engine, session)
     with (
         progress(silent=json) as steps,
-        answer.open_llm(directory, session, steps, device=device, memory_limit=memory_limit, capacity=capacity) as llm,
+        answer.open_llm(
+            directory,
+            session,
+            steps,
+            tokenizer=tokenizer,
+            device=device,
+            memory_limit=memory_limit,
+            capacity=capacity,
+        ) as llm,
     ):
         shown = len(everything) > 1 and not json and sys.stderr.isatty()
         outputs = llm.generate(everything, params, use_tqdm=shown)
+        as_text = llm.tokenizer is not None
     if json:
         print_json([_as_dict(output) for output in outputs])
     else:
         for number, output in enumerate(outputs):
-            print(f"{'' if number == 0 else chr(10)}{_shown(output)}{output.outputs[0].text}")
+            print(f"{'' if number == 0 else chr(10)}{_shown(output, as_text)}")
     failed = [output for output in outputs if output.outputs[0].finish_reason == "error"]
     if failed:
         for output in failed:
@@ -111,8 +127,10 @@ def _parse(path: Path, number: int, line: str) -> Any:
     )  # fmt: skip
 
 
-def _shown(output: RequestOutput) -> str:
-    return "" if output.prompt is None else output.prompt
+def _shown(output: RequestOutput, as_text: bool) -> str:
+    if not as_text:
+        return " ".join(map(str, output.outputs[0].token_ids))
+    return (output.prompt or "") + output.outputs[0].text
 
 
 def _as_dict(output: RequestOutput) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import json
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -25,6 +26,9 @@ MemoryLimit = Annotated[
     typer.Option(
         metavar="BYTES|GiB", help="Most memory for this process, such as 4GiB; the KV cache gets what is left."
     ),
+]
+Tokenizer = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Directory with the tokenizer.json to use instead of the model's.")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists, once the new one is complete.")]
 

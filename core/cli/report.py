@@ -25,8 +25,7 @@ class Lines:
         pass
 
     def finish(self, note: str) -> None:
-        line = f"{self.name:<14} {_seconds(time.monotonic() - self.began):>8}  {note}".rstrip()
-        print(line, file=self.stream, flush=True)
+        step_line(self.name, time.monotonic() - self.began, note, self.stream)
 
 
 class Bars:
@@ -115,6 +114,11 @@ def peak_memory() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def step_line(name: str, took: float, note: str, stream: IO[str]) -> None:
+    """The line of a finished step; ``took`` is in seconds."""
+    print(f"{name:<14} {_seconds(took):>8}  {note}".rstrip(), file=stream, flush=True)
 
 
 def _seconds(value: float) -> str:

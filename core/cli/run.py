@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bestiary.core.cli.options import Building, Json, MemoryLimit, Sampling, print_json, spread
+from bestiary.core.cli.options import Building, Json, MemoryLimit, Sampling, Tokenizer, print_json, spread
 
 
 @spread
@@ -22,6 +22,7 @@ def run(
     sampling: Sampling,
     building: Building,
     memory_limit: MemoryLimit = None,
+    tokenizer: Tokenizer = None,
     json: Json = False,
 ) -> None:
     """Convert, verify, build and generate, reusing what the cache holds."""
@@ -32,17 +33,29 @@ def run(
     from bestiary.core.errors import UsageError
     from bestiary.core.opening import check_built
     from bestiary.core.prepare import prepare
+    from bestiary.core.text.tokenizer import tokenizer_file
 
     session, params, options = session_of(ctx), sampling.params(), building.options()
     if prompt is None and not sys.stdin.isatty():
         prompt = sys.stdin.read().strip()
         if not prompt:
             raise UsageError("E-CLI-PROMPT", "PROMPT", "neither an argument nor anything on stdin")
+    if tokenizer is not None:
+        tokenizer_file(tokenizer)
     with progress(silent=json) as steps:
-        engine = prepare(model, host=session.host, options=options, convert_dtype=convert_dtype, progress=steps)
+        engine = prepare(
+            model,
+            host=session.host,
+            options=options,
+            convert_dtype=convert_dtype,
+            needs_tokenizer=tokenizer is None,
+            progress=steps,
+        )
         check_built(engine, building.said())
-        with answer.open_llm(engine, session, steps, memory_limit=memory_limit, **building.at_load()) as llm:
-            templated = not raw and answer.has_chat_template(engine)
+        with answer.open_llm(
+            engine, session, steps, tokenizer=tokenizer, memory_limit=memory_limit, **building.at_load()
+        ) as llm:
+            templated = not raw and answer.has_chat_template(*([tokenizer] if tokenizer else []), engine)
             if prompt is None:
                 converse(llm, params, system=system, json=json)
                 return

@@ -77,7 +77,7 @@ def build(
     model = host.model(manifest.model)
     check_names(model, manifest.model_format)
     config = parse_config(model, manifest.config)
-    with step(progress, "trace") as note:
+    with step(progress, "build: trace") as note:
         # The plan is made for the first tensor-parallel rank of each stage; the others' calls look the same.
         places = [
             Place(Ranks(0, options.tensor_parallel), Ranks(stage, options.pipeline_parallel))

@@ -56,7 +56,7 @@ class MemoryCap:
         Raises:
             ConfigError: the limit does not hold one longest sequence; with the arithmetic.
         """
-        if isinstance(asked, bool) or not isinstance(asked, (int, float)) or asked <= 0:
+        if not says_memory(asked):
             return asked  # refused where it is used
         device = self.planner.network.target.device
         if self.limit is None:
@@ -76,3 +76,10 @@ class MemoryCap:
         """Take the memory of the largest step's activations; growing to it later would hold the old and the new."""
         if self.limit is not None:
             program.reserve(self.planner.network.limits)
+
+
+def says_memory(asked: object) -> bool:
+    """Whether it is what ``kv_cache_memory`` may be: a fraction of the free memory up to 1, or an integer of bytes."""
+    if isinstance(asked, float):
+        return 0 < asked <= 1
+    return isinstance(asked, int) and not isinstance(asked, bool) and asked > 0

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import TypeVar
 
+from packaging.utils import canonicalize_name
+
 from bestiary.core.errors import PluginError
 from bestiary.core.plugins import loading, select
 from bestiary.core.plugins.discover import Candidate, given, installed
@@ -75,7 +77,8 @@ class PluginHost:
             host._demand(candidate)
         if strict:
             host._raise_first_failure()
-        host._check_preferences(prefer or {})
+        # One may also be for a whole plugin (two distributions, one entry-point name): it was used while sifting.
+        host._registry.check_preferences(prefer or {}, [record.origin for record in host._records])
         return host
 
     def _load(self, candidate: Candidate, *, raising: bool) -> None:
@@ -106,16 +109,9 @@ class PluginHost:
             if record.error is not None:
                 raise record.error
 
-    def _check_preferences(self, prefer: Mapping[str, str]) -> None:
-        # A preference for a whole plugin (two distributions, one entry-point name) was used while sifting.
-        entry_names = {record.origin.plugin for record in self._records}
-        self._registry.check_preferences(tuple(name for name in prefer if name not in entry_names))
-
     def model(self, name: str) -> Model:
         """The model family of this name, as in a checkpoint's manifest."""
-        return self._need(
-            Model, "model", name, f"install the plugin that brings it: pip install bestiary-{_safe(name)}"
-        )
+        return self._model("model", name, f"model {name!r}", name)
 
     def model_for_architecture(self, architecture: str, *, model_type: str | None = None) -> Model:
         """The model family that serves a name in ``config.json``'s ``architectures``.
@@ -127,11 +123,25 @@ class PluginHost:
             PluginError: no plugin has it (the hint lists those installed), or several do.
         """
         family = _safe(model_type or re.sub(r"For[A-Z]\w*$", "", architecture).lower())
-        return self._need(Model, "architecture", architecture, f"pip install bestiary-{family}")
+        return self._model("architecture", architecture, "config.json, field architectures", family)
 
     def model_for_gguf(self, architecture: str) -> Model:
         """The model family that serves a GGUF file's ``general.architecture``."""
-        return self._need(Model, "gguf architecture", architecture, f"pip install bestiary-{_safe(architecture)}")
+        return self._model("gguf architecture", architecture, "key general.architecture", architecture)
+
+    def _model(self, what: str, name: str, subject: str, family: str) -> Model:
+        return self._need(Model, what, name, self._advice(f"bestiary-{_safe(family)}"), subject=subject)
+
+    def _advice(self, package: str) -> str:
+        """How to get a family that the distribution ``package`` should bring; it may be here and lack it."""
+        for record in self._records:
+            if record.origin.distribution == canonicalize_name(package):
+                have = f"{package} {record.origin.version} is installed"
+                if record.state != "loaded":
+                    return f"{have} and not loaded: {record.reason}"
+                upgrade = f"pip install --upgrade {package}"
+                return f"{have} and does not have it: look for a newer one ({upgrade}) or for another plugin"
+        return f"pip install {package}"
 
     def op(self, name: str) -> Op:
         """The op of this name."""
@@ -224,16 +234,23 @@ class PluginHost:
     def _all(self, kind: type[D], *, strict: bool = True) -> tuple[D, ...]:
         return self._registry.all(kind, strict=strict)
 
-    def _need(self, kind: type[D], what: str, name: str, hint: str = "") -> D:
+    def _need(self, kind: type[D], what: str, name: str, hint: str = "", *, subject: str = "") -> D:
         found = self._registry.find(what, name)
         if isinstance(found, kind):
             return found
         failed = self.failures()
         advice = [hint] if hint else []
-        advice.append(f"installed: {', '.join(self._registry.names(what)) or 'none'}")
+        known = ", ".join(self._registry.names(what)) or "none"
         advice += [f"plugin {one.origin.plugin} ({one.origin}) might, but: {one.reason}" for one in failed]
         code = "E-PLG-" + what.upper().replace(" ", "-")
-        error = PluginError(code, f"{what} {name!r}", "no loaded plugin provides it", hint="; ".join(advice))
+        error = PluginError(
+            code,
+            subject or f"{what} {name!r}",
+            "no loaded plugin provides it",
+            found=repr(name)[:80] if subject else None,
+            expected=f"an installed {what} ({known})",
+            hint="; ".join(advice),
+        )
         raise error from (failed[0].error if failed else None)
 
 

@@ -81,19 +81,21 @@ class Registry:
                 found.append(Conflict(what, name, tuple(self._origins[id(one)] for one in claimants), decided))
         return tuple(found)
 
-    def check_preferences(self, names: Sequence[str]) -> None:
-        """Raises UsageError for a preference that decides nothing: nobody claims the name, or not from there."""
-        for name in names:
-            distribution = self.prefer[name]
+    def check_preferences(self, prefer: Mapping[str, str], plugins: Sequence[Origin]) -> None:
+        """Raises UsageError for a preference that decides nothing: nobody has the name, or not from there.
+
+        Args:
+            plugins: all that are installed; a name may also be a plugin's own.
+        """
+        for name, distribution in prefer.items():
             claimants = [one for (_, known), ones in self._claims.items() if known == name for one in ones]
-            origins = sorted({self._origins[id(one)].distribution for one in claimants})
+            origins = [self._origins[id(one)] for one in claimants] + [one for one in plugins if one.plugin == name]
             subject = f"--prefer {name}={distribution}"
-            if not claimants:
+            if not origins:
                 raise UsageError("E-PLG-PREFER", subject, f"no loaded plugin claims the name {name!r}")
-            if not any(matches(distribution, self._origins[id(one)]) for one in claimants):
-                raise UsageError(
-                    "E-PLG-PREFER", subject, "that distribution does not claim it", expected=" or ".join(origins)
-                )
+            if not any(matches(distribution, one) for one in origins):
+                known = " or ".join(sorted({one.distribution for one in origins}))
+                raise UsageError("E-PLG-PREFER", subject, "that distribution does not claim it", expected=known)
 
     def _usable(self, descriptor: Any, strict: bool) -> bool:
         for what, name in BY_TYPE[type(descriptor)].claims(descriptor):

@@ -28,6 +28,8 @@ log = logging.getLogger("bestiary.plan")
 #: Kernels are asked what they support, and measured, at these numbers of rows; an answer holds for fewer rows too, down
 #: to the one before, and the last for all larger ones.
 ROWS = (1, 8, 64, 512)
+# Ops that an error names.
+_SHOWN = 6
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,14 @@ def check_overrides(overrides: Mapping[str, str], host: PluginHost, *, determini
     for op, name in overrides.items():
         ops = [one.name for one in host.ops()]
         if op != "*" and op not in ops:
-            near = difflib.get_close_matches(op, ops, n=3) or sorted(ops)
+            near = difflib.get_close_matches(op, ops, n=3)
             raise ConfigError(
-                "E-KERNEL-NAME", f"kernel {op}={name}", "no such op", found=op, expected=" or ".join(near)
+                "E-KERNEL-NAME",
+                f"kernel {op}={name}",
+                "no such op",
+                found=op,
+                expected=f"one of the {len(ops)} ops: {', '.join(sorted(ops)[:_SHOWN])}, …",
+                hint=f"did you mean {' or '.join(near)}? bestiary kernels lists them all" if near else None,
             )
         known = sorted({REFERENCE, *(kernel.name for kernel in host.kernels(None if op == "*" else op))})
         if name not in known:

@@ -60,7 +60,7 @@ class Tuner:
                 if name not in plan.choices:
                     distinct.setdefault(name, instruction)
                 plan.counts[name] = plan.counts.get(name, 0) + 1
-        progress.start("bind kernels", len(distinct), "calls")
+        progress.start("build: kernels", len(distinct), "calls")
         for name, instruction in distinct.items():
             plan.choices[name] = self._choices(program, instruction, limits)
             progress.advance(1)

@@ -87,6 +87,11 @@ class ChatTemplate:
             found = next((each.get("template") for each in found if each.get("name") == "default"), None)
         return cls(found, special_tokens) if isinstance(found, str) else None
 
+    @classmethod
+    def find(cls, directories: Sequence[Path], special_tokens: Mapping[str, str]) -> ChatTemplate | None:
+        """The template of the first directory that has one."""
+        return next((found for each in directories if (found := cls.load(each, special_tokens)) is not None), None)
+
     def render(
         self,
         messages: Sequence[Message],

@@ -13,9 +13,37 @@ from bestiary.core.text.files import read_json
 from bestiary.core.text.token_bytes import token_bytes
 
 MAX_TOKENIZER_BYTES: Final = 128 * 2**20
+MAIN: Final = "tokenizer.json"
 # Prompt tokens before a continuation that decide about a space at its beginning.
 _CONTEXT = 6
 _SPECIAL: Final = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
+
+
+def has_tokenizer(directory: Path) -> bool:
+    """Whether there is a tokenizer.json."""
+    return (directory / MAIN).is_file()
+
+
+def tokenizer_file(directory: Path) -> Path:
+    """The tokenizer.json of a model, checkpoint or engine directory.
+
+    Raises:
+        MissingInputError: there is none, or not even the directory, which is named as it was given.
+    """
+    if has_tokenizer(directory):
+        return directory / MAIN
+    if not directory.is_dir():
+        hint = f"name a directory that holds a {MAIN}"
+        raise MissingInputError("E-TEXT-MISSING", f"tokenizer {directory}", "no such directory", hint=hint)
+    raise no_tokenizer(directory.resolve().name)
+
+
+def no_tokenizer(model: str) -> MissingInputError:
+    """The error for a model that came without a tokenizer, where one is needed."""
+    hint = (
+        "name a directory that has one (tokenizer=…, --tokenizer), or use token ids (tokenizer=None, bestiary generate)"
+    )
+    return MissingInputError("E-TEXT-MISSING", f"{model}/{MAIN}", "the model has no tokenizer", hint=hint)
 
 
 class Tokenizer:
@@ -45,19 +73,16 @@ class Tokenizer:
             MissingInputError: there is no tokenizer.json.
             DataError: it can't be read.
         """
-        path = directory / "tokenizer.json"
-        if not path.is_file():
-            hint = "convert the model again with its tokenizer, name another with tokenizer=…, or pass token ids"
-            raise MissingInputError("E-TEXT-MISSING", "tokenizer.json", "the model has no tokenizer", hint=hint)
+        path = tokenizer_file(directory)
         size = path.stat().st_size
         if size > MAX_TOKENIZER_BYTES:
             expected = f"at most {MAX_TOKENIZER_BYTES}"
-            raise DataError("E-TEXT-SIZE", "tokenizer.json", "too large", found=f"{size} bytes", expected=expected)
+            raise DataError("E-TEXT-SIZE", MAIN, "too large", found=f"{size} bytes", expected=expected)
         config = {**read_json(directory / "special_tokens_map.json"), **read_json(directory / "tokenizer_config.json")}
         try:
             backend = RustTokenizer.from_file(str(path))
         except Exception as error:  # the library raises a plain Exception
-            raise DataError("E-TEXT-TOKENIZER", "tokenizer.json", "not a tokenizer", found=str(error)[:200]) from error
+            raise DataError("E-TEXT-TOKENIZER", MAIN, "not a tokenizer", found=str(error)[:200]) from error
         backend.no_truncation()
         backend.no_padding()
         return cls(backend, config)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -24,6 +25,7 @@ class FakeLLM:
 
     asked: ClassVar[list] = []
     fails: BaseException | None = None
+    tokenizer = object()
 
     def __init__(self, engine, **options):
         FakeLLM.made = (engine, options)
@@ -68,6 +70,7 @@ def engine(tmp_path):
     folder = tmp_path / "engine"
     folder.mkdir()
     (folder / "engine.json").write_text("{}")
+    (folder / "tokenizer.json").write_text("{}")
     return folder
 
 
@@ -86,6 +89,12 @@ def test_run_streams_the_answer_to_stdout_and_its_cost_to_stderr(engine, capsys)
     printed = capsys.readouterr()
     assert printed.out == "You said hello.\n"
     assert all(word in printed.err for word in ("tokens/s", "time to first token", "peak memory"))
+
+
+def test_run_reports_the_answer_as_its_last_step(engine, capsys):
+    assert invoke(["run", str(engine), "hello"]) == 0
+    first = capsys.readouterr().err.splitlines()[0]
+    assert re.fullmatch(r"generate {7} *[\d.]+ m?s  4 tokens", first)
 
 
 def test_run_applies_the_chat_template_of_a_chat_model(chat_engine):

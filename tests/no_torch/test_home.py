@@ -186,6 +186,7 @@ def test_a_directory_of_ggufs_lists_them(tmp_path, host):
         ("RepositoryNotFoundError", "E-HUB-NOT-FOUND"),
         ("GatedRepoError", "E-HUB-GATED"),
         ("ConnectError", "E-HUB-OFFLINE"),
+        ("LocalEntryNotFoundError", "E-HUB-OFFLINE"),
     ],
 )
 def test_what_the_hub_says_becomes_one_sentence(monkeypatch, name, code):
@@ -198,6 +199,7 @@ def test_what_the_hub_says_becomes_one_sentence(monkeypatch, name, code):
     with pytest.raises(MissingInputError) as caught:
         fetch("org/name", Steps())
     assert caught.value.code == code and caught.value.exit_status == 66
+    assert name not in str(caught.value)
 
 
 def test_the_hub_is_asked_for_weights_that_can_be_read_only(monkeypatch, tmp_path):

@@ -1,5 +1,6 @@
 """Which plugins are loaded: version ranges, the allow list, rival names, an exact list for children, loose modules."""
 
+import re
 import sys
 from types import ModuleType
 
@@ -179,6 +180,7 @@ def test_every_kind_of_name_knows_conflicts(site, kind):
     [
         pytest.param({"NoSuchName": "fake-one"}, "no loaded plugin claims", id="unclaimed name"),
         pytest.param({"FakeForCausalLM": "nobody"}, "does not claim it.*fake-one", id="another distribution"),
+        pytest.param({"one": "nobody"}, "does not claim it.*fake-one", id="another distribution for a plugin"),
     ],
 )
 def test_a_preference_that_decides_nothing_is_refused(site, prefer, said):
@@ -256,7 +258,29 @@ def test_an_unknown_architecture_names_the_pip_line_and_what_is_installed(site):
     with pytest.raises(PluginError) as caught:
         PluginHost.load().model_for_architecture("Qwen3MoeForCausalLM", model_type="qwen3_moe")
     assert caught.value.code == "E-PLG-ARCHITECTURE"
-    assert "pip install bestiary-qwen3-moe" in str(caught.value) and "FakeForCausalLM" in str(caught.value)
+    error = caught.value
+    assert (error.subject, error.found) == ("config.json, field architectures", "'Qwen3MoeForCausalLM'")
+    assert error.expected is not None and re.match(r"an installed architecture \(.*FakeForCausalLM", error.expected)
+    assert error.hint == "pip install bestiary-qwen3-moe"
+
+
+@pytest.mark.parametrize(
+    ("allowed", "said"),
+    [
+        pytest.param("family", "1.5 is installed and does not have it: look for a newer one", id="loaded"),
+        pytest.param("", "1.5 is installed and not loaded: not named in BESTIARY_PLUGINS", id="skipped"),
+    ],
+)
+def test_a_package_that_is_here_and_lacks_the_architecture_is_not_to_be_installed_again(
+    site, monkeypatch, allowed, said
+):
+    site.module("fake_family", ARCHITECTURE.format(name="family"))
+    site.dist("bestiary-family", {"family": "fake_family"}, version="1.5", first=True)
+    monkeypatch.setenv("BESTIARY_PLUGINS", allowed)
+    with pytest.raises(PluginError) as caught:
+        PluginHost.load().model_for_architecture("FakeForTokenClassification", model_type="family")
+    hint = caught.value.hint or ""
+    assert hint.startswith(f"bestiary-family {said}") and "pip install bestiary-family" not in hint
 
 
 def test_a_hostile_model_type_does_not_reach_the_pip_line(site):

@@ -1,4 +1,4 @@
-"""No engine comes of a checkpoint that differs from its digests, and what was just verified is not read twice."""
+"""Nothing is made of a checkpoint that differs from its digests, and what was just verified is not read twice."""
 
 from __future__ import annotations
 
@@ -53,6 +53,12 @@ def test_bestiary_build_refuses_it(damaged: Path, tmp_path: Path, capsys: pytest
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ckpt", "hf"]
 
 
+def test_bestiary_export_refuses_it(damaged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke(["export", str(damaged), str(tmp_path / "back")]) == 65
+    assert f"bestiary: {WEIGHTS}: differs from the manifest; found sha256 " in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ckpt", "hf"]
+
+
 def test_llm_refuses_it(damaged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BESTIARY_HOME", str(tmp_path / "home"))
     with pytest.raises(DataError, match=f"^{WEIGHTS}: differs from the manifest"):
@@ -67,6 +73,7 @@ def test_a_conversion_is_verified_once_and_again_when_a_later_build_takes_it_fro
     home, steps = Home(tmp_path / "home"), Steps()
     options = BuildOptions(device="cpu", max_batch_size=2, max_num_tokens=32)
     prepare(tmp_path / "hf", host=host, options=options, progress=steps, home=home)
+    assert steps.names[-4:] == ["convert", "verify", "build: trace", "build: kernels"]
     assert steps.names.count("verify") == 1
     (checkpoint,) = (entry.path for entry in home.entries() if entry.kind == "checkpoints")
     flip(checkpoint / WEIGHTS)

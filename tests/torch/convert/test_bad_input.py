@@ -17,6 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from bestiary import BestiaryError
 from bestiary.converters.convert import convert
+from bestiary.converters.write import check_place
+from bestiary.core.errors import OutputError
 from bestiary.core.plugins import PluginHost
 
 Spoil = Callable[[Path], object]
@@ -114,7 +116,7 @@ CASES: dict[str, tuple[Spoil, str, int]] = {
     "config nested deeply": (text("config.json", '{"a":' * 50_000), "config.json: is nested too deeply", 78),
     "architecture unknown": (
         config(architectures=["FooForCausalLM"], model_type="foo"),
-        "FooForCausalLM.*pip install bestiary-foo.*LlamaForCausalLM",
+        r"^config\.json, field architectures: .*found 'FooForCausalLM', expected .*LlamaForCausalLM.*pip install bestiary-foo",
         69,
     ),
     "architectures missing": (config(architectures=None), "field architectures", 78),
@@ -255,6 +257,22 @@ def test_a_missing_source_is_missing_input(host: PluginHost, tmp_path: Path) -> 
     with pytest.raises(BestiaryError, match="gone: is not there") as error:
         convert(tmp_path / "gone", tmp_path / "ckpt", host=host)
     assert error.value.exit_status == 66
+
+
+def test_a_target_in_around_or_at_the_source_says_which(
+    llama: Callable[..., Path], host: PluginHost, tmp_path: Path
+) -> None:
+    source = llama()
+    for target, said in (
+        (source, "source: is the input itself"),
+        (source / "sub", "sub: lies in the input, source"),
+        (tmp_path, f"{tmp_path.name}: holds the input, source"),
+    ):
+        with pytest.raises(OutputError, match=f"^{said}"):
+            check_place(source, target)
+    with pytest.raises(OutputError, match="lies in the input"):
+        convert(source, source / "sub", host=host)
+    assert not (source / "sub").exists()
 
 
 def test_a_file_of_no_known_format_names_the_known_ones(host: PluginHost, tmp_path: Path) -> None:

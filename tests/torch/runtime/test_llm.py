@@ -281,6 +281,22 @@ def test_a_closed_engine_says_so(make):
     assert [piece.finish_reason for piece in stream] == ["abort"]
 
 
+@pytest.mark.parametrize("memory", [2.0, 1e9, 0.0, -1, True, "half", float("nan")])
+@pytest.mark.parametrize("limit", [None, "64GiB"])
+def test_the_cache_takes_a_fraction_or_an_integer_of_bytes(make, memory, limit):
+    with pytest.raises(ConfigError, match="is neither a fraction of the free memory nor"):
+        make(kv_cache_memory=memory, memory_limit=limit)
+
+
+def test_values_of_the_wrong_type_are_named(llm, make):
+    with pytest.raises(UsageError, match=r"^text: of the wrong type; found 5, expected a string"):
+        llm.encode(5)
+    with pytest.raises(UsageError, match=r"^model: of the wrong type; found None, expected a path"):
+        LLM(None)
+    with pytest.raises(UsageError, match=r"^tokenizer: of the wrong type; found 5"):
+        make(tokenizer=5)
+
+
 def test_an_unknown_quantization_lists_what_is_there(tmp_path):
     with pytest.raises(ConfigError, match=r"quantization.*int3"):
         LLM(tmp_path, weights="random", tokenizer=None, quantization="int3")
