@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-#: Keys of decodes that are gathered at a time: they stay in the processor's cache.
+#: Keys that a processor widens at a time: they stay in its cache, and the allocator keeps their memory.
 GATHERED_BYTES: Final = 2**21
 
 
@@ -154,11 +154,10 @@ def _sequence(
         behind = behind - torch.arange(oldest, length, device=q.device)
         mask = behind >= 0 if window is None else (behind >= 0) & (behind < window)
     keys, values = (cache.index_select(0, blocks).flatten(0, 1)[visible] for cache in (k_cache, v_cache))
-    mixed, kv_heads = torch.empty_like(q), keys.shape[1]
-    at_a_time = (
-        max(1, GATHERED_BYTES // (len(keys) * keys.shape[2] * q.element_size())) if q.device.type == "cpu" else kv_heads
-    )
-    per_head = q.shape[1] // kv_heads
+    at_a_time = kv_heads = keys.shape[1]
+    if q.device.type == "cpu":  # few heads, so that what is widened for them stays in the cache
+        at_a_time = max(1, GATHERED_BYTES // (len(keys) * keys.shape[2] * q.element_size()))
+    mixed, per_head = q.new_empty(*q.shape[:2], values.shape[2]), q.shape[1] // kv_heads
     for first in range(0, kv_heads, at_a_time):
         chosen, queries = slice(first, first + at_a_time), slice(first * per_head, (first + at_a_time) * per_head)
         mixed[:, queries] = F.scaled_dot_product_attention(
