@@ -40,6 +40,10 @@ class DecodeGraphs:
         self._known: dict[Sizes, tuple[Callable[[], None], Mapping[str, Tensor]]] = {}
         self._usable = bool(inputs.store.groups) and program.graph_safe
 
+    def __len__(self) -> int:
+        """How many are recorded."""
+        return len(self._known)
+
     def forward(self, step: StepMessage) -> dict[str, Tensor] | None:
         """The outputs of a step that only decodes; None where it must run as a list of calls."""
         count = len(step.slots)

@@ -20,6 +20,11 @@ class Runner:
     def __init__(self, program: StepProgram, inputs: StepInputs, graphs: DecodeGraphs | None = None) -> None:
         self.program, self.inputs, self._graphs = program, inputs, graphs
 
+    @property
+    def num_graphs(self) -> int:
+        """Graphs recorded so far."""
+        return 0 if self._graphs is None else len(self._graphs)
+
     def forward(self, step: StepMessage) -> dict[str, Tensor]:
         """``logits`` ``[R, vocabulary]`` fp32 of the step's rows, in order, and every tap, by name. The next call overwrites
         them."""

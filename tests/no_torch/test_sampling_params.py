@@ -263,6 +263,8 @@ BEAM_BAD = {
     "early_stopping": ["always", 1, None],
     "ignore_eos": [1, None],
     "stop_token_ids": [5, [-1], [1.0], [1] * 1025],
+    "cache_salt": ["", "x" * 257, 5],
+    "priority": [1.5, "1", 2**31, None],
 }
 
 
