@@ -28,7 +28,7 @@ test-slow: $(VENV)/dev-ready
 test-gpu:
 	$(GPU_PYTHON) -m pytest -m gpu tests/gpu $(ARGS)
 
-# Random programs against the scheduler, and a quarter as many against LLM, others each time; a failure says how to repeat it.
+# Random programs against the scheduler, and as many against LLM, others each time; a failure says how to repeat it.
 PROGRAMS ?= 2000
 fuzz: $(VENV)/dev-ready
 	BESTIARY_FUZZ=$(PROGRAMS) $(BIN)/python -m pytest --hypothesis-show-statistics $(ARGS) \

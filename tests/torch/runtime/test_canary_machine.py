@@ -1,4 +1,7 @@
-"""Random programs against LLM itself, on the canary: batches, streams and futures that come, stay, leave and break."""
+"""Random programs against LLM itself, on the canary: batches and streams that come, stay, leave and are preempted.
+
+The accounting is checked after every step, and what is free is broken after every one.
+"""
 
 from __future__ import annotations
 
@@ -55,6 +58,14 @@ class Programs(RuleBasedStateMachine):
         self.loop = self.llm._driver.loop
         self.loop.executor.overlaps = overlaps
         self.loop.scheduler.pace.chunk = lambda: 5
+        ordinary = self.loop.step
+
+        def step():
+            ended = ordinary()
+            self.check()
+            return ended
+
+        self.loop.step = step
         self.streams = []
 
     def params(self, output, **said):
@@ -152,7 +163,7 @@ class Programs(RuleBasedStateMachine):
 
 TestPrograms = Programs.TestCase
 TestPrograms.settings = settings(
-    max_examples=PROGRAMS // 4 or 12,
+    max_examples=PROGRAMS or 12,
     stateful_step_count=20,
     deadline=None,
     derandomize=not PROGRAMS,
