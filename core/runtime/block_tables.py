@@ -209,7 +209,6 @@ class BlockTables:
                     pool.forget(block)
                     if pool.refs[block] == 1:
                         self._changes[g].scrub(block)
-        request.reusable = False
         self.release(request, 0, 0)
 
     def reset(self, running: Iterable[Request]) -> None:

@@ -255,14 +255,21 @@ class EngineLoop:
             request.finish_reason, request.stop_reason = "error", reason
 
     def _fail(self, batch: Batch, error: BaseException) -> None:
-        """A step failed: its requests end, and what they stored is not trusted."""
+        """A step failed: its requests end, and what they stored is not trusted. If there was no memory for it, they are
+        computed again in smaller steps instead, as long as steps can be made smaller."""
         log.error("step %d failed: %s", batch.number, error, exc_info=error)
         reason = f"{type(error).__name__}: {error}"
+        again = _out_of_memory(error) and self.executor.failure is None and self.scheduler.retreat()
+        if again:
+            log.warning("steps have at most %d tokens from now on", self.scheduler.max_num_tokens)
         owners = [self.scheduler.slots.requests[slot] for slot in batch.slots.tolist()]
         of_step = [request for request in owners if request is not None]
         of_step += [segment.request for segment in batch.segments]
         for request in dict.fromkeys(of_step):
-            self._finish(request, "error", reason, trusted=False)
+            if again:
+                self.scheduler.repeat(request)
+            else:
+                self._finish(request, "error", reason, trusted=False)
         self._landed_at = None
 
     def _bury(self) -> None:
@@ -301,6 +308,11 @@ class EngineLoop:
         if self._answers.end(request, now):
             self._restrictions.drop(request)
             self.meters.ended(request)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Of the host or a device; torch's own class is known by its name, since nothing here knows torch."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
 def _broken(error: BaseException) -> EngineError:

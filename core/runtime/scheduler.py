@@ -248,9 +248,20 @@ class Scheduler:
         _insert(self.running, request)
         _insert(self._prompts, request)
 
-    def _preempt(self, request: Request) -> None:
+    def retreat(self) -> bool:
+        """Steps are too large for the device: halve the tokens that one may have; False if that can't be done any more."""
+        smaller = max(self.max_batch_size, self.max_num_tokens // 2)
+        done, self.max_num_tokens = smaller < self.max_num_tokens, smaller
+        return done
+
+    def repeat(self, request: Request) -> None:
+        """The step that a request was in did not run: compute it anew."""
+        if request.state is State.RUNNING:
+            self._preempt(request, trusted=False)
+
+    def _preempt(self, request: Request, trusted: bool = True) -> None:
         """Take a running request's blocks; it waits, at its rank, to be computed anew."""
-        self._withdraw(request)
+        self._withdraw(request, trusted)
         request.preemptions += 1
         request.prompt_step = 0
         self.num_preemptions += 1

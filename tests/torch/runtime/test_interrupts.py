@@ -10,6 +10,7 @@ import threading
 
 import canary_model
 import pytest
+import torch
 from canary import VOCAB, alone
 
 from bestiary import LLM, EngineError, SamplingParams
@@ -133,3 +134,24 @@ def test_an_answer_dropped_after_its_event_loop_is_aborted(llm):
             break
         threading.Event().wait(0.01)
     assert llm.stats().running == llm.stats().blocks_used == 0
+
+
+@pytest.mark.parametrize("error", [MemoryError, torch.OutOfMemoryError])
+def test_steps_without_memory_are_repeated_smaller(llm, monkeypatch, error):
+    worker = llm._driver.loop.executor.worker
+    ordinary = worker.forward
+
+    def forward(step):
+        if step.num_tokens > 10:
+            raise error("too many tokens")
+        ordinary(step)
+
+    monkeypatch.setattr(worker, "forward", forward)
+    assert tokens(llm.generate(PROMPTS, greedy(), use_tqdm=False)) == EXPECTED
+    assert llm._driver.loop.scheduler.max_num_tokens == 8
+    llm._driver.loop.scheduler.check()
+    monkeypatch.setattr(worker, "forward", lambda step: (_ for _ in ()).throw(error("not even one")))
+    outs = llm.generate(PROMPTS, greedy(), use_tqdm=False)
+    assert all(error.__name__ in out.outputs[0].stop_reason for out in outs), "there is an end to it"
+    monkeypatch.setattr(worker, "forward", ordinary)
+    assert tokens(llm.generate(PROMPTS, greedy(), use_tqdm=False)) == EXPECTED
