@@ -39,6 +39,8 @@ def recognise(model: str | Path, host: PluginHost) -> Source:
     if path.is_dir():
         return _directory(path, host)
     if path.is_file():
+        # What the user names himself may be a link to anywhere; the rule against links is for names found inside a model.
+        path = path.resolve()
         return _file(path, host)
     text = str(model)
     if _looks_like_path(text):
