@@ -15,11 +15,17 @@ def rows(count, ties=False):
     return made.round() if ties else made
 
 
+def limited(x, k, p):
+    """As the sampler calls it."""
+    ks, ps = torch.full((len(x),), k), torch.full((len(x),), p, dtype=torch.float64)
+    return rows_of.keep_top_rows(x, ks, ps, rows_of.Limits.of([(k, p)] * len(x)))
+
+
 FUNCTIONS = {
     "log_probabilities": log_probabilities,
     "largest": lambda x: torch.cat(largest(x, 20), 1),
-    "keep_top": lambda x: rows_of.keep_top(x, [50] * len(x), [0.9] * len(x)),
-    "top_p of many": lambda x: rows_of.keep_top(x / 9, [-1] * len(x), [0.95] * len(x)),
+    "keep_top": lambda x: limited(x, 50, 0.9),
+    "top_p of many": lambda x: limited(x / 9, -1, 0.95),
     "likeliest": lambda x: rows_of.likeliest(x).unsqueeze(1),
 }
 
