@@ -50,12 +50,12 @@ class Checkpoint:
         return cls(directory, manifest, weights)
 
 
-def check_sizes(directory: Path, manifest: Manifest) -> None:
-    """Every listed file is there and has its size: what can be checked without reading data."""
+def check_sizes(directory: Path, manifest: Manifest, listed_in: str = NAME) -> None:
+    """Every file that ``listed_in`` lists is there and has its size: what can be checked without reading data."""
     missing = [name for name in manifest.files if not (directory / name).is_file()]
     if missing:
         names = ", ".join(missing[:10]) + (", …" if len(missing) > 10 else "")
-        raise MissingInputError("E-CKPT-MISSING", NAME, f"lists {len(missing)} files that are not there: {names}")
+        raise MissingInputError("E-CKPT-MISSING", listed_in, f"lists {len(missing)} files that are not there: {names}")
     for name, digest in manifest.files.items():
         size = (directory / name).stat().st_size
         if size != digest.size:

@@ -52,7 +52,7 @@ def verify(directory: Path, *, host: PluginHost, progress: Progress | None = Non
     """
     progress = progress or Silent()
     kind, manifest = _manifest(directory)
-    check_sizes(directory, manifest)
+    check_sizes(directory, manifest, f"{'engine' if kind == 'engine' else 'bestiary'}.json")
     weights = Weights.open(directory)
     model = host.model(manifest.model)
     check_names(model, manifest.model_format)

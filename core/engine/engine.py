@@ -66,7 +66,7 @@ class EngineManifest:
             if not isinstance(raw.get(field), dict):
                 raise DataError("E-ENGINE-MANIFEST", f"{NAME}, field {field}", "is missing or no object")
         manifest = Manifest.parse(raw["checkpoint"], NAME)
-        check_sizes(directory, manifest)
+        check_sizes(directory, manifest, NAME)
         return cls(manifest, _options(raw["options"]), raw["lock"])
 
 
