@@ -65,7 +65,7 @@ class OpDeclaration(Generic[P, R]):
     ) -> None:
         self.name, self.reference, self.inputs = name, function, inputs
         self.tolerances, self.mutates, self.fake = tolerances, mutates, fake or function
-        self.signature = inspect.signature(function)
+        self.signature = self.__signature__ = inspect.signature(function)
         self.parameters = tuple(self.signature.parameters)
         self.results = _count_results(name, function)
         self.__doc__, self.__name__, self.__module__ = function.__doc__, name, function.__module__
