@@ -41,7 +41,9 @@ def breaks(old: str, new: str, changelog: str, version: Version) -> list[str]:
         if since is None:
             found.append(f"{name} is gone, and the changelog never deprecated it")
         elif since.version[0] == version[0] and version[1] - since.version[1] < NOTICE:
-            found.append(f"{name} is gone {version[1] - since.version[1]} minor versions after its deprecation, not {NOTICE}")
+            found.append(
+                f"{name} is gone {version[1] - since.version[1]} minor versions after its deprecation, not {NOTICE}"
+            )
     for name in before.keys() & now.keys():
         found += [f"{name}: {problem}" for problem in incompatible(before[name], now[name])]
     entries = changelog_since(changelog, lowest=version)
@@ -105,7 +107,9 @@ def _positional(arguments: ast.arguments) -> list[str]:
 
 def _required(arguments: ast.arguments) -> set[str]:
     names = _positional(arguments)
-    named = {one.arg for one, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True) if default is None}
+    named = {
+        one.arg for one, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True) if default is None
+    }
     return set(names[: len(names) - len(arguments.defaults)]) | named
 
 
