@@ -16,9 +16,9 @@ _ARCHITECTURES = ("sm_90", "sm_100")
 
 
 def moe_route(call: Call) -> int:
-    """The logits in fp32, ordered, with their indices, and what ordering them takes; the scores."""
+    """The logits in fp32 and ordered, their indices, and the scores."""
     tokens, experts = call.arguments["logits"].shape
-    return tokens * (experts * (4 * _WIDE + 3 * _INDEX) + 4 * _WIDE * call.arguments["top_k"]) + 64 * _WIDE * experts
+    return tokens * (experts * (2 * _WIDE + 2 * _INDEX) + 6 * _WIDE * call.arguments["top_k"])
 
 
 def moe(call: Call) -> int:

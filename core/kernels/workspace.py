@@ -57,8 +57,10 @@ def gated_activation(call: Call) -> int:
 
 
 def sigmoid_gate(call: Call) -> int:
-    """The product in fp32, the gate in fp32 and its sigmoid."""
-    return _WIDE * (math.prod(call.arguments["x"].shape) + 2 * math.prod(call.arguments["gate"].shape))
+    """The input and the product in fp32, the gate in fp32 and its sigmoid."""
+    x: TensorFacts = call.arguments["x"]
+    copies = 1 if x.dtype == "float32" else 2
+    return _WIDE * (copies * math.prod(x.shape) + 2 * math.prod(call.arguments["gate"].shape))
 
 
 def linear_widened(call: Call) -> int:
