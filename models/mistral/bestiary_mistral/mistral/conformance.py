@@ -34,6 +34,6 @@ class MistralConformance(ModelConformance):
                 "original_max_position_embeddings": 64,
             },
         },
-        "wide_window": {**SMALL, "sliding_window": 100},
-        "tied_narrow_window": {**SMALL, "tie_word_embeddings": True, "sliding_window": 9},
+        "narrowest_window": {**SMALL, "sliding_window": 3},
+        "tied_narrow_window": {**SMALL, "tie_word_embeddings": True, "sliding_window": 20},
     }
