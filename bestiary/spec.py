@@ -43,12 +43,14 @@ class Model:
     Args:
         name: the family's name, ``llama``.
         architectures: the names in ``config.json``'s ``architectures`` that this model serves.
-        gguf: the values of a GGUF file's ``general.architecture`` that it serves.
+        gguf: the values of a GGUF file's ``general.architecture`` that it serves; ``"llama+experts"`` are the files of
+            one that have experts (an ``expert_count`` above 0), where the name alone serves both kinds.
         config: a :class:`ModelConfig` subclass.
         model: a ``bestiary.layers.CausalLM`` subclass, constructed from the config alone.
         weights: ``bestiary.converters.WeightMap`` by format, ``{"hf": …, "gguf": …}``.
         gguf_config: a function from GGUF metadata to a dict in the spelling of ``config.json``; needed with ``gguf``.
         format: number of the zoo's tensor names, as stored in checkpoints.
+        conformance: the family's ``bestiary.testing.ModelConformance`` subclass, which ``bestiary check`` runs.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Model:
     gguf: tuple[str, ...] = ()
     gguf_config: str | None = None
     format: int = 1
+    conformance: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +146,14 @@ class Fusion:
 
 @dataclass(frozen=True, kw_only=True)
 class Quantization:
-    """A quantization method: ``method`` names the object that quantizes, stores, packs and states its bound."""
+    """A quantization method.
+
+    Args:
+        name: what ``quantization=`` says.
+        method: names the object that quantizes, stores, packs and states its ``bound``: a positive number, the largest
+            ``rms(quantized - exact) / rms(exact - mean of the row)`` of logits that its users have to accept. The
+            conformance kit holds every model to it.
+    """
 
     name: str
     method: str

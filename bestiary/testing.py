@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from bestiary.core import device as devices
+from bestiary.core.conformance.model import ModelConformance
 from bestiary.core.ops.declare import OpDeclaration
 from bestiary.core.plugins import PluginHost
 from bestiary.core.plugins.resolve import resolve
@@ -25,7 +26,16 @@ from bestiary.core.program.calls import load_kernel, load_op
 from bestiary.core.program.compare import excess
 from bestiary.spec import Call, Kernel, TensorFacts
 
-__all__ = ["KernelCase", "OpCase", "check_kernel", "check_op", "kernel_cases", "load_plugins", "op_cases"]
+__all__ = [
+    "KernelCase",
+    "ModelConformance",
+    "OpCase",
+    "check_kernel",
+    "check_op",
+    "kernel_cases",
+    "load_plugins",
+    "op_cases",
+]
 
 
 @dataclass(frozen=True)
@@ -140,13 +150,13 @@ def _check_case(op: OpDeclaration[..., Any], kernel: Kernel, args: tuple[Any, ..
 
 
 def _packed(op: OpDeclaration[..., Any], kernel: Kernel, args: tuple[Any, ...]) -> dict[str, Any]:
-    """Let the kernel pack what a build would: two-dimensional constants named weight, and the bias beside them."""
+    """Let the kernel pack what a build would: the op's constants."""
     if kernel.pack is None:
         return {}
     constants = {
         name: value
         for name, value in zip(op.parameters, args, strict=True)
-        if isinstance(value, Tensor) and name in ("weight", "bias")
+        if isinstance(value, Tensor) and name in op.constants
     }
     made: dict[str, Any] = resolve(kernel.pack, needed_by=f"kernel {kernel.op}={kernel.name}")(constants)
     return made
