@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from bestiary import DataError
 from bestiary.converters import GGUF
 
-_FIELDS = {
+_SIZES = {
     "hidden_size": "embedding_length",
     "intermediate_size": "feed_forward_length",
     "num_hidden_layers": "block_count",
     "num_attention_heads": "attention.head_count",
     "max_position_embeddings": "context_length",
-    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
 }
 # Keys that change the mathematics, with the values that do not.
 _NEUTRAL: Mapping[str, tuple[object, ...]] = {
@@ -55,6 +55,13 @@ class Keys:
             raise self.wrong(key, "is missing")
         return self.file.metadata[self.prefix + key]
 
+    def number(self, key: str, default: int | None = None) -> int:
+        """A size or a count, which is at least 1."""
+        value = self[key] if default is None else self.get(key, default)
+        if type(value) is not int or value < 1:
+            raise self.wrong(key, "is not one number above zero")
+        return value
+
     def wrong(self, key: str, problem: str, expected: object = None) -> DataError:
         found = self.get(key)
         return DataError(
@@ -67,7 +74,7 @@ class Keys:
 
 
 def dense_config(keys: Keys) -> dict[str, Any]:
-    """What all architectures have in common, but for the names of their biases.
+    """What all architectures have in common, but for their biases.
 
     Raises:
         DataError: a key is missing, or says what no Qwen does.
@@ -76,11 +83,12 @@ def dense_config(keys: Keys) -> dict[str, Any]:
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise DataError("E-GGUF-MODEL", f"{file.name}, tensor token_embd.weight", "is missing or no matrix")
-    config = {field: keys[key] for field, key in _FIELDS.items()}
+    sizes = {field: keys.number(key) for field, key in _SIZES.items()}
     return {
-        **config,
-        "num_key_value_heads": keys.get("attention.head_count_kv", config["num_attention_heads"]),
-        "head_dim": _head(keys, config["hidden_size"], config["num_attention_heads"]),
+        **sizes,
+        "num_key_value_heads": keys.get("attention.head_count_kv", sizes["num_attention_heads"]),
+        "head_dim": _head(keys, sizes["hidden_size"] // sizes["num_attention_heads"]),
+        "rms_norm_eps": keys["attention.layer_norm_rms_epsilon"],
         "vocab_size": embedding.shape[0],
         "hidden_act": "silu",
         "tie_word_embeddings": "output.weight" not in file.tensors,
@@ -89,26 +97,26 @@ def dense_config(keys: Keys) -> dict[str, Any]:
 
 
 def sparse_config(keys: Keys, *, normalizes: bool) -> dict[str, Any]:
-    """The same, with experts in every layer; ``normalizes``: whether llama.cpp does so where the file says nothing."""
-    config, used = dense_config(keys), keys["expert_used_count"]
-    if type(used) is not int or used < 1:
-        raise keys.wrong("expert_used_count", "is no number of experts")
+    """The same, with experts in the layers that have no MLP.
+
+    Args:
+        normalizes: whether the architecture divides a token's weights by their sum, where the file does not say.
+    """
+    config, used = dense_config(keys), keys.number("expert_used_count")
+    dense = [re.fullmatch(r"blk\.(\d+)\.ffn_gate\.weight", name) for name in keys.file.tensors]
     return {
         **config,
-        "num_experts": keys["expert_count"],
+        "num_experts": keys.number("expert_count"),
         "num_experts_per_tok": used,
         # Old files leave this one out, and llama.cpp then divides.
-        "moe_intermediate_size": keys.get("expert_feed_forward_length") or config["intermediate_size"] // used,
+        "moe_intermediate_size": keys.get("expert_feed_forward_length", config["intermediate_size"] // used),
         "norm_topk_prob": keys.get("expert_weights_norm", normalizes),
+        "mlp_only_layers": sorted(int(match[1]) for match in dense if match),
     }
 
 
-def _head(keys: Keys, hidden: Any, heads: Any) -> int:
-    if type(hidden) is not int or type(heads) is not int or heads < 1:
-        raise keys.wrong("attention.head_count", "is not one number of heads")
-    head = keys.get("attention.key_length", hidden // heads)
-    if type(head) is not int or head < 1:
-        raise keys.wrong("attention.key_length", "is no size of a head")
+def _head(keys: Keys, default: int) -> int:
+    head = keys.number("attention.key_length", default)
     for key in ("attention.value_length", "rope.dimension_count"):
         if keys.get(key, head) != head:
             raise keys.wrong(key, "differs from the size of a head", head)

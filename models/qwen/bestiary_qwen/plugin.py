@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from bestiary import Model, hookimpl
 
-ARCHITECTURES = {"qwen2": "Qwen2", "qwen3": "Qwen3"}
+ARCHITECTURES = {"qwen2": "Qwen2", "qwen2_moe": "Qwen2Moe", "qwen3": "Qwen3", "qwen3_moe": "Qwen3Moe"}
 
 
 @hookimpl
@@ -20,5 +20,6 @@ def bestiary_register_models(register: Callable[[Model], None]) -> None:
                 gguf_config=f"{package}.convert:gguf_config",
                 model=f"{package}.model:{title}",
                 weights={"hf": f"{package}.convert:HF", "gguf": f"{package}.convert:GGUF"},
+                conformance=f"{package}.conformance:{title}Conformance",
             )
         )

@@ -107,7 +107,7 @@ def test_either_name_of_the_number_of_experts() -> None:
     raw = {key: value for key, value in KEYS[Qwen3MoeConfig].items() if key != "num_experts"}
     assert Qwen3MoeConfig.parse({**raw, "num_local_experts": 8}).num_experts == 8
     assert parse(Qwen3MoeConfig, num_local_experts=8).num_experts == 8
-    with pytest.raises(ConfigError, match="num_experts and num_local_experts: contradict.*8 and 4"):
+    with pytest.raises(ConfigError, match=r"num_experts and num_local_experts: contradict.*8 and 4"):
         parse(Qwen3MoeConfig, num_local_experts=4)
     with pytest.raises(ConfigError, match="num_experts: is missing"):
         Qwen3MoeConfig.parse(raw)

@@ -21,15 +21,19 @@ from bestiary.converters.gguf import GGUFSource
 from bestiary.core.engine.build import build
 from bestiary.core.engine.options import BuildOptions
 from bestiary.core.plugins import PluginHost
-from bestiary_qwen.qwen2 import conformance as c2
-from bestiary_qwen.qwen3 import conformance as c3
+from bestiary_qwen.qwen2.conformance import Qwen2Conformance
+from bestiary_qwen.qwen2_moe.conformance import Qwen2MoeConformance
+from bestiary_qwen.qwen3.conformance import Qwen3Conformance
+from bestiary_qwen.qwen3_moe.conformance import Qwen3MoeConformance
 
 HOST = PluginHost.load(strict=True)
 CASES = [
-    (title, name, kit.CONFIGS[name])
+    (title, name, kit.configs[name])
     for title, kit, names in (
-        ("Qwen2", c2, ("gqa", "tied", "yarn")),
-        ("Qwen3", c3, ("wide-heads", "tied", "biased", "yarn")),
+        ("Qwen2", Qwen2Conformance, ("gqa", "mqa_tied", "yarn")),
+        ("Qwen2Moe", Qwen2MoeConformance, ("all_sparse", "some_dense")),
+        ("Qwen3", Qwen3Conformance, ("wide_heads", "narrow_heads", "biased", "yarn")),
+        ("Qwen3Moe", Qwen3MoeConformance, ("renormalized",)),
     )
     for name in names
 ]
@@ -87,6 +91,7 @@ def write_gguf(path: Path, source: Path, *, keys: dict[str, Any] | None = None) 
 def _write_tensors(writer: GGUFWriter, name: str, layers: int, tensors: dict[str, torch.Tensor]) -> None:
     architecture = next(arch for arch, known in gguf.MODEL_ARCH_NAMES.items() if known == name)
     names = gguf.get_tensor_name_map(architecture, layers)
+    dense = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2, layers)
     experts: dict[str, dict[int, torch.Tensor]] = {}
     for tensor, value in tensors.items():
         before, _, after = tensor.partition(".experts.")
@@ -94,11 +99,11 @@ def _write_tensors(writer: GGUFWriter, name: str, layers: int, tensors: dict[str
             index, _, rest = after.partition(".")
             experts.setdefault(f"{before}.experts.{rest}", {})[int(index)] = value
         else:
-            found = names.get_name(tensor, try_suffixes=(".weight", ".bias"))
+            found = names.get_name(tensor, (".weight", ".bias")) or dense.get_name(tensor, (".weight", ".bias"))
             assert found, tensor
             writer.add_tensor(found, (value[0] if "shared_expert_gate" in tensor else value).numpy())
     for tensor, by_index in experts.items():
-        found = names.get_name(tensor, try_suffixes=(".weight",))
+        found = names.get_name(tensor, (".weight",))
         assert found, tensor
         writer.add_tensor(found, torch.stack([by_index[index] for index in range(len(by_index))]).numpy())
 
@@ -127,10 +132,28 @@ def read_config(path: Path) -> dict[str, Any]:
     return source.config(source.model(HOST))
 
 
+@pytest.mark.parametrize(("title", "kit"), [("Qwen2Moe", Qwen2MoeConformance), ("Qwen3Moe", Qwen3MoeConformance)])
+def test_what_a_file_with_experts_leaves_out(title: str, kit: Any, tmp_path: Path) -> None:
+    """As llama.cpp reads it: lengths from feed_forward_length, weights divided by their sum in Qwen3 only."""
+    make(title, tmp_path / "hf", kit.configs["all_sparse"])
+    left_out = dict.fromkeys(("expert_feed_forward_length", "expert_shared_feed_forward_length"))
+    config = read_config(write_gguf(tmp_path / "m.gguf", tmp_path / "hf", keys=left_out))
+    assert config["moe_intermediate_size"] == 80 // 2
+    assert config.get("shared_expert_intermediate_size", 80) == 80
+    assert config["norm_topk_prob"] == (title == "Qwen3Moe")
+    assert config["mlp_only_layers"] == []
+    said = write_gguf(tmp_path / "n.gguf", tmp_path / "hf", keys={"expert_weights_norm": title == "Qwen2Moe"})
+    assert read_config(said)["norm_topk_prob"] == (title == "Qwen2Moe")
+    for key, value in {"expert_used_count": 0, "expert_count": None, "expert_gating_func": 2}.items():
+        wrong = write_gguf(tmp_path / "w.gguf", tmp_path / "hf", keys={key: value})
+        with pytest.raises(BestiaryError, match=f"moe.{key}: "):
+            read_config(wrong)
+
+
 @pytest.fixture(scope="module")
 def qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("hf")
-    make("Qwen3", directory, c3.CONFIGS["wide-heads"])
+    make("Qwen3", directory, Qwen3Conformance.configs["wide_heads"])
     return directory
 
 
@@ -167,8 +190,8 @@ def test_what_the_keys_mean(keys: dict[str, Any], expected: dict[str, Any], qwen
         ({"block_count": 5}, "tensor blk.4.attn_norm.weight: is missing"),
         ({"rope.dimension_count": 8}, "qwen3.rope.dimension_count: differs from the size of a head"),
         ({"attention.value_length": 8}, "qwen3.attention.value_length: differs"),
-        ({"attention.head_count": 0}, "qwen3.attention.head_count: is not one number"),
-        ({"attention.key_length": 0}, "qwen3.attention.key_length: is no size"),
+        ({"attention.head_count": 0}, "qwen3.attention.head_count: is not one number above zero"),
+        ({"attention.key_length": 0}, "qwen3.attention.key_length: is not one number"),
         ({"rope.scaling.type": "longrope"}, "qwen3.rope.scaling.type: is not implemented"),
         ({"rope.scaling.type": "linear"}, "qwen3.rope.scaling.factor: is missing"),
         ({"rope.scaling.type": "yarn"}, "rope_scaling.factor"),
