@@ -145,7 +145,14 @@ class Fusion:
 
 @dataclass(frozen=True, kw_only=True)
 class Quantization:
-    """A quantization method: ``method`` names the object that quantizes, stores, packs and states its bound."""
+    """A quantization method.
+
+    Args:
+        name: what ``quantization=`` says.
+        method: names the object that quantizes, stores, packs and states its ``bound``: a positive number, the largest
+            ``rms(quantized - exact) / rms(exact - mean of the row)`` of logits that its users have to accept. The
+            conformance kit holds every model to it.
+    """
 
     name: str
     method: str

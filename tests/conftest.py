@@ -1,7 +1,7 @@
 """What all of the SDK's tests share."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -24,8 +24,21 @@ def count_ties(request: pytest.FixtureRequest) -> Callable[[str, int, int], None
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    lines = config.stash.get(_TIES, [])
+    lines = [*config.stash.get(_TIES, []), *_ties_of_kits(terminalreporter)]
     if lines:
         terminalreporter.section("greedy ties with the reference")
         for line in lines:
             terminalreporter.write_line(line)
+
+
+def _ties_of_kits(terminalreporter: pytest.TerminalReporter) -> Iterator[str]:
+    """What the conformance kits counted, class by class."""
+    counts: dict[str, list[int]] = {}
+    for report in terminalreporter.getreports("passed"):
+        found = dict(report.user_properties)
+        if report.when == "call" and "ties" in found:
+            of_class = counts.setdefault(report.nodeid.rpartition("::")[0], [0, 0])
+            of_class[0] += found["ties"]
+            of_class[1] += found["tokens"]
+    for name, (ties, tokens) in counts.items():
+        yield f"{name}: {ties} of {tokens} tokens"

@@ -70,7 +70,7 @@ class ModelConformance(metaclass=Guarded):
     def case(self, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
         """A config's model, checkpoint and engines, shared by the checks of the class."""
         cls = type(self)
-        if (reason := waiver(cls, request.function.__name__, request.param)) and not _own(cls, request.function):
+        if (reason := waiver(cls, check := request.function.__name__, request.param)) and not _own(cls, check):
             pytest.skip(f"waived: {reason}")
         node = request.node.getparent(pytest.Class)
         if _SUITE not in node.stash:
@@ -178,9 +178,9 @@ class ModelConformance(metaclass=Guarded):
         ranks.pipeline_parallel(case, findings, _selected(request))
 
 
-def _own(cls: type, function: Callable[..., Any]) -> bool:
+def _own(cls: type, check: str) -> bool:
     """Whether the plugin replaced the check by one of its own."""
-    return function is not vars(ModelConformance).get(function.__name__)
+    return getattr(cls, check) is not vars(ModelConformance).get(check)
 
 
 def _selected(request: pytest.FixtureRequest) -> list[str]:

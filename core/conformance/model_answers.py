@@ -73,7 +73,7 @@ def prefix_reuse(case: Case, findings: Findings) -> None:
 
 def preemption(case: Case, findings: Findings) -> None:
     """A request that gave up its blocks and came back says what it would have said."""
-    requests = _requests(case)
+    requests = _requests(case, crowd=True)
     with _crowded(case, build={}) as llm:
         _check(case, requests, _answers(llm, requests), findings)
         assert llm.stats().preemptions > 0, "nobody was preempted"
@@ -85,7 +85,7 @@ def deterministic(case: Case, findings: Findings, *, thorough: bool) -> None:
     Args:
         thorough: in bfloat16 as well as in float32.
     """
-    requests = _requests(case, logprobs=3, temperature=0.8)
+    requests = _requests(case, crowd=True, logprobs=3, temperature=0.8)
     for dtype in ("float32", "bfloat16") if thorough else ("float32",):
         build = {"deterministic": True, "dtype": dtype}
         with case.llm(build=build, prefix_caching=False) as llm:
@@ -100,8 +100,12 @@ def deterministic(case: Case, findings: Findings, *, thorough: bool) -> None:
             assert llm.stats().preemptions > 0, "nobody was preempted"
 
 
-def _requests(case: Case, *, temperature: float = 0.0, logprobs: int = 0) -> list[_Request]:
-    """Five requests, four of which begin alike; each prompt and answer fill at most the case's length."""
+def _requests(case: Case, *, crowd: bool = False, temperature: float = 0.0, logprobs: int = 0) -> list[_Request]:
+    """Five requests, four of which begin alike; each prompt and answer fill at most the case's length.
+
+    Args:
+        crowd: six more before them that begin with a block each and grow, so that a small cache runs out.
+    """
     total = case.length
     room = total // 2
     shared = case.tokens(total, seed=12)
@@ -109,6 +113,8 @@ def _requests(case: Case, *, temperature: float = 0.0, logprobs: int = 0) -> lis
         shared[:same] + case.tokens(total, seed=13 + same)[:own]
         for same, own in ((total // 2 - 2, 2), (total // 3 + 1, 4), (total // 2, 0), (0, 1))
     ]
+    if crowd:
+        prompts = [case.tokens(2 + seed % 3, seed=50 + seed) for seed in range(6)] + prompts
     return [
         _Request(
             prompt,
@@ -145,7 +151,7 @@ def _exact(answer: RequestOutput) -> Any:
 
 
 def _crowded(case: Case, build: dict[str, Any]) -> LLM:
-    """An engine whose cache holds one and a half of the longest sequences, and which overbooks it."""
+    """An engine whose cache holds little more than one of the longest sequences, and which overbooks it."""
     network = case.load(build=build).network
     geometry = network.geometry
     needs = demands(
@@ -155,5 +161,5 @@ def _crowded(case: Case, build: dict[str, Any]) -> LLM:
         max_seq_len=case.length,
         max_num_tokens=network.limits.tokens,
     )
-    memory = sum(need.nbytes(1) + need.block_bytes * (need.blocks // 2) for need in needs)
+    memory = sum(need.nbytes(1) + need.block_bytes * (need.blocks // 4) for need in needs)
     return case.llm(build=build, max_seq_len=case.length, kv_cache_memory=memory, capacity="max-utilization")

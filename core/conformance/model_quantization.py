@@ -39,13 +39,15 @@ def within_bound(case: Case, method: Quantization, findings: Findings) -> None:
         off.append((found - exact).square().mean())
         size.append((exact - exact.mean(-1, keepdim=True)).square().mean())
     assert changed, f"{method.name} changed nothing: the engine is not quantized"
-    relative = float((torch.stack(off).mean() / torch.stack(size).mean()).sqrt())
+    relative = (float(torch.stack(off).sum()) / float(torch.stack(size).sum())) ** 0.5
     findings.within(f"logits with {method.name}, relative", relative, bound)
 
 
 def _bound(method: Quantization) -> float:
     made: Any = resolve(method.method, needed_by=f"quantization {method.name}")
     bound = getattr(made, "bound", None)
-    good = isinstance(bound, int | float) and not isinstance(bound, bool) and bound > 0
-    assert good, f"quantization {method.name}: its method states no bound (found {bound!r}, expected a positive number)"
+    if isinstance(bound, bool) or not isinstance(bound, int | float) or bound <= 0:
+        raise AssertionError(
+            f"quantization {method.name}: its method states no bound (found {bound!r}, expected a positive number)"
+        )
     return float(bound)

@@ -62,8 +62,8 @@ def _check_settings(cls: Any, body: Mapping[str, Any]) -> None:
     name = cls.__name__
     parents = [base for base in cls.__mro__[1:-1] if isinstance(base, Guarded)]
     for setting in ("model", "configs", "reference", "waived"):
-        if setting in body and any(setting in vars(base) for base in parents[:-1]):
-            raise TypeError(f"{name}.{setting}: set once already, in a class that this one extends; change it there")
+        if setting in body and (owner := next((base for base in parents[:-1] if "model" in vars(base)), None)):
+            raise TypeError(f"{name}.{setting}: belongs into {owner.__name__}, which 'bestiary check' runs too")
     if not isinstance(cls.model, str) or not cls.model:
         raise TypeError(f"{name}.model: needs the name under which the plugin registers the model, like 'llama'")
     good = isinstance(cls.configs, Mapping) and all(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 import platform
+import re
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -176,7 +178,8 @@ def _run_pytest(
     }
     quiet = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     with tempfile.TemporaryDirectory(prefix="bestiary-check-") as folder, _environ({**variables, **quiet}):
-        file = Path(folder) / "test_conformance.py"
+        # pytest keeps modules by name: every run has its own.
+        file = Path(folder) / f"test_{re.sub(r'[^0-9a-zA-Z]', '_', Path(folder).name)}.py"
         file.write_text(_FILE.format(module=module, path=path, plugins=tuple(plugins), prefer=dict(prefer)))
         settings = Path(folder) / "pytest.ini"
         settings.write_text("[pytest]\nmarkers = slow: many processes\n")
@@ -184,6 +187,7 @@ def _run_pytest(
         # --doctest-modules and the like come from elsewhere; the terminal is the table's.
         options += ["--import-mode=importlib", "-p", "no:cacheprovider", "-p", "no:terminal", "-p", "no:logging"]
         pytest.main(options, plugins=[recorder])
+        sys.modules.pop(file.stem, None)
 
 
 def _outcomes(cls: Any, configs: Sequence[str], recorder: _Recorder, long: bool) -> Iterator[Check]:
@@ -196,7 +200,7 @@ def _outcomes(cls: Any, configs: Sequence[str], recorder: _Recorder, long: bool)
             reason = waiver(cls, check, config)
             if reports := recorder.reports.pop((check, config), []):
                 yield _outcome(check, config, reports, reason)
-            elif not long and check in COSTLY and config not in (list(cls.configs)[0], list(cls.configs)[-1]):
+            elif not long and check in COSTLY and config not in _ends(cls):
                 yield Check(check, config, "short")
             else:
                 yield Check(check, config, "failed", text="\n".join(recorder.broken) or "it was not run")
@@ -224,11 +228,16 @@ def _outcome(check: str, config: str, reports: Sequence[Any], reason: str | None
         outcome, text = "failed", f"skipped without a waiver: {said}"
     elif reason is not None:
         outcome, text = "waived", f"{reason}; the plugin's own check passes"
-    measured = {key: found[key] for key in ("tolerance", "ties", "tokens") if key in found}
+    measured: dict[str, Any] = {key: found[key] for key in ("tolerance", "ties", "tokens") if key in found}
     if math.isfinite(error := found.get("error", math.nan)):
         measured["error"] = float(f"{error:.3g}")
     took = round(sum(report.duration for report in reports), 3)
     return Check(check, config, outcome, took, text=text, **measured)
+
+
+def _ends(cls: Any) -> tuple[str, str]:
+    names = list(cls.configs)
+    return names[0], names[-1]
 
 
 def _skip_reason(report: Any) -> str:
@@ -238,7 +247,8 @@ def _skip_reason(report: Any) -> str:
 
 def _failure(report: Any) -> str:
     """The exception's own lines."""
-    text = str(getattr(report.longrepr, "reprcrash", None) and report.longrepr.reprcrash.message or report.longrepr)
+    crash = getattr(report.longrepr, "reprcrash", None)
+    text = str(report.longrepr if crash is None else crash.message)
     return "\n".join(text.strip().splitlines()[:4])[:600] or "it is expected to fail, which is no waiver"
 
 

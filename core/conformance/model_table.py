@@ -24,8 +24,9 @@ def table(report: Report, width: int = 100) -> str:
 
 def _head(report: Report) -> Iterator[str]:
     versions = ", ".join(f"{name} {said}" for name, said in report.environment.items() if name != "platform")
-    yield f"{report.model}: {report.distribution} {report.version}, {'long' if report.long else 'short'} form"
-    yield f"{versions}, {report.environment['platform']}; reference: {report.reference}"
+    form = "long" if report.long else "short"
+    yield f"{report.model}: {report.distribution} {report.version} against {report.reference}, {form} form"
+    yield f"{versions}, {report.environment['platform']}"
 
 
 def _grid(report: Report, width: int) -> Iterator[str]:
@@ -97,8 +98,10 @@ def _remarks(report: Report, width: int) -> Iterator[str]:
                 reasons.setdefault((check.check, check.text), []).append(check.config)
         for (name, text), configs in reasons.items():
             where = "all configs" if len(configs) == len(report.configs) else ", ".join(configs)
-            for line in f"{outcome}: {_title(name)} ({where}): {text}".splitlines():
-                yield from textwrap.wrap(line, width, subsequent_indent="    ") or [""]
+            first, *rest = f"{outcome}: {_title(name)} ({where}): {text}".splitlines()
+            yield from textwrap.wrap(first, width, subsequent_indent="    ")
+            for line in rest:
+                yield from textwrap.wrap(line, width, initial_indent="    ", subsequent_indent="    ")
 
 
 def _verdict(report: Report) -> str:

@@ -1,0 +1,185 @@
+"""A plugin can't lose a check of the kit without a written reason, whichever way it tries."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from textwrap import indent
+from typing import Any
+
+import pytest
+from broken_families import TINY
+
+from bestiary.core.conformance.model_rules import checks_of
+from bestiary.core.conformance.model_run import Check, _Recorder, _run_pytest
+from bestiary.core.progress import Silent
+from bestiary.testing import ModelConformance
+
+REASON = "the source rounds this tensor on purpose"
+
+
+def made(name: str = "TestFamily", parent: type = ModelConformance, **body: Any) -> type:
+    settings = {} if parent is not ModelConformance else {"model": "windowed", "configs": {"tiny": TINY}}
+    return type(ModelConformance)(name, (parent,), {**settings, **body})
+
+
+def _nothing(self: Any, case: Any) -> None:
+    pass
+
+
+REFUSED: Mapping[str, tuple[Callable[[], Any], str]] = {
+    "an override": (lambda: made(test_prefill=_nothing), r"test_prefill: a check of the kit is overridden without"),
+    "a check set to None": (lambda: made(test_prefill=None), r"test_prefill: a check of the kit is overridden"),
+    "a marked override": (
+        lambda: made(test_prefill=pytest.mark.skip(reason="later")(_nothing)),
+        r"test_prefill: a check of the kit is overridden",
+    ),
+    "a waived check set to None": (
+        lambda: made(test_prefill=None, waived={"test_prefill": REASON}),
+        r"test_prefill: is no function",
+    ),
+    "no configs": (lambda: made(configs={}), r"configs: needs at least one config"),
+    "configs of None": (lambda: made(configs=None), r"configs: needs at least one config"),
+    "an empty config": (lambda: made(configs={"tiny": {}}), r"configs: needs at least one config"),
+    "no model": (lambda: made(model=""), r"model: needs the name"),
+    "an empty reason": (lambda: made(waived={"test_export": ""}), r"waived: test_export needs a reason in words"),
+    "a blank reason": (lambda: made(waived={"test_export": " " * 40}), r"waived: test_export needs a reason"),
+    "a reason of one word": (lambda: made(waived={"test_export": "unsupported!!"}), r"needs a reason in words"),
+    "no reason at all": (lambda: made(waived={"test_export": None}), r"waived: test_export needs a reason"),
+    "reasons in a list": (lambda: made(waived=["test_export"]), r"waived: is not a mapping"),
+    "an unknown waiver": (lambda: made(waived={"test_exports": REASON}), r"no check 'test_exports'; it has test_conv"),
+    "a waiver for an unknown config": (
+        lambda: made(waived={"test_export[huge]": REASON}),
+        r"no check 'test_export\[huge\]'",
+    ),
+    "a skipped class": (lambda: pytest.mark.skip(made()), r"the mark skip would skip"),
+    "a conditionally skipped class": (lambda: pytest.mark.skipif(True, reason="x")(made()), r"the mark skipif"),
+    "a class that may fail": (lambda: pytest.mark.xfail(made()), r"the mark xfail"),
+    "pytestmark in the body": (lambda: made(pytestmark=pytest.mark.skip), r"the mark skip"),
+    "pytestmark in a list": (lambda: made(pytestmark=[pytest.mark.slow, pytest.mark.skip]), r"the mark skip"),
+    "__test__ = False": (lambda: made(__test__=False), r"__test__: belongs to the conformance kit or to pytest"),
+    "__test__ afterwards": (lambda: setattr(made(), "__test__", False), r"is not changed after it is made"),
+    "a check replaced afterwards": (lambda: setattr(made(), "test_prefill", None), r"is not changed after"),
+    "a check deleted": (lambda: delattr(ModelConformance, "test_prefill"), r"is not changed after it is made"),
+    "a check of the kit replaced": (lambda: setattr(ModelConformance, "test_prefill", _nothing), r"is not changed"),
+    "waivers afterwards": (lambda: setattr(made(), "waived", {"test_export": REASON}), r"is not changed after"),
+    "a fixture of its own": (lambda: made(case=_nothing), r"case: belongs to the conformance kit"),
+    "findings of its own": (lambda: made(findings=_nothing), r"findings: belongs to the conformance kit"),
+    "its own parametrization": (lambda: made(pytest_generate_tests=_nothing), r"pytest_generate_tests: belongs"),
+    "a setup that could skip": (lambda: made(setup_method=_nothing), r"setup_method: belongs to"),
+    "fewer configs below": (
+        lambda: made(parent=made(), configs={"other": TINY}),
+        r"configs: belongs into TestFamily, which 'bestiary check' runs too",
+    ),
+    "waivers below": (lambda: made(parent=made(), waived={"test_export": REASON}), r"waived: belongs into TestFamily"),
+    "an override below": (lambda: made(parent=made(), test_export=_nothing), r"test_export: a check of the kit"),
+}
+
+
+@pytest.mark.parametrize("way", REFUSED)
+def test_a_way_around_the_checks_is_refused(way: str) -> None:
+    attempt, complaint = REFUSED[way]
+    with pytest.raises(TypeError, match=complaint):
+        attempt()
+
+
+def test_what_a_class_may_have() -> None:
+    cls = made(test_of_its_own=_nothing, helper=3, waived={"test_export[tiny]": REASON}, __doc__="Of a family.")
+    below = made(parent=cls, plugins=("broken_families",))
+    assert checks_of(below) == checks_of(ModelConformance)
+    assert len(checks_of(below)) >= 21
+
+
+def outcomes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> list[Check]:
+    """What becomes of a class in a module of its own, of which nothing but cheap checks runs."""
+    from bestiary.core.conformance.model_run import _outcomes
+
+    monkeypatch.syspath_prepend(tmp_path)
+    name = f"conformance_{len(list(tmp_path.iterdir()))}_{abs(hash(source))}"
+    (tmp_path / f"{name}.py").write_text(source)
+    recorder = _Recorder(frozenset(["tiny"]), Silent())
+    _run_pytest(f"{name}:Family", ["broken_families"], {}, False, recorder)
+    module = __import__(name)
+    return list(_outcomes(module.Family, ["tiny"], recorder, False))
+
+
+CLASS = """
+import pytest
+from broken_families import TINY, reference as of_transformers
+from bestiary.testing import ModelConformance
+
+CHEAP = ("test_unknown_keys", "test_impossible_keys")
+WAIVED = [n for n in dir(ModelConformance) if n.startswith("test_") and n not in CHEAP]
+
+class Family(ModelConformance):
+    model = "windowed"
+    configs = {"tiny": TINY}
+    reference = of_transformers
+    waived = {name: "not of interest in this test" for name in WAIVED}
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "outcome", "text"),
+    [
+        ("", "passed", ""),
+        (
+            "@pytest.fixture(autouse=True)\ndef skip(self):\n    pytest.skip('the weather')",
+            "failed",
+            "skipped without a waiver: the weather",
+        ),
+        (
+            "@pytest.fixture(autouse=True)\ndef skip(self):\n    pytest.skip('none: trust me')",
+            "failed",
+            "skipped without a waiver: none: trust me",
+        ),
+        (
+            "@pytest.fixture(autouse=True)\ndef skip(self):\n    pytest.skip('waived: trust me')",
+            "failed",
+            "skipped without a waiver: waived: trust me",
+        ),
+        (
+            "@pytest.fixture(autouse=True)\ndef skip(self):\n    pytest.xfail('some day')",
+            "failed",
+            "some day",
+        ),
+    ],
+    ids=["nothing", "skip", "none", "waived", "xfail"],
+)
+def test_a_skip_from_inside_is_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, outcome: str, text: str
+) -> None:
+    checks = outcomes(tmp_path, monkeypatch, CLASS + indent(body, "    "))
+    (found,) = [one for one in checks if one.check == "test_unknown_keys"]
+    assert found.outcome == outcome and text in found.text
+    waived = [one for one in checks if one.check == "test_prefill"]
+    if outcome == "passed":
+        assert [(one.outcome, one.text) for one in waived] == [("waived", "not of interest in this test")]
+
+
+def test_a_mark_from_outside_fails_the_collection(tmp_path: Path) -> None:
+    line = "pytestmark = pytest.mark.skip(reason='all of this file')"
+    (tmp_path / "test_marked_family.py").write_text(f"{CLASS}\nclass TestFamily(Family):\n    pass\n\n{line}\n")
+    recorder = _Recorder(frozenset(["tiny"]), Silent())
+    options = ["-p", "no:cacheprovider", "-p", "no:terminal", "-c", os.devnull, str(tmp_path)]
+    assert pytest.main(options, plugins=[recorder]) == pytest.ExitCode.INTERRUPTED
+    assert "the mark skip would skip a check of the kit in silence" in recorder.broken[0]
+    assert not recorder.reports
+
+
+def test_a_waived_check_may_have_a_replacement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = "\ndef test_prefill(self, case):\n    assert case.name == 'tiny'\ndef test_decode(self, case):\n    assert False"
+    found = {one.check: one for one in outcomes(tmp_path, monkeypatch, CLASS + indent(body, "    "))}
+    assert found["test_prefill"].outcome == "waived"
+    assert found["test_prefill"].text == "not of interest in this test; the plugin's own check passes"
+    assert found["test_decode"].outcome == "failed", "a replacement can fail"
+
+
+def test_what_was_not_run_is_a_failure() -> None:
+    from bestiary.core.conformance.model_run import _outcomes
+
+    cls = made(waived={"test_export": REASON})
+    checks = {one.check: one for one in _outcomes(cls, ["tiny"], _Recorder(frozenset(), Silent()), False)}
+    assert {one.outcome for one in checks.values()} == {"failed"}
+    assert checks["test_prefill"].text == "it was not run"
