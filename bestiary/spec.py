@@ -43,7 +43,8 @@ class Model:
     Args:
         name: the family's name, ``llama``.
         architectures: the names in ``config.json``'s ``architectures`` that this model serves.
-        gguf: the values of a GGUF file's ``general.architecture`` that it serves.
+        gguf: the values of a GGUF file's ``general.architecture`` that it serves; ``"llama+experts"`` are the files of
+            one that have experts (an ``expert_count`` above 0), where the name alone serves both kinds.
         config: a :class:`ModelConfig` subclass.
         model: a ``bestiary.layers.CausalLM`` subclass, constructed from the config alone.
         weights: ``bestiary.converters.WeightMap`` by format, ``{"hf": …, "gguf": …}``.

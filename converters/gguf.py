@@ -66,7 +66,7 @@ class GGUFSource:
         architecture = self.metadata.get("general.architecture")
         if not isinstance(architecture, str):
             raise DataError("E-GGUF-METADATA", f"{self.name}, key general.architecture", "is missing")
-        return host.model_for_gguf(architecture)
+        return host.model_for_gguf(architecture, experts=bool(self.metadata.get(f"{architecture}.expert_count")))
 
     def config(self, model: Model) -> dict[str, Any]:
         if model.gguf_config is None:

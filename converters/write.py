@@ -56,12 +56,17 @@ def write_shards(
         plan = [slot for group in groups for slot in group.slots]
         with SafetensorsWriter(directory / name, plan, metadata) as writer:
             for group in groups:
-                for slot, tensor in zip(group.slots, group.make(), strict=True):
-                    if not allow_nonfinite:
-                        check_finite(tensor, f"{group.origin} (parameter {slot.name})")
-                    writer.write(slot.name, _advancing(tensor_bytes(tensor), progress))
+                _write_group(writer, group, allow_nonfinite, progress)
             digests[name] = writer.finish()
     return digests
+
+
+def _write_group(writer: SafetensorsWriter, group: Group, allow_nonfinite: bool, progress: Progress) -> None:
+    """Make and write; nothing of it is left when the next group is made."""
+    for slot, tensor in zip(group.slots, group.make(), strict=True):
+        if not allow_nonfinite:
+            check_finite(tensor, f"{group.origin} (parameter {slot.name})")
+        writer.write(slot.name, _advancing(tensor_bytes(tensor), progress))
 
 
 def _advancing(data: memoryview, progress: Progress) -> Iterator[memoryview]:

@@ -120,10 +120,9 @@ def load_engine(
         constants = Constants(from_files(files, network.target.dtype, network.target.device))
         cap = MemoryCap.of(network, options, host, mapped_dtypes(files), memory_limit, reference)
         constants.make(() if reference else network.program.weights())
-        groups = plan_cache(network, options, cap.cache_memory(kv_cache_memory), num_blocks, place)
-        engine = _assemble(network, constants, plan, host, options, groups, directory, model, reference, cap)
         note.text = f"{constants.nbytes / 1e6:,.0f} MB of weights"
-    return engine
+        groups = plan_cache(network, options, cap.cache_memory(kv_cache_memory), num_blocks, place)
+        return _assemble(network, constants, plan, host, options, groups, directory, model, reference, cap)
 
 
 def random_engine(
@@ -152,10 +151,9 @@ def random_engine(
         plan = Plan(devices.label(network.target.device), deterministic=options.deterministic)
         cap = MemoryCap.of(network, options, host, {}, memory_limit, reference)
         constants.make(() if reference else network.program.weights())
-        groups = plan_cache(network, options, cap.cache_memory(kv_cache_memory), num_blocks, UNDIVIDED)
-        engine = _assemble(network, constants, plan, host, options, groups, directory, model, reference, cap)
         note.text = f"{constants.nbytes / 1e6:,.0f} MB of random weights"
-    return engine
+        groups = plan_cache(network, options, cap.cache_memory(kv_cache_memory), num_blocks, UNDIVIDED)
+        return _assemble(network, constants, plan, host, options, groups, directory, model, reference, cap)
 
 
 def _assemble(

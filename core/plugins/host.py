@@ -125,9 +125,15 @@ class PluginHost:
         family = _safe(model_type or re.sub(r"For[A-Z]\w*$", "", architecture).lower())
         return self._model("architecture", architecture, "config.json, field architectures", family)
 
-    def model_for_gguf(self, architecture: str) -> Model:
-        """The model family that serves a GGUF file's ``general.architecture``."""
-        return self._model("gguf architecture", architecture, "key general.architecture", architecture)
+    def model_for_gguf(self, architecture: str, *, experts: bool = False) -> Model:
+        """The model family that serves a GGUF file's ``general.architecture``.
+
+        Args:
+            experts: the file's ``expert_count`` is above 0; a family that names the architecture with ``+experts`` comes first.
+        """
+        mixed = f"{architecture}+experts"
+        name = mixed if experts and mixed in self._registry.names("gguf architecture") else architecture
+        return self._model("gguf architecture", name, "key general.architecture", architecture)
 
     def _model(self, what: str, name: str, subject: str, family: str) -> Model:
         return self._need(Model, what, name, self._advice(f"bestiary-{_safe(family)}"), subject=subject)

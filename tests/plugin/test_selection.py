@@ -126,6 +126,15 @@ def test_two_claims_on_an_architecture_are_shown_and_raised_on_use(site):
     assert host.model("family-one").name == "family-one"
 
 
+def test_a_family_may_serve_only_those_files_of_an_architecture_that_have_experts(site):
+    site.plugin("plain", ARCHITECTURE.format(name="plain"))
+    assert PluginHost.load().model_for_gguf("fakegguf", experts=True).name == "plain"
+    site.plugin("mixed", ARCHITECTURE.replace("fakegguf", "fakegguf+experts").format(name="mixed"))
+    host = PluginHost.load(prefer={"FakeForCausalLM": "fake_mixed"})
+    assert host.model_for_gguf("fakegguf", experts=True).name == "mixed"
+    assert host.model_for_gguf("fakegguf").name == "plain"
+
+
 def test_prefer_decides_a_claim(site):
     site.plugin("one", ARCHITECTURE.format(name="family-one"))
     site.plugin("two", ARCHITECTURE.format(name="family-two"))

@@ -70,9 +70,9 @@ def gguf_config(file: GGUFFile) -> dict[str, Any]:
     keys = {key.removeprefix("llama."): value for key, value in file.metadata.items() if key.startswith("llama.")}
     for key, neutral in _NEUTRAL.items():
         if keys.get(key, neutral) != neutral:
-            raise _wrong(
-                file, key, "changes the mathematics in a way Llama does not implement", keys[key], str(neutral)
-            )
+            problem = "changes the mathematics in a way Llama does not implement"
+            hint = "pip install bestiary-mistral, whose Mixtral has experts" if key == "expert_count" else None
+            raise _wrong(file, key, problem, keys[key], str(neutral), hint)
     config: dict[str, Any] = {"model_type": "llama"}
     for field, key in _FIELDS.items():
         if key not in keys:
@@ -93,9 +93,17 @@ def gguf_config(file: GGUFFile) -> dict[str, Any]:
     return {**config, **_rope(file, keys, config["head_dim"])}
 
 
-def _wrong(file: GGUFFile, key: str, problem: str, found: object = None, expected: str | None = None) -> DataError:
+def _wrong(
+    file: GGUFFile,
+    key: str,
+    problem: str,
+    found: object = None,
+    expected: str | None = None,
+    hint: str | None = None,
+) -> DataError:
     shown = None if found is None else str(found)[:80]
-    return DataError("E-GGUF-METADATA", f"{file.name}, key llama.{key}", problem, found=shown, expected=expected)
+    subject = f"{file.name}, key llama.{key}"
+    return DataError("E-GGUF-METADATA", subject, problem, found=shown, expected=expected, hint=hint)
 
 
 def _head_dim(file: GGUFFile, keys: Mapping[str, Any], config: Mapping[str, Any]) -> int:

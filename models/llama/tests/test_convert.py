@@ -21,6 +21,7 @@ from bestiary.converters.export import export
 from bestiary.converters.gguf import GGUFSource
 from bestiary.core.checkpoint import Checkpoint, verify
 from bestiary.core.plugins import PluginHost
+from bestiary_llama.convert import gguf_config
 
 SIZES: dict[str, Any] = {
     "vocab_size": 48,
@@ -232,7 +233,6 @@ def test_rope_freqs_of_ones_change_nothing(host: PluginHost, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("keys", "freqs", "message"),
     [
-        ({"expert_count": 8}, None, "llama.expert_count: changes the mathematics"),
         ({"attention.sliding_window": 64}, None, "llama.attention.sliding_window"),
         ({"attention.causal": False}, None, "llama.attention.causal"),
         ({"block_count": None}, None, "llama.block_count: is missing"),
@@ -254,6 +254,14 @@ def test_a_gguf_that_is_not_this_family_is_refused(
     with pytest.raises(BestiaryError, match=message):
         convert(path, tmp_path / "ckpt", host=host)
     assert not (tmp_path / "ckpt").exists()
+
+
+def test_experts_are_refused_with_what_to_install(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "m.gguf", model(), keys={"expert_count": 8})
+    with pytest.raises(
+        BestiaryError, match=r"llama.expert_count: changes the mathematics.*pip install bestiary-mistral"
+    ):
+        gguf_config(GGUFSource(path))
 
 
 @pytest.fixture(scope="module")

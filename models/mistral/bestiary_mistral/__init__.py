@@ -1,0 +1,1 @@
+"""The Mistral family for bestiary."""

@@ -1,0 +1,1 @@
+"""Ministral: dense layers, some of which have a sliding window."""

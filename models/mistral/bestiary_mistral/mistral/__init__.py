@@ -1,0 +1,1 @@
+"""Mistral: dense layers, a sliding window on all of them or on none."""

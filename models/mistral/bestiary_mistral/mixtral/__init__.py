@@ -1,0 +1,1 @@
+"""Mixtral: layers with a mixture of experts."""
