@@ -28,7 +28,7 @@ class Qwen2Conformance(ModelConformance):
         "gqa": SMALL,
         "mqa_tied": {**SMALL, "num_key_value_heads": 1, "tie_word_embeddings": True},
         "yarn": {**SMALL, "max_position_embeddings": 64, "rope_parameters": YARN},
-        "all_windowed": {**SMALL, **WINDOW, "max_window_layers": 0},
+        "all_windowed": {**SMALL, **WINDOW, "sliding_window": 20, "max_window_layers": 0},
         "upper_windowed": {**SMALL, **WINDOW, "max_window_layers": 2},
         "layer_types": {**SMALL, **WINDOW, "layer_types": MIXED, "tie_word_embeddings": True},
     }

@@ -20,7 +20,6 @@ SMALL: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-WINDOW = {"use_sliding_window": True, "sliding_window": 7}
 
 
 class Qwen3MoeConformance(ModelConformance):
@@ -30,6 +29,6 @@ class Qwen3MoeConformance(ModelConformance):
         "renormalized": {**SMALL, "norm_topk_prob": True, "num_experts_per_tok": 3},
         "every_other_sparse": {**SMALL, "decoder_sparse_step": 2},
         "some_dense": {**SMALL, "mlp_only_layers": [1]},
-        "windowed": {**SMALL, **WINDOW},
+        "windowed": {**SMALL, "use_sliding_window": True, "sliding_window": 20},
         "tied_biased": {**SMALL, "tie_word_embeddings": True, "attention_bias": True, "decoder_sparse_step": 3},
     }
