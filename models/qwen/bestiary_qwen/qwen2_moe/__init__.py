@@ -1,0 +1,1 @@
+"""Qwen1.5-MoE and Qwen2-MoE."""
