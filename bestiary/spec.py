@@ -49,6 +49,10 @@ class Model:
         weights: ``bestiary.converters.WeightMap`` by format, ``{"hf": …, "gguf": …}``.
         gguf_config: a function from GGUF metadata to a dict in the spelling of ``config.json``; needed with ``gguf``.
         format: number of the zoo's tensor names, as stored in checkpoints.
+        fallback: a function of a name in ``architectures`` and the config's ``model_type`` (or None). It is asked about
+            architectures that no plugin claims, and answers None where this model can stand in, else why not, as a short
+            clause. A fallback runs in one process and as it is: no parallelism, quantization, deterministic mode or
+            memory limit.
     """
 
     name: str
@@ -59,6 +63,7 @@ class Model:
     gguf: tuple[str, ...] = ()
     gguf_config: str | None = None
     format: int = 1
+    fallback: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
