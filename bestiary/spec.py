@@ -46,7 +46,8 @@ class Model:
         gguf: the values of a GGUF file's ``general.architecture`` that it serves.
         config: a :class:`ModelConfig` subclass.
         model: a ``bestiary.layers.CausalLM`` subclass, constructed from the config alone.
-        weights: ``bestiary.converters.WeightMap`` by format, ``{"hf": …, "gguf": …}``.
+        weights: by format, ``{"hf": …, "gguf": …}``, a ``bestiary.converters.WeightMap`` or a function of the config that
+            gives one.
         gguf_config: a function from GGUF metadata to a dict in the spelling of ``config.json``; needed with ``gguf``.
         format: number of the zoo's tensor names, as stored in checkpoints.
         fallback: a function of a name in ``architectures`` and the config's ``model_type`` (or None). It is asked about

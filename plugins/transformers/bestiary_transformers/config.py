@@ -9,7 +9,7 @@ from bestiary import ConfigError
 from bestiary.spec import ModelConfig, Rope
 
 # Keys that the base class checks or folds.
-_PASSED = ("dtype", "torch_dtype", "quantization_config", "is_encoder_decoder")
+_PASSED = ("dtype", "torch_dtype", "quantization_config")
 
 
 def why_not(architecture: str, model_type: str | None) -> str | None:
@@ -55,16 +55,18 @@ def foreign_config(raw: Mapping[str, Any]) -> Any:
 
     names = raw.get("architectures") or [None]
     if (reason := why_not(names[0], raw.get("model_type"))) is not None:
-        raise _wrong("architectures", reason)
+        raise cannot("field architectures", reason)
     try:
         found = CONFIG_MAPPING[raw["model_type"]].from_dict(dict(raw))
         sizes = [getattr(found, name, None) for name in ("vocab_size", "hidden_size", "num_hidden_layers")]
     except Exception as error:
-        raise _wrong("model_type", f"transformers can't read this config: {type(error).__name__}: {error}") from error
+        raise cannot("field model_type", f"transformers can't read this config: {type(error).__name__}: {error}") from error
+    if found.is_encoder_decoder:
+        raise cannot("field is_encoder_decoder", f"{names[0]} has an encoder, and the fallback runs decoders only")
     if found.get_text_config() is not found:
-        raise _wrong("model_type", f"{names[0]} is more than a language model, and the fallback runs text only")
+        raise cannot("field model_type", f"{names[0]} is more than a language model, and the fallback runs text only")
     if not all(isinstance(size, int) for size in sizes):
-        raise _wrong("model_type", f"{names[0]} does not tell one vocab_size, hidden_size and num_hidden_layers")
+        raise cannot("field model_type", f"{names[0]} does not tell one vocab_size, hidden_size and num_hidden_layers")
     return found
 
 
@@ -79,6 +81,7 @@ def _longest(found: Any) -> int:
     return int(longest)
 
 
-def _wrong(field: str, problem: str) -> ConfigError:
-    hint = "write a model plugin for it"
-    return ConfigError("E-CFG-FALLBACK", f"config.json, field {field}", f"the fallback can't run it: {problem}", hint=hint)
+def cannot(subject: str, problem: str) -> ConfigError:
+    """The refusal of a config, for a field or an architecture."""
+    problem = f"the fallback transformers can't run it: {problem}"
+    return ConfigError("E-CFG-FALLBACK", f"config.json, {subject}", problem, hint="write a model plugin for it")

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers.cache_utils import Cache, DynamicLayer
 
-from bestiary import ConfigError
 from bestiary.ops import kv_write
+
+from .config import cannot
 
 
 class PagedLayer(DynamicLayer):
@@ -59,7 +60,7 @@ class _Watched(DynamicLayer):
         return super().update(key_states, value_states, *args, **kwargs)
 
 
-def cache_specs(module: nn.Module) -> dict[int, tuple[int, int, int]]:
+def stored_sizes(module: nn.Module) -> dict[int, tuple[int, int, int]]:
     """Heads, key size and value size of each layer that stores any, found by running two tokens on the meta device.
 
     Raises:
@@ -77,12 +78,8 @@ def cache_specs(module: nn.Module) -> dict[int, tuple[int, int, int]]:
         if not found or any(len(seen) != 1 or seen[0][:2] != (1, 2) for seen in found.values()):
             raise ValueError(f"what its {len(layers)} layers keep is no keys and values of each token")
     except Exception as error:
-        raise ConfigError(
-            "E-CFG-FALLBACK",
-            f"config.json, architecture {type(module).__name__}",
-            f"the fallback can't run it: its cache can't be laid out: {type(error).__name__}: {error}",
-            hint="write a model plugin for it",
-        ) from error
+        subject = f"architecture {type(module).__name__}"
+        raise cannot(subject, f"its cache can't be laid out: {type(error).__name__}: {error}") from error
     return {index: seen[0][2:] for index, seen in found.items()}  # type: ignore[misc]
 
 

@@ -14,7 +14,7 @@ def bestiary_register_models(register: Callable[[Model], None]) -> None:
             fallback="bestiary_transformers.config:why_not",
             config="bestiary_transformers.config:TransformersConfig",
             model="bestiary_transformers.model:Wrapped",
-            weights={"hf": "bestiary_transformers.convert:HF"},
+            weights={"hf": "bestiary_transformers.convert:hf"},
         )
     )
 
