@@ -11,18 +11,16 @@ from bestiary.spec import Model
 
 
 def stands_in(fallback: Model, architecture: str, model_type: str | None) -> str | None:
-    """None where the fallback can run the architecture, else why not, as advice."""
+    """None where the fallback can run the architecture, else why not."""
     assert fallback.fallback is not None
     ask = resolve(fallback.fallback, needed_by=f"model {fallback.name}")
     reason: str | None = ask(architecture, model_type)
-    return None if reason is None else f"the fallback {fallback.name} can't stand in: {reason}"
+    return reason
 
 
-def knows_it(model_type: str | None) -> str | None:
-    """That transformers, where it is installed, has a model of this type; found without importing it."""
+def knows_it(model_type: str | None) -> bool:
+    """Whether transformers, where it is installed, has models of this type; found without importing it."""
     found = find_spec("transformers")
     if found is None or found.origin is None or not re.fullmatch(r"\w{1,40}", model_type or ""):
-        return None
-    if not Path(found.origin).with_name("models").joinpath(str(model_type)).is_dir():
-        return None
-    return "or transformers knows it, and runs it slowly: pip install bestiary-transformers"
+        return False
+    return Path(found.origin).with_name("models").joinpath(str(model_type)).is_dir()

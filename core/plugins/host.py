@@ -130,12 +130,14 @@ class PluginHost:
         advice = self._advice(f"bestiary-{family}")
         if self._registry.find("architecture", architecture) is None:
             fallback: Model | None = self._registry.find("fallback", ANY)
-            reason = knows_it(model_type) if fallback is None else stands_in(fallback, architecture, model_type)
-            if fallback is not None and reason is None:
-                for one in self.failures():
-                    log.warning("%s might serve %s, but: %s", one.origin, architecture, one.reason)
-                return fallback
-            advice = "; ".join(filter(None, (advice, reason)))
+            if fallback is not None:
+                if (reason := stands_in(fallback, architecture, model_type)) is None:
+                    for one in self.failures():
+                        log.warning("%s might serve %s, but: %s", one.origin, architecture, one.reason)
+                    return fallback
+                advice += f"; the fallback {fallback.name} can't stand in: {reason}"
+            elif knows_it(model_type):
+                advice += f"; transformers knows it, and would run it slowly: {self._advice('bestiary-transformers')}"
         return self._need(Model, "architecture", architecture, advice, subject="config.json, field architectures")
 
     def model_for_gguf(self, architecture: str) -> Model:

@@ -32,7 +32,7 @@ RESERVED_COMMANDS = frozenset(
 )
 
 #: What a fallback claims: the architectures that nobody else does. So there is one, or ``prefer`` decides.
-ANY = "any architecture"
+ANY = "any-architecture"
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ def why_not(architecture: str, model_type: str | None) -> str | None:
     from transformers.models.auto import modeling_auto as auto
 
     if auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type) != architecture:
-        return f"transformers {__version__} has no causal language model {architecture} of model_type {model_type!r:.80}"
+        return f"transformers {__version__} has no causal language model of this name and model_type"
     if model_type in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES:
-        return f"{architecture} looks at both sides of a token: it is no causal model"
+        return "it looks at both sides of a token: it is no causal model"
     return None
 
 
