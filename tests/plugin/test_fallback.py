@@ -68,7 +68,9 @@ def test_a_broken_plugin_that_might_have_had_it_is_named(site, host, caplog):
 
 def test_two_fallbacks_are_a_conflict_that_prefer_decides(site, host):
     site.plugin("other", FALLBACK.format(name="other", module="fake_other_plugin"))
-    with pytest.raises(PluginError, match="fallback 'any-architecture': is claimed by fake-other 1.0 and fake-spare 1.0"):
+    with pytest.raises(
+        PluginError, match=r"fallback 'any-architecture': is claimed by fake-other 1.0 and fake-spare 1.0"
+    ):
         host("other").model_for_architecture("OddForCausalLM")
     chosen = host("other", prefer={"any-architecture": "fake-other"})
     assert chosen.model_for_architecture("OddForCausalLM").name == "other"

@@ -20,7 +20,7 @@ def why_not(architecture: str, model_type: str | None) -> str | None:
     if auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type) != architecture:
         return f"transformers {__version__} has no causal language model of this name and model_type"
     if model_type in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES:
-        return "it looks at both sides of a token: it is no causal model"
+        return "it is an encoder or has one, and the fallback runs decoders only"
     return None
 
 
@@ -59,11 +59,14 @@ def foreign_config(raw: Mapping[str, Any]) -> Any:
     try:
         found = CONFIG_MAPPING[raw["model_type"]].from_dict(dict(raw))
         sizes = [getattr(found, name, None) for name in ("vocab_size", "hidden_size", "num_hidden_layers")]
+        text = found.get_text_config()
     except Exception as error:
-        raise cannot("field model_type", f"transformers can't read this config: {type(error).__name__}: {error}") from error
+        raise cannot(
+            "field model_type", f"transformers can't read this config: {type(error).__name__}: {error}"
+        ) from error
     if found.is_encoder_decoder:
         raise cannot("field is_encoder_decoder", f"{names[0]} has an encoder, and the fallback runs decoders only")
-    if found.get_text_config() is not found:
+    if text is not found:
         raise cannot("field model_type", f"{names[0]} is more than a language model, and the fallback runs text only")
     if not all(isinstance(size, int) for size in sizes):
         raise cannot("field model_type", f"{names[0]} does not tell one vocab_size, hidden_size and num_hidden_layers")

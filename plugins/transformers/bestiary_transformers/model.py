@@ -22,10 +22,11 @@ class Wrapped(CausalLM):
             self.add_module(name, child)
         sizes = stored_sizes(module)
         self.foreign = Foreign(module, tuple(sizes), c.vocab_size)
-        self.caches = nn.ModuleList(KVCache(CacheSpec(*of_layer)) for of_layer in sizes.values())
+        self._memory = tuple(KVCache(CacheSpec(*of_layer)) for of_layer in sizes.values())
+        self.caches = nn.ModuleList(self._memory)
 
     def forward(self, step: Step) -> Tensor:
-        memory = [step.cache(declared) for declared in self.caches]
+        memory = [step.cache(declared) for declared in self._memory]
         weights = dict(self.named_parameters())
         return forward(
             step.tokens,

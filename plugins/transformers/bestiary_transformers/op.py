@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -64,9 +64,7 @@ class _Sequences(nn.Module):
             if start == stop:
                 continue
             stored = lengths[sequence] - (stop - start)
-            layers = [
-                PagedLayer(k, v, slots[start:stop], tables[sequence], stored) for k, v, slots, tables in memory
-            ]
+            layers = [PagedLayer(k, v, slots[start:stop], tables[sequence], stored) for k, v, slots, tables in memory]
             mine = (rows >= start) & (rows < stop)
             logits[mine] = self._one(tokens[start:stop], layers, stored, rows[mine] - start)
         return logits
@@ -89,21 +87,19 @@ def _inputs(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple[An
     sizes = {"vocab_size": 11, "n_embd": 8, "n_layer": 2, "n_head": 2, "n_positions": 16}
     raw = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", **sizes}
     model = Wrapped(TransformersConfig.parse(raw))
-    weights = [
-        normal(generator, *shape, dtype=dtype, scale=0.3) for shape in (p.shape for p in model.parameters())
-    ]
-    table = torch.tensor([[2, 0, 4], [1, 3, 4]], dtype=torch.int32, device=generator.device)
+    weights = [normal(generator, *shape, dtype=dtype, scale=0.3) for shape in (p.shape for p in model.parameters())]
+    device = generator.device
+    table = torch.tensor([[2, 0, 4], [1, 3, 4]], dtype=torch.int32, device=device)
     for chunks in (((5, 5),), ((1, 7), (4, 6))):
-        counts, lengths = zip(*chunks, strict=True)
         spots = [(n, place) for n, (count, length) in enumerate(chunks) for place in range(length - count, length)]
-        slots = torch.tensor([int(table[n, place // 4]) * 4 + place % 4 for n, place in spots], device=generator.device)
-        ints = dict(dtype=torch.int32, device=generator.device)
+        slots = torch.tensor([int(table[n, place // 4]) * 4 + place % 4 for n, place in spots], device=device)
+        starts = [0, *accumulate(count for count, _ in chunks)]
         caches = [normal(generator, 6, 4, 2, 4, dtype=dtype) for _ in range(4)]
         yield (
             integers(generator, 11, len(spots)),
-            torch.tensor([0, *torch.tensor(counts).cumsum(0).tolist()], **ints),
-            torch.tensor(lengths, **ints),
-            torch.arange(len(spots), device=generator.device),
+            torch.tensor(starts, dtype=torch.int32, device=device),
+            torch.tensor([length for _, length in chunks], dtype=torch.int32, device=device),
+            torch.arange(len(spots), device=device),
             [slots] * 2,
             [table[: len(chunks)]] * 2,
             caches[:2],

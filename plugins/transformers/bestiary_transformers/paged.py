@@ -10,7 +10,7 @@ import inspect
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 from transformers.cache_utils import Cache, DynamicLayer
 
@@ -19,7 +19,7 @@ from bestiary.ops import kv_write
 from .config import cannot
 
 
-class PagedLayer(DynamicLayer):
+class PagedLayer(DynamicLayer):  # type: ignore[misc]
     """One layer's past of one sequence, in the engine's blocks. A window is the mask's matter: all tokens are kept.
 
     Args:
@@ -47,7 +47,7 @@ class PagedLayer(DynamicLayer):
         return memory[blocks].flatten(0, 1)[: self.stored].transpose(0, 1).unsqueeze(0).to(dtype)
 
 
-class _Watched(DynamicLayer):
+class _Watched(DynamicLayer):  # type: ignore[misc]
     """Notes what a layer stores of each token."""
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ class _Watched(DynamicLayer):
         return super().update(key_states, value_states, *args, **kwargs)
 
 
-def stored_sizes(module: nn.Module) -> dict[int, tuple[int, int, int]]:
+def stored_sizes(module: Any) -> dict[int, tuple[int, int, int]]:
     """Heads, key size and value size of each layer that stores any, found by running two tokens on the meta device.
 
     Raises:

@@ -22,7 +22,15 @@ SMALL = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
-GPT = {"vocab_size": 96, "n_embd": 48, "n_layer": 2, "n_head": 4, "n_positions": 128, "bos_token_id": 1, "eos_token_id": 2}
+GPT = {
+    "vocab_size": 96,
+    "n_embd": 48,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": 128,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 GROUPED = {**SMALL, "intermediate_size": 80, "num_key_value_heads": 2}
 
 #: By what is special about them.
