@@ -47,10 +47,15 @@ class Model:
             one that have experts (an ``expert_count`` above 0), where the name alone serves both kinds.
         config: a :class:`ModelConfig` subclass.
         model: a ``bestiary.layers.CausalLM`` subclass, constructed from the config alone.
-        weights: ``bestiary.converters.WeightMap`` by format, ``{"hf": …, "gguf": …}``.
+        weights: by format, ``{"hf": …, "gguf": …}``, a ``bestiary.converters.WeightMap`` or a function of the config that
+            gives one.
         gguf_config: a function from GGUF metadata to a dict in the spelling of ``config.json``; needed with ``gguf``.
         format: number of the zoo's tensor names, as stored in checkpoints.
         conformance: the family's ``bestiary.testing.ModelConformance`` subclass, which ``bestiary check`` runs.
+        fallback: a function of a name in ``architectures`` and the config's ``model_type`` (or None). It is asked about
+            architectures that no plugin claims, and answers None where this model can stand in, else why not, as a short
+            clause. A fallback runs in one process and as it is: no parallelism, quantization, deterministic mode or
+            memory limit.
     """
 
     name: str
@@ -62,6 +67,7 @@ class Model:
     gguf_config: str | None = None
     format: int = 1
     conformance: str | None = None
+    fallback: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -170,8 +170,8 @@ def open_source(path: Path, host: PluginHost) -> Source:
     return opened
 
 
-def weight_map(model: Model, form: str) -> WeightMap:
-    """The family's weight map for a format.
+def weight_map(model: Model, form: str, config: ModelConfig) -> WeightMap:
+    """The family's weight map for a format, of models with this config.
 
     Raises:
         DataError: it has none.
@@ -180,8 +180,10 @@ def weight_map(model: Model, form: str) -> WeightMap:
         raise DataError(
             "E-CONV-FORMAT", f"model {model.name}", f"has no weight map for {form}", expected=", ".join(model.weights)
         )
-    found: WeightMap = resolve(model.weights[form], needed_by=f"model {model.name}")
-    return found
+    found: WeightMap | Callable[[ModelConfig], WeightMap] = resolve(
+        model.weights[form], needed_by=f"model {model.name}"
+    )
+    return found if isinstance(found, WeightMap) else found(config)
 
 
 def _prepare(path: Path, host: PluginHost) -> _Job:
@@ -196,7 +198,7 @@ def _prepare(path: Path, host: PluginHost) -> _Job:
     check_token_ids(raw, config.vocab_size, "config.json")
     check_layers(config, len(source.tensors), source.name)
     expected = parameters(model, config)
-    plan = make_plan(weight_map(model, source.format), expected, source.tensors, config)
+    plan = make_plan(weight_map(model, source.format, config), expected, source.tensors, config)
     return _Job(source, model, raw, config, expected, plan)
 
 

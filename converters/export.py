@@ -50,7 +50,7 @@ def export(
     config = parse_config(model, manifest.config)
     expected = parameters(model, config)
     groups = []
-    for targets, choices in weight_map(model, "hf").transfers(expected.shapes):
+    for targets, choices in weight_map(model, "hf", config).transfers(expected.shapes):
         if not choices:
             raise DataError(
                 "E-CONV-COVERAGE", f"parameter {targets[0]}", "has no row in the weight map of its model plugin"

@@ -15,6 +15,7 @@ from bestiary.core.checkpoint.weights import Weights
 from bestiary.core.config import Rope
 from bestiary.core.engine.constants import Constants, at_random, from_files
 from bestiary.core.engine.engine import EngineManifest, plan_file
+from bestiary.core.engine.fallback import announce, check_fallback
 from bestiary.core.engine.family import config_of, family_of
 from bestiary.core.engine.memory import mapped_dtypes
 from bestiary.core.engine.memory_cap import MemoryCap, says_memory
@@ -109,6 +110,7 @@ def load_engine(
     _check_place(options, place, reference)
     model = host.model(manifest.checkpoint.model)
     check_names(model, manifest.checkpoint.model_format)
+    check_fallback(model, options, memory_limit)
     config = parse_config(model, manifest.checkpoint.config)
     with step(progress or Silent(), "load") as note:
         network = make_network(
@@ -122,7 +124,9 @@ def load_engine(
         constants.make(() if reference else network.program.weights())
         note.text = f"{constants.nbytes / 1e6:,.0f} MB of weights"
         groups = plan_cache(network, options, cap.cache_memory(kv_cache_memory), num_blocks, place)
-        return _assemble(network, constants, plan, host, options, groups, directory, model, reference, cap)
+        engine = _assemble(network, constants, plan, host, options, groups, directory, model, reference, cap)
+        note.text += announce(model, manifest.checkpoint.config, host)
+    return engine
 
 
 def random_engine(
@@ -142,7 +146,9 @@ def random_engine(
 
     Nothing is measured: each op gets the first kernel that can run it.
     """
-    model, config = family_of(config_of(directory), host)
+    raw = config_of(directory)
+    model, config = family_of(raw, host)
+    check_fallback(model, options, memory_limit)
     with step(progress or Silent(), "make weights") as note:
         dtype = config.dtype or "float32"
         network = make_network(model, config, options, checkpoint_dtype=dtype, host=host, taps=taps)
@@ -153,7 +159,9 @@ def random_engine(
         constants.make(() if reference else network.program.weights())
         note.text = f"{constants.nbytes / 1e6:,.0f} MB of random weights"
         groups = plan_cache(network, options, cap.cache_memory(kv_cache_memory), num_blocks, UNDIVIDED)
-        return _assemble(network, constants, plan, host, options, groups, directory, model, reference, cap)
+        engine = _assemble(network, constants, plan, host, options, groups, directory, model, reference, cap)
+        note.text += announce(model, raw, host)
+    return engine
 
 
 def _assemble(

@@ -10,6 +10,7 @@ from torch import nn
 
 from bestiary.core import device as devices
 from bestiary.core.config import ModelConfig
+from bestiary.core.engine.fallback import check_fallback
 from bestiary.core.engine.options import DEFAULT_SEQ_LEN, BuildOptions
 from bestiary.core.errors import ConfigError
 from bestiary.core.ops.collective import UNDIVIDED, Place
@@ -71,6 +72,7 @@ def make_network(
         PluginError: the model can't be traced, or a fusion's reference is no pattern.
     """
     check_options(options, host)
+    check_fallback(model, options)
     device = devices.choose(options.device)
     dtype = getattr(torch, checkpoint_dtype if options.dtype == "auto" else options.dtype)
     kv_dtype = dtype if options.kv_dtype == "auto" else getattr(torch, options.kv_dtype)

@@ -13,6 +13,8 @@ from packaging.utils import canonicalize_name
 from bestiary.core.errors import PluginError
 from bestiary.core.plugins import loading, select
 from bestiary.core.plugins.discover import Candidate, given, installed
+from bestiary.core.plugins.fallback import knows_it, stands_in
+from bestiary.core.plugins.kinds import ANY
 from bestiary.core.plugins.records import Conflict, Origin, PluginRecord, clause
 from bestiary.core.plugins.registry import Registry
 from bestiary.spec import (
@@ -119,11 +121,24 @@ class PluginHost:
         Args:
             model_type: the config's ``model_type``; it makes the hint name the distribution to install.
 
+        Where no plugin claims it, a fallback that can stand in is the answer.
+
         Raises:
             PluginError: no plugin has it (the hint lists those installed), or several do.
         """
         family = _safe(model_type or re.sub(r"For[A-Z]\w*$", "", architecture).lower())
-        return self._model("architecture", architecture, "config.json, field architectures", family)
+        advice = self._advice(f"bestiary-{family}")
+        if self._registry.find("architecture", architecture) is None:
+            fallback: Model | None = self._registry.find("fallback", ANY)
+            if fallback is not None:
+                if (reason := stands_in(fallback, architecture, model_type)) is None:
+                    for one in self.failures():
+                        log.warning("%s might serve %s, but: %s", one.origin, architecture, one.reason)
+                    return fallback
+                advice += f"; the fallback {fallback.name} can't stand in: {reason}"
+            elif knows_it(model_type):
+                advice += f"; transformers knows it, and would run it slowly: {self._advice('bestiary-transformers')}"
+        return self._need(Model, "architecture", architecture, advice, subject="config.json, field architectures")
 
     def model_for_gguf(self, architecture: str, *, experts: bool = False) -> Model:
         """The model family that serves a GGUF file's ``general.architecture``.

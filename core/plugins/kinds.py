@@ -31,6 +31,9 @@ RESERVED_COMMANDS = frozenset(
     ("run", "convert", "verify", "build", "generate", "chat", "export", "plugins", "kernels", "cache", "plan-memory")
 )
 
+#: What a fallback claims: the architectures that nobody else does. So there is one, or ``prefer`` decides.
+ANY = "any-architecture"
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -48,7 +51,8 @@ def _by_name(kind: str) -> Callable[[Any], Claims]:
 
 def _model_claims(model: Model) -> Claims:
     architectures = tuple(("architecture", name) for name in model.architectures)
-    return (("model", model.name), *architectures, *(("gguf architecture", name) for name in model.gguf))
+    fallback = (("fallback", ANY),) if model.fallback is not None else ()
+    return (("model", model.name), *architectures, *(("gguf architecture", name) for name in model.gguf), *fallback)
 
 
 def _kernel_claims(kernel: Kernel) -> Claims:
@@ -60,7 +64,7 @@ KINDS: tuple[Kind, ...] = (
         "bestiary_register_models",
         Model,
         _model_claims,
-        ("config", "model", "weights", "gguf_config"),
+        ("config", "model", "weights", "gguf_config", "fallback"),
     ),
     Kind("bestiary_register_ops", Op, _by_name("op"), ("declaration",)),
     Kind("bestiary_register_kernels", Kernel, _kernel_claims, ("run", "pack")),

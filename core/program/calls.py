@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -141,6 +142,8 @@ def _fact(argument: Any, shapes: Mapping[Value, Shape], dtype: torch.dtype, size
     if isinstance(argument, Value):
         shape = shapes[argument]
         return TensorFacts(shape.at(sizes), _name(shape.dtype), shape.base is None)
+    if isinstance(argument, (list, tuple)):
+        return type(argument)(_fact(item, shapes, dtype, sizes) for item in argument)
     return argument
 
 
@@ -153,6 +156,10 @@ def _text(argument: Any, shapes: Mapping[Value, Shape], dtype: torch.dtype) -> s
         return f"{_name(shapes[argument].dtype)}[{dims}]"
     if isinstance(argument, Value):
         return f"{shapes[argument]}"
+    if isinstance(argument, list):
+        # Many tensors, such as all weights: each kind with how often it comes.
+        counts = Counter(_text(item, shapes, dtype) for item in argument)
+        return "[" + ", ".join(f"{count}·{text}" for text, count in counts.items()) + "]"
     text = getattr(argument, "kind", argument)
     return str(text) if isinstance(text, str) else repr(argument)
 

@@ -262,8 +262,10 @@ def test_the_sdks_own_plugin_is_there_without_an_installation(site, monkeypatch)
     assert list(states) == ["bestiary"]
 
 
-def test_an_unknown_architecture_names_the_pip_line_and_what_is_installed(site):
+def test_an_unknown_architecture_names_the_pip_line_and_what_is_installed(site, monkeypatch):
     site.plugin("one", ARCHITECTURE.format(name="family-one"))
+    monkeypatch.setenv("BESTIARY_PLUGINS", "one")
+    monkeypatch.setattr("bestiary.core.plugins.fallback.find_spec", lambda name: None)
     with pytest.raises(PluginError) as caught:
         PluginHost.load().model_for_architecture("Qwen3MoeForCausalLM", model_type="qwen3_moe")
     assert caught.value.code == "E-PLG-ARCHITECTURE"

@@ -1,0 +1,1 @@
+"""A fallback for bestiary: transformers' own modules behind the same engine."""
