@@ -72,7 +72,7 @@ def gguf_map(case: Case, findings: Findings) -> None:
     checkpoint = Checkpoint.open(case.checkpoint)
     expected = parameters(case.suite.model, case.config)
     names: list[str] = []
-    for targets, choices in weight_map(case.suite.model, "gguf").transfers(expected.shapes):
+    for targets, choices in weight_map(case.suite.model, "gguf", case.config).transfers(expected.shapes):
         assert choices, f"parameter {targets[0]} has no row in the GGUF weight map"
         shapes = [expected.shapes[target] for target in targets]
         ours = [checkpoint.weights.tensor(target) for target in targets]
@@ -98,7 +98,7 @@ def coverage(case: Case, findings: Findings) -> None:
         for shape in _wrong_shapes(tensors[name].shape):
             _refused(case, {**tensors, name: tensors[name]._replace(shape=shape)}, f"{name} of {list(shape)}", name)
     for name in _extra_names(used, case.config.num_hidden_layers):
-        if name not in tensors and not weight_map(case.suite.model, source.format).drops(name):
+        if name not in tensors and not weight_map(case.suite.model, source.format, case.config).drops(name):
             added = SourceTensor(name, "float32", (3,), next(iter(tensors.values())).file)
             _refused(case, {**tensors, name: added}, f"with {name}", name)
     _nothing_left(case, source, kinds[len(kinds) // 2])
@@ -168,7 +168,7 @@ def _not_implemented(case: Case) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _plan(case: Case, tensors: Mapping[str, SourceTensor]) -> Plan:
     model = case.suite.model
-    return make_plan(weight_map(model, "hf"), parameters(model, case.config), tensors, case.config)
+    return make_plan(weight_map(model, "hf", case.config), parameters(model, case.config), tensors, case.config)
 
 
 def _one_of_each_kind(names: list[str]) -> list[str]:
