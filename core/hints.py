@@ -75,6 +75,7 @@ HINTS = {
     "E-KERNEL-NAME": _OTHER_KERNEL,
     "E-KERNEL-SIGNATURE": _AUTHOR,
     "E-KERNEL-SUPPORT": _OTHER_KERNEL,
+    "E-KERNEL-SUPPORTS": _AUTHOR,
     "E-KERNEL-VARIANT": "install a plugin with a batch-invariant kernel for it, or leave deterministic out",
     "E-KV-MEMORY": "leave it out to get the default, 0.9",
     "E-MEMORY-LIMIT": "leave memory_limit out, or raise it; bestiary plan-memory shows what an engine takes",

@@ -16,6 +16,7 @@ from bestiary.core.cli import (
     build,
     cache,
     chat,
+    check_kernel,
     convert,
     export,
     failures,
@@ -144,6 +145,7 @@ app.command("chat")(chat.chat)
 app.command("export")(export.export)
 app.command("plugins")(plugins.plugins)
 app.command("kernels")(kernels.kernels)
+app.command("check-kernel")(check_kernel.check_kernel)
 app.command("plan-memory")(plan_memory.plan_memory)
 app.add_typer(cache.app, name="cache")
 
