@@ -90,7 +90,8 @@ def peak_allocation(run: Callable[[], Any], device: torch.device) -> int:
 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         kept = run()
-    results = recorded.profiler.kineto_results  # type: ignore[union-attr]
+    assert recorded.profiler is not None
+    results = recorded.profiler.kineto_results
     events = [event for event in results.events() if event.name() == "[memory]"]
     now = most = 0
     for event in sorted(events, key=lambda event: event.start_ns()):

@@ -73,6 +73,7 @@ HINTS = {
     "E-GGUF-TYPE": "choose a file of another quantization",
     "E-KERNEL-FAILED": _OTHER_KERNEL,
     "E-KERNEL-NAME": _OTHER_KERNEL,
+    "E-KERNEL-SELECT": "bestiary kernels lists what there is; a module that is not installed is given with -p",
     "E-KERNEL-SIGNATURE": _AUTHOR,
     "E-KERNEL-SUPPORT": _OTHER_KERNEL,
     "E-KERNEL-SUPPORTS": _AUTHOR,

@@ -21,7 +21,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-_TAIL = 2000  # characters of what a dead child printed
+_TAIL = 8000  # characters of what a dead child printed
+_LINES = 10  # of them, in a message
+_CRASHED = "Current thread"  # of what faulthandler prints, the part about the thread that crashed
 _DUMPING = 1.0  # seconds in which a child that hangs may say where
 _STARTING = 300.0  # seconds in which a child imports what it needs
 
@@ -38,6 +40,13 @@ class Died(Exception):
     def __init__(self, how: str, at: str, output: str) -> None:
         super().__init__(f"{at}: {how}" if at else how)
         self.how, self.at, self.output = how, at, output
+
+    @property
+    def last_words(self) -> list[str]:
+        """Of the output, the lines that say most: the innermost frames of a crash, else the end."""
+        lines = self.output.splitlines()
+        crashed = [index for index, line in enumerate(lines) if line.startswith(_CRASHED)]
+        return lines[crashed[-1] :][:_LINES] if crashed else lines[-_LINES:]
 
 
 class Isolated:
@@ -83,7 +92,7 @@ class Isolated:
 class _Child:
     def __init__(self, serve: str) -> None:
         self._events, writing = os.pipe()
-        self._printed = tempfile.TemporaryFile()
+        self._printed = tempfile.TemporaryFile()  # noqa: SIM115
         environment = {
             "KINETO_LOG_LEVEL": "6",  # torch's profiler prints a line each time; what a dying child prints is shown
             **os.environ,

@@ -28,7 +28,9 @@ def check_kernel(
     timeout: Annotated[
         float, typer.Option(metavar="SECONDS", help="End a kernel that shows no sign of life for so long.")
     ] = TIMEOUT,
-    json: Annotated[str | None, typer.Option("--json", metavar="FILE|-", help="The result as JSON; - is stdout.")] = None,
+    json: Annotated[
+        str | None, typer.Option("--json", metavar="FILE|-", help="The result as JSON; - is stdout.")
+    ] = None,
 ) -> None:
     """Check a plugin's kernels and ops against the ops' declarations, in a process of their own."""
     from bestiary.core.cli.report import table
@@ -70,7 +72,7 @@ def _checked(chosen: Selection, devices: tuple[str, ...], timeout: float, *, sil
         for case in cases:
             reports.append(checker.kernel(case))
             steps.advance(1)
-        steps.finish(f"{len(cases)} kernels in their dtypes, {len(chosen.ops)} ops, {len(chosen.fusions)} fusions")
+        steps.finish(f"ops: {len(chosen.ops)}, kernels: {len(chosen.registered)}, fusions: {len(chosen.fusions)}")
     return reports
 
 

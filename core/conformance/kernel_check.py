@@ -10,14 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
 
 from bestiary.core import device as devices
 from bestiary.core.conformance.kernel_cases import Batch, KernelCase, batches, describe_call
 from bestiary.core.conformance.kernel_memory import same
 from bestiary.core.conformance.kernel_report import Finding, KernelReport
 from bestiary.core.conformance.kernel_rows import odd_one_out
-from bestiary.core.conformance.kernel_run import Expected, Run, faked
+from bestiary.core.conformance.kernel_run import Expected, Run, Weak, faked
 from bestiary.core.errors import PluginError
 from bestiary.core.plugins import resolve
 from bestiary.core.plugins.requirements import unmet
@@ -52,7 +51,7 @@ class KernelCheck:
         self._findings: dict[str, Finding] = {}
         self._declined: Counter[str] = Counter()
         self._done: set[str] = set()
-        self._kept: list[tuple[Batch, str, StorageWeakRef]] = []
+        self._kept: list[tuple[Batch, str, Weak]] = []
         self._ran = 0
         self._worst: float | None = None
         self._speed: float | None = None
@@ -130,19 +129,20 @@ class KernelCheck:
         self._done |= {"fill"} if self._op.results else set()
         for check, message in complaints:
             self._find(check, batch, message)
-        if not any(check in ("fill", "result") for check, _ in complaints):
+        if not any(check in ("fill", "result") and check not in self._waived for check, _ in complaints):
             self._tolerance(batch, first, expected)
             again()
             if not all(same(one, other) for one, other in zip(first.results, again.results, strict=True)):
                 self._find("determinism", batch, "gave two results for one input")
-        self._kept += [(batch, name, weak) for name, weak in first.references()]
+        self._kept += [(batch, name, held) for name, held in first.references()]
         size = sum(result.numel() for result in first.results)
         if not complaints and (self._largest is None or size > self._largest[0]):
             self._largest = size, batch
 
     def _tolerance(self, batch: Batch, run: Run, expected: Expected) -> None:
         self._done.add("tolerance")
-        for found, wanted in zip(run.results, (*expected.results, *expected.after), strict=True):
+        pairs = [*zip(run.results, expected.results, strict=False), *run.touched(expected)]
+        for found, wanted in pairs:
             differs = deviation(found, wanted, self._op.tolerances)
             self._worst = max(self._worst or 0.0, differs.excess)
             if not differs.excess <= 1:
@@ -203,10 +203,10 @@ class KernelCheck:
     def _references(self) -> None:
         """By now all tensors of the runs are gone, but for those that somebody keeps."""
         self._done.add("references")
-        if any(not weak.expired() for _, _, weak in self._kept):
+        if any(held() for _, _, held in self._kept):
             gc.collect()
-        for batch, name, weak in self._kept:
-            if not weak.expired():
+        for batch, name, held in self._kept:
+            if held():
                 self._find("references", batch, f"something keeps {name} after the call")
 
     def _measure(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from types import ModuleType
 from typing import Any, ClassVar
@@ -79,11 +79,14 @@ class KernelConformance:
         if "kernel_case" in metafunc.fixturenames:
             metafunc.parametrize("kernel_case", chosen.kernels(self.devices), ids=str)
 
-    @pytest.fixture(scope="class")
-    def checker(self, request: pytest.FixtureRequest) -> Iterator[KernelChecker]:
+    @pytest.fixture
+    def checker(self, request: pytest.FixtureRequest) -> KernelChecker:
         """The child process of the class's tests."""
-        with KernelChecker(request.cls._selection().host, timeout=self.timeout) as made:
-            yield made
+        node = request.node.getparent(pytest.Class)
+        if _CHECKER not in node.stash:
+            node.stash[_CHECKER] = made = KernelChecker(self._selection().host, timeout=self.timeout)
+            node.addfinalizer(made.close)
+        return node.stash[_CHECKER]
 
     def test_op(self, op_case: OpCase, checker: KernelChecker) -> None:
         """An op that the plugin brings keeps its declaration."""

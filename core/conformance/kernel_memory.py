@@ -79,9 +79,10 @@ class Banded:
         if not len(places):
             return None
         first, last = int(places[0]) - self._first, int(places[-1]) - self._first - self._span
+        count = "1 element" if len(places) == 1 else f"{len(places)} elements"
         if last >= 0:
-            return f"{len(places)} elements, up to {last + 1} after its end"
-        return f"{len(places)} elements, the first {-first} before its beginning" if first < 0 else "between its rows"
+            return f"{count}, up to {last + 1} after its end"
+        return f"{count}, the first {-first} before its beginning" if first < 0 else f"{count} between its rows"
 
     def change_inside(self) -> tuple[int, ...] | None:
         """The index of the first element of the tensor that changed since :meth:`keep`."""

@@ -16,6 +16,7 @@ from bestiary.core.ops.declare import OpDeclaration
 from bestiary.core.program.compare import layout
 
 Complaint = tuple[str, str]  # check, message
+Weak = Callable[[], bool]  # whether somebody still holds a tensor's memory
 
 
 class Expected:
@@ -89,9 +90,15 @@ class Run:
         yield from self._unwritten(expected)
         yield from self._strayed(expected)
 
-    def references(self) -> list[tuple[str, StorageWeakRef]]:
+    def touched(self, expected: Expected) -> Iterator[tuple[Tensor, Tensor]]:
+        """Of each changed argument what is there and what the reference left, where that changed it."""
+        for name, before, after in zip(self._op.mutates, expected.before, expected.after, strict=True):
+            chosen = (bits(before) != bits(after)).any(1).view(after.shape)
+            yield self._given[name].tensor[chosen], after[chosen]
+
+    def references(self) -> list[tuple[str, Weak]]:
         """Weak references to the memory of what it was given, by name."""
-        return [(name, StorageWeakRef(one.tensor.untyped_storage())) for name, one in self._banded()]
+        return [(name, weakly(one.tensor)) for name, one in self._banded()]
 
     def _unwritten(self, expected: Expected) -> Iterator[Complaint]:
         for (name, banded), wanted in zip(self._banded_outs(), expected.results, strict=True):
@@ -125,6 +132,12 @@ class Run:
 
     def _tensors(self) -> list[tuple[str, Tensor]]:
         return [(name, one.tensor) for name, one in self._banded()]
+
+
+def weakly(tensor: Tensor) -> Weak:
+    """Asks whether the tensor's memory is held, and does not hold it."""
+    reference = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
+    return lambda: not reference.expired()  # type: ignore[no-untyped-call]
 
 
 def as_tuple(made: Any) -> tuple[Tensor, ...]:

@@ -75,8 +75,7 @@ class KernelChecker:
         try:
             return KernelReport.from_dict(self._child.run(job))
         except Died as death:
-            last = death.output.splitlines()[-12:]
-            message = "\n    ".join([f"the process {death.how}", *last])
+            message = "\n    ".join([f"the process {death.how}", *death.last_words])
             found = (Finding("crash", death.at, message),)
             return KernelReport(
                 job.op, job.kernel, job.distribution, job.device, job.dtype, findings=found, waived=job.waived

@@ -47,4 +47,3 @@ def _batch_problem(op: OpDeclaration[..., Any], args: tuple[Any, ...]) -> str | 
         if (real.shape, real.dtype) != (fake.shape, fake.dtype):
             return f"its fake says {fake.dtype}{list(fake.shape)}, its reference makes {real.dtype}{list(real.shape)}"
     return None
-

@@ -12,7 +12,7 @@ from tiny import CONFIGS, load, logits, make_engine, whole
 from bestiary import LLM, SamplingParams
 from bestiary.core.engine.options import BuildOptions
 from bestiary.core.plugins import PluginHost
-from bestiary.testing import KernelCase, check_kernel, kernel_cases, load_plugins
+from bestiary.testing import KernelCase, KernelConformance, check_kernel, kernel_cases, load_plugins
 
 pytestmark = [
     pytest.mark.gpu,
@@ -25,6 +25,11 @@ OPTIONS = BuildOptions(device="cuda", max_batch_size=8, max_num_tokens=128)
 def test_kernel(case: KernelCase) -> None:
     ran = check_kernel(case)
     assert ran or case.kernel.name.endswith("widened")
+
+
+class TestOwnKernels(KernelConformance):
+    distribution = "bestiary"
+    devices = ("cuda",)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

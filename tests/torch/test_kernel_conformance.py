@@ -2,7 +2,7 @@
 
 import re
 
-import broken_kernels
+import faulty_kernels
 import pytest
 import torch
 
@@ -11,11 +11,11 @@ from bestiary.core.conformance.kernel_report import CHECKS, KernelReport, remark
 from bestiary.core.conformance.kernel_worker import KernelChecker
 from bestiary.testing import KernelCase, KernelConformance, kernel_cases, load_plugins
 
-HOST = load_plugins(broken_kernels)
+HOST = load_plugins(faulty_kernels)
 
 
 def case(name: str) -> KernelCase:
-    (found,) = [one for one in kernel_cases(HOST, ["broken_kernels"]) if one.kernel.name == name]
+    (found,) = [one for one in kernel_cases(HOST, ["faulty_kernels"]) if one.kernel.name == name]
     return found
 
 
@@ -28,9 +28,9 @@ def checked(name: str) -> KernelReport:
     ("name", "check", "said"),
     [
         ("short", "fill", r"input 0 \(float32\[3, 5\], float32\[5\]\): left 5 of 15 elements of out unwritten, first \[2, 0\]"),
-        ("beyond", "bands", r"wrote beside out: 1 elements, up to 1 after its end"),
-        ("before", "bands", r"wrote beside out: 1 elements, the first 2 before its beginning"),
-        ("between", "bands", r"wrote beside its argument x: between its rows"),
+        ("beyond", "bands", r"wrote beside out: 1 element, up to 1 after its end"),
+        ("before", "bands", r"wrote beside out: 1 element, the first 2 before its beginning"),
+        ("between", "bands", r"wrote beside its argument x: 1 element between its rows"),
         ("spoils", "inputs", r"changed its argument weight at \[0\]"),
         ("off", "tolerance", r"an error 2 times the tolerance at \[\d, \d\] \(at most 0.0002 absolute, [\d.e-]+ relative\)"),
         ("fickle", "determinism", r"gave two results for one input"),
@@ -42,11 +42,11 @@ def checked(name: str) -> KernelReport:
         ("keeps", "references", r"something keeps its argument weight after the call"),
         ("spends", "workspace", r"it states 8 bytes and allocates 60"),
         ("misnamed", "load", r"its parameters are not the op's; found \(x, scale, out\), expected \(x, weight, out\)"),
-        ("absent", "load", r"broken_kernels has no attribute 'nothing'"),
+        ("absent", "load", r"faulty_kernels has no attribute 'nothing'"),
         ("refuses", "supports", r"its supports raised KeyError: 'shape'"),
         ("answers_yes", "supports", r"its supports must answer None for yes, else the reason why not; found True"),
         ("strays", "bands", r"changed cache at \[0, 0\], which the reference leaves alone"),
-        ("overruns", "bands", r"wrote beside its argument cache: 1 elements, up to 1 after its end"),
+        ("overruns", "bands", r"wrote beside its argument cache: 1 element, up to 1 after its end"),
     ],
 )  # fmt: skip
 def test_a_fault_is_found_by_its_check_and_by_no_other(name: str, check: str, said: str) -> None:

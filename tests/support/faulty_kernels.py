@@ -29,7 +29,7 @@ def _scale_inputs(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tu
 
 
 @op(
-    name="broken::scale",
+    name="faulty::scale",
     inputs=_scale_inputs,
     tolerances={"float32": TOLERANCE},
     fake=lambda x, weight: x.new_empty(x.shape),
@@ -49,7 +49,7 @@ def _store_inputs(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tu
 
 
 @op(
-    name="broken::store",
+    name="faulty::store",
     inputs=_store_inputs,
     tolerances={"float32": TOLERANCE},
     mutates=("cache",),
@@ -181,7 +181,7 @@ _FIELDS: dict[str, dict[str, Any]] = {
 @hookimpl
 def bestiary_register_ops(register: Callable[[Op], None]) -> None:
     for name in ("scale", "store"):
-        register(Op(name=f"broken::{name}", declaration=f"broken_kernels:{name}"))
+        register(Op(name=f"faulty::{name}", declaration=f"faulty_kernels:{name}"))
 
 
 @hookimpl
@@ -191,10 +191,10 @@ def bestiary_register_kernels(register: Callable[[Kernel], None]) -> None:
         returns, replaces, keeps, raises, spends, misnamed,
     ):  # fmt: skip
         name = run.__name__
-        register(Kernel(op="broken::scale", name=name, run=f"broken_kernels:{name}", **_FIELDS.get(name, {})))
+        register(Kernel(op="faulty::scale", name=name, run=f"faulty_kernels:{name}", **_FIELDS.get(name, {})))
     for name, supports in (("refuses", _refuses), ("answers_yes", _answers_yes)):
-        register(Kernel(op="broken::scale", name=name, run="broken_kernels:right", supports=supports))
-    register(Kernel(op="broken::scale", name="absent", run="broken_kernels:nothing"))
-    register(Kernel(op="broken::scale", name="unmet", run="broken_kernels:right", requires="no-such-package"))
+        register(Kernel(op="faulty::scale", name=name, run="faulty_kernels:right", supports=supports))
+    register(Kernel(op="faulty::scale", name="absent", run="faulty_kernels:nothing"))
+    register(Kernel(op="faulty::scale", name="unmet", run="faulty_kernels:right", requires="no-such-package"))
     for name in ("strays", "overruns"):
-        register(Kernel(op="broken::store", name=name, run=f"broken_kernels:{name}"))
+        register(Kernel(op="faulty::store", name=name, run=f"faulty_kernels:{name}"))
