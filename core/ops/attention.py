@@ -24,7 +24,7 @@ _SOFTMAX = {
 
 
 def _write_inputs(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
-    for tokens, heads, size in ((1, 1, 8), (6, 2, 16)):
+    for tokens, heads, size in ((1, 1, 8), (6, 2, 16), (5, 3, 10)):
         cache = [normal(generator, 4, 4, heads, size, dtype=dtype) for _ in "kv"]
         new = [normal(generator, tokens, heads, size, dtype=dtype) for _ in "kv"]
         slots = torch.randperm(12, generator=generator, device=generator.device)[:tokens]
@@ -85,6 +85,7 @@ def _attention_inputs(generator: torch.Generator, dtype: torch.dtype) -> Iterato
     for heads, kv_heads, size, value_size, window in ((2, 2, 8, 8, None), (6, 2, 16, 16, 5), (4, 1, 16, 8, None)):
         for batch in batches:
             yield _attention_case(generator, dtype, batch, (heads, kv_heads, size, value_size, window))
+    yield _attention_case(generator, dtype, batches[2], (1, 1, 10, 6, 3))  # one head, of sizes that no block divides
 
 
 def _attention_case(

@@ -20,7 +20,7 @@ _PRODUCT = {
 
 
 def _linear_inputs(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
-    for tokens, n, k in ((1, 8, 16), (5, 33, 48), (17, 64, 31)):
+    for tokens, n, k in ((1, 8, 16), (5, 33, 48), (17, 64, 31), (3, 70, 301)):
         weight = normal(generator, n, k, dtype=dtype, scale=k**-0.5)
         bias = normal(generator, n, dtype=dtype) if tokens != 1 else None
         yield normal(generator, tokens, k, dtype=dtype), weight, bias

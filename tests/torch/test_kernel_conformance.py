@@ -1,7 +1,9 @@
 """Kernels with one fault each, and the check that finds it. Those that take the process with them run in a child."""
 
+import dataclasses
 import re
 
+import documents
 import faulty_kernels
 import pytest
 import torch
@@ -9,6 +11,7 @@ import torch
 from bestiary.core.conformance.kernel_check import KernelCheck
 from bestiary.core.conformance.kernel_report import CHECKS, KernelReport, remarks
 from bestiary.core.conformance.kernel_worker import KernelChecker
+from bestiary.core.program.calls import load_op
 from bestiary.testing import KernelCase, KernelConformance, kernel_cases, load_plugins
 
 HOST = load_plugins(faulty_kernels)
@@ -68,6 +71,19 @@ def test_a_right_kernel_passes_all_checks_and_on_batches_that_its_op_gives_no_in
 def test_a_kernel_that_lacks_what_it_requires_is_declined_which_is_no_pass() -> None:
     report = checked("unmet")
     assert (report.verdict, report.declined) == ("declined", {"no-such-package is not installed": 1})
+
+
+@pytest.mark.parametrize("op", ["linear", "logits", "gated_activation", "paged_attention"])
+def test_ordinary_kernels_would_fail_if_they_claimed_to_be_batch_invariant(op: str) -> None:
+    claims = dataclasses.replace(HOST.kernel(op, "torch"), batch_invariant=True)
+    report = KernelCheck(KernelCase(load_op(op, HOST), claims, "cpu", torch.float32)).report()
+    (finding,) = report.findings
+    assert finding.check == "invariance" and report.ran > 0
+
+
+def test_the_documented_checks_are_those_there_are() -> None:
+    page = documents.ROOT / "docs" / "kernels-and-ops.md"
+    assert [row[0] for row in documents.rows(page, "Checking kernels")] == list(CHECKS)
 
 
 def test_a_crash_is_a_result_and_the_next_kernel_is_checked() -> None:

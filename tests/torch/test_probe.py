@@ -75,6 +75,7 @@ def test_a_build_survives_a_kernel_that_crashes(
     load_engine(tmp_path / "engine", host=host, kv_cache_memory=2**22)
 
 
+@pytest.mark.slow
 def test_a_kernel_that_crashes_can_not_be_demanded(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
