@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import faulty_kernels
 import pytest
 import torch
 from tiny import CONFIGS, load, logits, make_engine, whole
 
 from bestiary import LLM, SamplingParams
+from bestiary.core.conformance.kernel_worker import KernelChecker
 from bestiary.core.engine.options import BuildOptions
 from bestiary.core.plugins import PluginHost
 from bestiary.testing import KernelCase, KernelConformance, check_kernel, kernel_cases, load_plugins
@@ -25,6 +27,18 @@ OPTIONS = BuildOptions(device="cuda", max_batch_size=8, max_num_tokens=128)
 def test_kernel(case: KernelCase) -> None:
     ran = check_kernel(case)
     assert ran or case.kernel.name.endswith("widened")
+
+
+def test_a_lost_device_and_a_false_claim_to_be_recordable_are_results() -> None:
+    host = load_plugins(faulty_kernels)
+    cases = {case.kernel.name: case for case in kernel_cases(host, ["faulty_kernels"], device="cuda")}
+    with KernelChecker(host) as checker:
+        reports = {name: checker.kernel(cases[name]) for name in ("outside", "waits", "right")}
+    assert {name: report.verdict for name, report in reports.items()} == {
+        "outside": "fail", "waits": "fail", "right": "pass",
+    }  # fmt: skip
+    assert [reports[name].findings[0].check for name in ("outside", "waits")] == ["crash", "graph"]
+    assert "graph" in reports["right"].done
 
 
 class TestOwnKernels(KernelConformance):

@@ -145,6 +145,17 @@ def raises(x: Tensor, weight: Tensor, *, out: Tensor) -> None:
     raise RuntimeError("no code for this architecture")
 
 
+def outside(x: Tensor, weight: Tensor, *, out: Tensor) -> None:
+    """On a GPU the device is lost by it."""
+    rows = torch.full((len(x),), len(x) + 100, device=x.device)
+    torch.mul(x.contiguous().index_select(0, rows), weight, out=out)
+
+
+def waits(x: Tensor, weight: Tensor, *, out: Tensor) -> None:
+    """Right, but it can't be recorded as it claims."""
+    torch.mul(x, weight * float(weight[0]) / float(weight[0]), out=out)
+
+
 def spends(x: Tensor, weight: Tensor, *, out: Tensor) -> None:
     out.copy_(x * weight)
 
@@ -188,7 +199,7 @@ def bestiary_register_ops(register: Callable[[Op], None]) -> None:
 def bestiary_register_kernels(register: Callable[[Kernel], None]) -> None:
     for run in (
         right, short, beyond, before, between, spoils, off, fickle, social, segfaults, hangs, leaves, exits, chatters,
-        returns, replaces, keeps, raises, spends, misnamed,
+        returns, replaces, keeps, raises, outside, waits, spends, misnamed,
     ):  # fmt: skip
         name = run.__name__
         register(Kernel(op="faulty::scale", name=name, run=f"faulty_kernels:{name}", **_FIELDS.get(name, {})))

@@ -40,6 +40,7 @@ def checked(name: str) -> KernelReport:
         ("social", "invariance", r"row 0 is another alone than at its place among 3"),
         ("exits", "supports", r"supports said yes, and it raised SystemExit: 0"),
         ("raises", "supports", r"supports said yes, and it raised RuntimeError: no code for this architecture"),
+        ("outside", "supports", r"supports said yes, and it raised IndexError"),
         ("returns", "result", r"returned a view of its argument x; a kernel fills out and returns nothing"),
         ("replaces", "result", r"gave out another shape, dtype or memory"),
         ("keeps", "references", r"something keeps its argument weight after the call"),
