@@ -120,7 +120,8 @@ def paged_attention(call: Call) -> int:
         page += kv_heads * max(size, value_size) * itemsize(k_cache.dtype)
     if not on_host:
         page += heads * ((size + value_size) * (wide + _WIDE) + 2 * _WIDE)
-    seen = length if window is None else min(length, window)
+    # Where the host does not know the lengths, a decode gathers whole tables.
+    seen = length if window is None or not on_host else min(length, window)
     decode = sequences * seen * (page + 32) + sequences * heads * (size + value_size) * wide
     if not on_host:
         decode = min(decode, 8 * GATHERED)

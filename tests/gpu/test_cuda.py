@@ -14,7 +14,7 @@ from bestiary import LLM, SamplingParams
 from bestiary.core.conformance.kernel_worker import KernelChecker
 from bestiary.core.engine.options import BuildOptions
 from bestiary.core.plugins import PluginHost
-from bestiary.testing import KernelCase, KernelConformance, check_kernel, kernel_cases, load_plugins
+from bestiary.testing import KernelCase, check_kernel, kernel_cases, load_plugins
 
 pytestmark = [
     pytest.mark.gpu,
@@ -39,11 +39,6 @@ def test_a_lost_device_and_a_false_claim_to_be_recordable_are_results() -> None:
     }  # fmt: skip
     assert [reports[name].findings[0].check for name in ("outside", "waits")] == ["crash", "graph"]
     assert "graph" in reports["right"].done
-
-
-class TestOwnKernels(KernelConformance):
-    distribution = "bestiary"
-    devices = ("cuda",)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
