@@ -139,13 +139,9 @@ def describe_call(op: OpDeclaration[..., Any], args: tuple[Any, ...], device: to
 
 
 def constants(op: OpDeclaration[..., Any], args: tuple[Any, ...]) -> dict[str, Tensor]:
-    """What a build gives a kernel's ``pack``: the tensors that rows don't share with the step, a model's weights."""
-    names = ("weight", "bias") if callable(op.rows) or not op.rows else set(op.parameters) - {*op.rows, *op.mutates}
-    return {
-        name: arg
-        for name, arg in zip(op.parameters, args, strict=True)
-        if isinstance(arg, Tensor) and arg.is_floating_point() and name in names
-    }
+    """What a build gives a kernel's ``pack``: the tensors that are a model's weights."""
+    named = zip(op.parameters, args, strict=True)
+    return {name: arg for name, arg in named if isinstance(arg, Tensor) and name in op.constants}
 
 
 def _text(arg: Any) -> str:

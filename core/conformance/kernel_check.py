@@ -183,7 +183,7 @@ class KernelCheck:
 
     def _graph(self, batch: Batch, expected: Expected) -> None:
         # Where the op declares rows, batches of them are what a recorded step is made of: one row a sequence.
-        single = batch.numbers is not None if self._op.rows else True
+        single = bool(batch.numbers) if self._op.rows else True
         if not self._kernel.graph_safe or not devices.records(self._device) or not single:
             return
         self._done.add("graph")

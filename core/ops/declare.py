@@ -53,6 +53,7 @@ class OpDeclaration(Generic[P, R]):
         inputs: generator of test cases, odd shapes included.
         tolerances: by dtype name, what the op's kernels are held to.
         mutates: the parameters that a call changes in place.
+        constants: the parameters that are weights, which a kernel's ``pack`` may lay out.
         results: how many tensors it returns (0, 1 or more).
         fake: like the reference, but only shapes and dtypes count: it is run on meta tensors.
         rows: which arguments have rows; empty where nothing is said. Checks derive batches of other sizes from it.
@@ -67,12 +68,14 @@ class OpDeclaration(Generic[P, R]):
         tolerances: Mapping[str, Tolerance],
         mutates: tuple[str, ...],
         fake: Callable[..., Any] | None,
+        constants: tuple[str, ...] = ("weight", "bias"),
         rows: Rows = (),
     ) -> None:
         self.name, self.reference, self.inputs = name, function, inputs
         self.tolerances, self.mutates, self.fake, self.rows = tolerances, mutates, fake or function, rows
         self.signature = inspect.signature(function)
         self.parameters = tuple(self.signature.parameters)
+        self.constants = tuple(parameter for parameter in self.parameters if parameter in constants)
         self.results = _count_results(name, function)
         self.__doc__, self.__name__, self.__module__ = function.__doc__, name, function.__module__
         for field, names in (("mutates", mutates), ("rows", () if callable(rows) else rows)):
@@ -105,6 +108,7 @@ def op(
     mutates: tuple[str, ...] = (),
     fake: Callable[..., Any] | None = None,
     name: str | None = None,
+    constants: tuple[str, ...] = ("weight", "bias"),
     rows: Rows = (),
 ) -> Callable[[Callable[P, R]], OpDeclaration[P, R]]:
     """Declare an op: the decorated function is its reference.
@@ -115,6 +119,7 @@ def op(
         mutates: parameters changed in place (a cache).
         fake: computes shapes and dtypes on meta tensors where the reference can't (it looks at values).
         name: ``plugin::name`` for a plugin's op; the function's own name for the core's.
+        constants: those of the parameters that models give weights: tests let a kernel's ``pack`` lay them out.
         rows: the parameters with a row for each of the results' rows, on their first axis: row i of the results depends
             on row i of those and on all of the others. For other layouts a function ``rows(args, numbers)`` that gives
             the arguments of a call for those rows only. Kernels are then also checked on no row, one and odd numbers of
@@ -132,6 +137,7 @@ def op(
             tolerances=tolerances,
             mutates=mutates,
             fake=fake,
+            constants=constants,
             rows=rows,
         )
 

@@ -160,6 +160,15 @@ def spends(x: Tensor, weight: Tensor, *, out: Tensor) -> None:
     out.copy_(x * weight)
 
 
+def doubled(constants: dict[str, Tensor]) -> dict[str, Any]:
+    return {"weight": (constants["weight"], constants["weight"] * 2)}
+
+
+def packed(x: Tensor, weight: tuple[Tensor, Tensor], *, out: Tensor) -> None:
+    """Right: it reads the layout that its ``pack`` made."""
+    torch.mul(x, weight[1] / 2, out=out)
+
+
 def misnamed(x: Tensor, scale: Tensor, *, out: Tensor) -> None:
     right(x, scale, out=out)
 
@@ -186,6 +195,7 @@ def _answers_yes(call: Call) -> Any:
 _FIELDS: dict[str, dict[str, Any]] = {
     "social": {"batch_invariant": True},
     "spends": {"workspace": lambda call: 8},
+    "packed": {"pack": "faulty_kernels:doubled"},
 }
 
 
@@ -199,7 +209,7 @@ def bestiary_register_ops(register: Callable[[Op], None]) -> None:
 def bestiary_register_kernels(register: Callable[[Kernel], None]) -> None:
     for run in (
         right, short, beyond, before, between, spoils, off, fickle, social, segfaults, hangs, leaves, exits, chatters,
-        returns, replaces, keeps, raises, outside, waits, spends, misnamed,
+        returns, replaces, keeps, raises, outside, waits, spends, packed, misnamed,
     ):  # fmt: skip
         name = run.__name__
         register(Kernel(op="faulty::scale", name=name, run=f"faulty_kernels:{name}", **_FIELDS.get(name, {})))

@@ -69,6 +69,10 @@ def test_a_right_kernel_passes_all_checks_and_on_batches_that_its_op_gives_no_in
     assert set(report.done) == set(CHECKS) - {"invariance", "workspace", "graph", "declaration"}
 
 
+def test_a_kernel_gets_constants_as_it_packed_them() -> None:
+    assert (checked("packed").verdict, checked("packed").findings) == ("pass", ())
+
+
 def test_a_kernel_that_lacks_what_it_requires_is_declined_which_is_no_pass() -> None:
     report = checked("unmet")
     assert (report.verdict, report.declined) == ("declined", {"no-such-package is not installed": 1})
