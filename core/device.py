@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,6 +69,41 @@ def held_memory(device: torch.device) -> int:
     import psutil
 
     return int(psutil.Process().memory_info().rss)
+
+
+def peak_allocation(run: Callable[[], Any], device: torch.device) -> int:
+    """Most bytes that were allocated at a time while ``run`` ran, beyond what there was before; its result counts.
+
+    On a processor torch's profiler is asked, which sees inside of operators too.
+    """
+    if device.type == "cuda":
+        run()  # what libraries allocate once and keep
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_stats(device)["requested_bytes.all.current"]
+        torch.cuda.reset_peak_memory_stats(device)
+        kept = run()
+        torch.cuda.synchronize(device)
+        most = torch.cuda.memory_stats(device)["requested_bytes.all.peak"] - before
+        del kept
+        return int(most)
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        kept = run()
+    assert recorded.profiler is not None
+    results = recorded.profiler.kineto_results
+    events = [event for event in results.events() if event.name() == "[memory]"]
+    now = most = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        most = max(most, now)
+    del kept
+    return most
+
+
+def available() -> tuple[str, ...]:
+    """The kinds of devices that are here: ``cpu``, and ``cuda`` where there is a GPU."""
+    return ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 
 
 def synchronize(device: torch.device) -> None:

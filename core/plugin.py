@@ -20,8 +20,8 @@ _OPS = {
 }
 _KERNELS: dict[str, dict[str, Callable[[Call], int]]] = {
     "dense": {
-        "add": workspace.nothing,
-        "mul": workspace.nothing,
+        "add": workspace.elementwise,
+        "mul": workspace.elementwise,
         "select_rows": workspace.nothing,
         "embedding": workspace.embedding,
         "linear": workspace.linear,
@@ -128,7 +128,11 @@ def bestiary_register_kernels(register: Callable[[Kernel], None]) -> None:
                     workspace=own,
                 )
             )
-    for module, name in (("dense", "widened"), ("invariant", "invariant_widened")):
+    widened = (
+        ("dense", "widened", workspace.linear_widened),
+        ("invariant", "invariant_widened", invariant_workspace.linear_widened),
+    )
+    for module, name, taken in widened:
         register(
             Kernel(
                 op="linear",
@@ -137,7 +141,7 @@ def bestiary_register_kernels(register: Callable[[Kernel], None]) -> None:
                 supports=moe_workspace.sixteen_bit_on_processor,
                 batch_invariant=module == "invariant",
                 deterministic_only=module == "invariant",
-                workspace=workspace.linear_widened,
+                workspace=taken,
             )
         )
     for kernel in _MOE:

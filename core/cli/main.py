@@ -17,6 +17,7 @@ from bestiary.core.cli import (
     cache,
     chat,
     check,
+    check_kernel,
     convert,
     export,
     failures,
@@ -146,6 +147,7 @@ app.command("export")(export.export)
 app.command("plugins")(plugins.plugins)
 app.command("kernels")(kernels.kernels)
 app.command("check")(check.check)
+app.command("check-kernel")(check_kernel.check_kernel)
 app.command("plan-memory")(plan_memory.plan_memory)
 app.add_typer(cache.app, name="cache")
 

@@ -1,1 +1,1 @@
-"""What ``bestiary.testing`` offers: the checks that every plugin of a kind must pass."""
+"""What plugins are held to: the checks behind ``bestiary.testing``, ``bestiary check`` and ``check-kernel``. Private."""

@@ -25,6 +25,7 @@ from bestiary.core.engine.sample import sample_inputs
 from bestiary.core.ops.collective import Place, Ranks
 from bestiary.core.plugins import PluginHost
 from bestiary.core.program.plan import Plan
+from bestiary.core.program.probe import Probe
 from bestiary.core.program.shapes import Sizes
 from bestiary.core.program.tune import Tuner
 from bestiary.core.progress import Progress, Silent, step
@@ -107,18 +108,32 @@ def make_plan(
 ) -> Plan:
     """Choose the kernels of a model's pipeline stages by checking and timing the candidates."""
     plan = Plan(devices.label(networks[0].target.device), deterministic=options.deterministic)
+    with Probe(host) as probe:
+        _choose(plan, networks, constants, host, options, probe, progress)
+    return plan
+
+
+def _choose(
+    plan: Plan,
+    networks: Sequence[Network],
+    constants: Constants,
+    host: PluginHost,
+    options: BuildOptions,
+    probe: Probe,
+    progress: Progress,
+) -> None:
     for network in networks:
 
         def inputs(sizes: Sizes, network: Network = network) -> Mapping[str, Tensor]:
             return sample_inputs(network.program, network.geometry, sizes, network.vocab_size, network.target.device)
 
-        tuner = Tuner(host, network.target, network.shapes, inputs, constants, options.kernels, network.max_seq_len)
+        target, shapes, longest = network.target, network.shapes, network.max_seq_len
+        tuner = Tuner(host, target, shapes, inputs, constants, options.kernels, longest, probe)
         # Logits of more rows than there are requests are wanted for prompt logprobs only: not worth measuring for.
         limits = network.limits._replace(rows=network.limits.sequences)
         tuner.extend(plan, network.program, limits, progress)
         for name, count in network.fusions.items():
             plan.fusions[name] = plan.fusions.get(name, 0) + count
-    return plan
 
 
 def _resolved(options: BuildOptions, network: Network) -> BuildOptions:

@@ -60,6 +60,8 @@ def paged_attention(
     On a processor in fp32, where 16-bit attention is neither faster nor as near to the reference. Elsewhere a step of
     nothing but decodes never waits for the host, so that it can be recorded.
     """
+    if not q.shape[0]:
+        return
     if q.device.type == "cpu":
         q = q.float()
     elif q.shape[0] == kv_lengths.shape[0]:

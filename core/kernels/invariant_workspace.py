@@ -31,11 +31,17 @@ def logits(call: Call) -> int:
     return converted + _product(call, _WIDE, part)
 
 
+def linear_widened(call: Call) -> int:
+    """As ``logits``, and a part of the bias."""
+    return logits(call) + _WIDE * min(_PART, call.arguments["weight"].shape[0])
+
+
 def norm(call: Call) -> int:
     """The input in fp32, its squares and the result before it is narrowed; a tile, and a few numbers a row."""
     x: TensorFacts = call.arguments["x"]
     copies = 2 if x.dtype == "float32" else 3
-    around = (_tile(call.device) + 2) * _padded(x.shape[-1]) + 4 * x.shape[0]
+    tile = _tile(call.device)
+    around = (tile + 2) * _padded(x.shape[-1]) + tile + 4 * math.prod(x.shape[:-1])
     return _WIDE * (copies * math.prod(x.shape) + around)
 
 

@@ -32,6 +32,12 @@ def nothing(call: Call) -> int:
     return 0
 
 
+def elementwise(call: Call) -> int:
+    """None, but for terms of two dtypes, of which one is widened."""
+    x, y = call.arguments["x"], call.arguments["y"]
+    return 0 if x.dtype == y.dtype else max(itemsize(x.dtype), itemsize(y.dtype)) * math.prod(x.shape)
+
+
 def linear(call: Call) -> int:
     """None, but for 16-bit products on a processor, whose library packs tiles of both sides."""
     return packed_tiles() if call.device == "cpu" and call.arguments["x"].dtype != "float32" else 0
@@ -41,7 +47,7 @@ def norm(call: Call) -> int:
     """``rms_norm``, ``add_rms_norm``: the input in fp32, its squares, the result before it is rounded, and a number a row."""
     x, weight = call.arguments["x"], call.arguments["weight"]
     copies = 1 + (x.dtype != "float32") + (weight.dtype != "float32")
-    return copies * _WIDE * math.prod(x.shape) + 4 * _WIDE * x.shape[0]
+    return copies * _WIDE * math.prod(x.shape) + 4 * _WIDE * math.prod(x.shape[:-1])
 
 
 def embedding(call: Call) -> int:
@@ -121,7 +127,8 @@ def paged_attention(call: Call) -> int:
         page += kv_heads * max(size, value_size) * itemsize(k_cache.dtype)
     if not on_host:
         page += heads * ((size + value_size) * (wide + _WIDE) + 2 * _WIDE)
-    seen = length if window is None else min(length, window)
+    # Where the host does not know the lengths, a decode gathers whole tables.
+    seen = length if window is None or not on_host else min(length, window)
     decode = sequences * seen * (page + 32) + sequences * heads * (size + value_size) * wide
     if not on_host:
         decode = min(decode, 8 * GATHERED)

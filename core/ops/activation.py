@@ -27,7 +27,7 @@ def _gated(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple[Any
             yield both[:, :features], both[:, features:], kind  # halves of one product, as the build lays them
 
 
-@op(inputs=_gated, fake=like_first)
+@op(inputs=_gated, fake=like_first, rows=("gate", "up"))
 def gated_activation(gate: Tensor, up: Tensor, kind: str) -> Tensor:
     """``act(gate) · up``, computed in fp32: gate, up ``[T, F]`` → ``[T, F]``; ``kind`` names the activation."""
     return (ACTIVATIONS[kind](gate.float()) * up.float()).to(gate.dtype)

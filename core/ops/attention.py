@@ -6,7 +6,7 @@ P blocks a sequence can have. A cache's last block belongs to nobody: slot −1,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ _SOFTMAX = {
 
 
 def _write_inputs(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
-    for tokens, heads, size in ((1, 1, 8), (6, 2, 16)):
+    for tokens, heads, size in ((1, 1, 8), (6, 2, 16), (5, 3, 10)):
         cache = [normal(generator, 4, 4, heads, size, dtype=dtype) for _ in "kv"]
         new = [normal(generator, tokens, heads, size, dtype=dtype) for _ in "kv"]
         slots = torch.randperm(12, generator=generator, device=generator.device)[:tokens]
@@ -36,7 +36,13 @@ def _nothing(*args: Any) -> None:
     return None
 
 
-@op(inputs=_write_inputs, tolerances=EXACT, mutates=("k_cache", "v_cache"), fake=_nothing)
+@op(
+    inputs=_write_inputs,
+    tolerances=EXACT,
+    mutates=("k_cache", "v_cache"),
+    fake=_nothing,
+    rows=("k", "v", "slots"),
+)
 def kv_write(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
     """Put each token's key and value into its slot (block · S + offset; −1 for padding, which no sequence reads).
 
@@ -54,7 +60,12 @@ def _rope_write_inputs(generator: torch.Generator, dtype: torch.dtype) -> Iterat
         yield q, k, v, table, k_cache, v_cache, slots
 
 
-@op(inputs=_rope_write_inputs, mutates=("k_cache", "v_cache"), fake=like_first)
+@op(
+    inputs=_rope_write_inputs,
+    mutates=("k_cache", "v_cache"),
+    fake=like_first,
+    rows=("q", "k", "v", "table", "slots"),
+)
 def rope_kv_write(
     q: Tensor, k: Tensor, v: Tensor, table: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor
 ) -> Tensor:
@@ -74,6 +85,7 @@ def _attention_inputs(generator: torch.Generator, dtype: torch.dtype) -> Iterato
     for heads, kv_heads, size, value_size, window in ((2, 2, 8, 8, None), (6, 2, 16, 16, 5), (4, 1, 16, 8, None)):
         for batch in batches:
             yield _attention_case(generator, dtype, batch, (heads, kv_heads, size, value_size, window))
+    yield _attention_case(generator, dtype, batches[2], (1, 1, 10, 6, 3))  # one head, of sizes that no block divides
 
 
 def _attention_case(
@@ -95,11 +107,31 @@ def _attention_case(
     return q, k_cache, v_cache, tables, starts, lengths, size**-0.5, window
 
 
+def _decoded(args: tuple[Any, ...], rows: Sequence[int]) -> tuple[Any, ...]:
+    """The rows as decodes: each query is the last token of a sequence that ends with it."""
+    q, k_cache, v_cache, tables, starts, lengths, scale, window = args
+    ends = starts[1:].tolist()
+    owners = [next(n for n, end in enumerate(ends) if row < end) for row in rows]
+    # What comes after a query in its sequence is as if it were not there yet.
+    seen = [int(lengths[n]) - (ends[n] - 1 - row) for n, row in zip(owners, rows, strict=True)]
+    chosen = torch.tensor(list(rows), dtype=torch.int64, device=q.device)
+    return (
+        q[chosen],
+        k_cache,
+        v_cache,
+        tables[torch.tensor(owners, dtype=torch.int64, device=q.device)],
+        torch.arange(len(rows) + 1, dtype=torch.int32, device=q.device),
+        torch.tensor(seen, dtype=torch.int32, device=q.device),
+        scale,
+        window,
+    )
+
+
 def _attention_shape(q: Tensor, k_cache: Tensor, v_cache: Tensor, *rest: Any) -> Tensor:
     return q.new_empty(*q.shape[:-1], v_cache.shape[-1])
 
 
-@op(inputs=_attention_inputs, tolerances=_SOFTMAX, fake=_attention_shape)
+@op(inputs=_attention_inputs, tolerances=_SOFTMAX, fake=_attention_shape, rows=_decoded)
 def paged_attention(
     q: Tensor,
     k_cache: Tensor,

@@ -89,7 +89,7 @@ def _alone(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple[Any
     yield normal(generator, 3, 8, dtype=dtype), ALONE
 
 
-@op(inputs=_alone, tolerances=ROUNDING, fake=like_first)
+@op(inputs=_alone, tolerances=ROUNDING, fake=like_first, rows=("x",))
 def all_reduce(x: Tensor, ranks: Ranks) -> Tensor:
     """``Σ x`` over the ranks, on every rank: any shape → the same shape."""
     total = x.clone()
@@ -102,7 +102,7 @@ def _gathered(x: Tensor, ranks: Ranks) -> Tensor:
     return x.new_empty(*x.shape[:-1], x.shape[-1] * ranks.size)
 
 
-@op(inputs=_alone, tolerances=EXACT, fake=_gathered)
+@op(inputs=_alone, tolerances=EXACT, fake=_gathered, rows=("x",))
 def all_gather(x: Tensor, ranks: Ranks) -> Tensor:
     """The ranks' x side by side along the last axis: ``[…, F]`` → ``[…, size · F]``."""
     if ranks.size == 1:
@@ -116,7 +116,7 @@ def _nothing(x: Tensor, ranks: Ranks) -> None:
     return None
 
 
-@op(inputs=_alone, tolerances=EXACT, fake=_nothing)
+@op(inputs=_alone, tolerances=EXACT, fake=_nothing, rows=("x",))
 def send(x: Tensor, ranks: Ranks) -> None:
     """``x``, of any shape, to the next rank (pipeline stage), which calls ``receive``; the last has nobody to send to."""
     if ranks.rank < ranks.size - 1:
@@ -132,7 +132,7 @@ def _arrived(like: Tensor, features: tuple[int, ...], dtype: torch.dtype, ranks:
     return like.new_empty((like.shape[0], *features), dtype=dtype)
 
 
-@op(inputs=_expected, tolerances=EXACT, fake=_arrived)
+@op(inputs=_expected, tolerances=EXACT, fake=_arrived, rows=("like",))
 def receive(like: Tensor, features: tuple[int, ...], dtype: torch.dtype, ranks: Ranks) -> Tensor:
     """``[len(like), *features]`` of ``dtype`` as the rank before (pipeline stage) sent it; the first rank gets zeros.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, ParamSpec, TypeVar, get_origin, get_type_hints
 
@@ -39,6 +39,10 @@ EXACT: Mapping[str, Tolerance] = {name: Tolerance(0.0, 0.0) for name in ROUNDING
 #: Makes test cases: argument tuples in the op's order, on the generator's device, floating tensors in the dtype given.
 Inputs = Callable[[torch.Generator, torch.dtype], Iterator[tuple[Any, ...]]]
 
+#: The parameters whose first axis counts rows, or a function from a call's arguments and row numbers to the arguments of
+#: the call that computes just those rows, in that order; a number may come twice.
+Rows = tuple[str, ...] | Callable[[tuple[Any, ...], Sequence[int]], tuple[Any, ...]]
+
 
 class OpDeclaration(Generic[P, R]):
     """A declared op. Calling it runs the reference, or, while a model is being traced, records the call.
@@ -52,6 +56,7 @@ class OpDeclaration(Generic[P, R]):
         constants: the parameters that are weights, which a kernel's ``pack`` may lay out.
         results: how many tensors it returns (0, 1 or more).
         fake: like the reference, but only shapes and dtypes count: it is run on meta tensors.
+        rows: which arguments have rows; empty where nothing is said. Checks derive batches of other sizes from it.
     """
 
     def __init__(
@@ -64,17 +69,18 @@ class OpDeclaration(Generic[P, R]):
         mutates: tuple[str, ...],
         fake: Callable[..., Any] | None,
         constants: tuple[str, ...] = ("weight", "bias"),
+        rows: Rows = (),
     ) -> None:
         self.name, self.reference, self.inputs = name, function, inputs
-        self.tolerances, self.mutates, self.fake = tolerances, mutates, fake or function
+        self.tolerances, self.mutates, self.fake, self.rows = tolerances, mutates, fake or function, rows
         self.signature = self.__signature__ = inspect.signature(function)
         self.parameters = tuple(self.signature.parameters)
         self.constants = tuple(parameter for parameter in self.parameters if parameter in constants)
         self.results = _count_results(name, function)
         self.__doc__, self.__name__, self.__module__ = function.__doc__, name, function.__module__
-        unknown = set(mutates) - set(self.parameters)
-        if unknown:
-            raise PluginError("E-OP-DECLARATION", f"op {name}", f"mutates names no parameter: {sorted(unknown)}")
+        for field, names in (("mutates", mutates), ("rows", () if callable(rows) else rows)):
+            if unknown := set(names) - set(self.parameters):
+                raise PluginError("E-OP-DECLARATION", f"op {name}", f"{field} names no parameter: {sorted(unknown)}")
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         bound = self.signature.bind(*args, **kwargs)
@@ -103,6 +109,7 @@ def op(
     fake: Callable[..., Any] | None = None,
     name: str | None = None,
     constants: tuple[str, ...] = ("weight", "bias"),
+    rows: Rows = (),
 ) -> Callable[[Callable[P, R]], OpDeclaration[P, R]]:
     """Declare an op: the decorated function is its reference.
 
@@ -113,6 +120,10 @@ def op(
         fake: computes shapes and dtypes on meta tensors where the reference can't (it looks at values).
         name: ``plugin::name`` for a plugin's op; the function's own name for the core's.
         constants: those of the parameters that models give weights: tests let a kernel's ``pack`` lay them out.
+        rows: the parameters with a row for each of the results' rows, on their first axis: row i of the results depends
+            on row i of those and on all of the others. For other layouts a function ``rows(args, numbers)`` that gives
+            the arguments of a call for those rows only. Kernels are then also checked on no row, one and odd numbers of
+            them, and their claim to be batch-invariant is put to the test.
 
     Raises:
         PluginError: the function's annotations don't say what it returns.
@@ -127,6 +138,7 @@ def op(
             mutates=mutates,
             fake=fake,
             constants=constants,
+            rows=rows,
         )
 
     return declare

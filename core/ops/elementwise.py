@@ -22,13 +22,13 @@ def _broadcast(x: Tensor, y: Tensor) -> Tensor:
     return x.new_empty(np.broadcast_shapes(x.shape, y.shape), dtype=torch.promote_types(x.dtype, y.dtype))
 
 
-@op(inputs=_pairs, fake=_broadcast)
+@op(inputs=_pairs, fake=_broadcast, rows=("x", "y"))
 def add(x: Tensor, y: Tensor) -> Tensor:
     """``x + y``, shapes broadcast and dtypes promoted as in torch."""
     return x + y
 
 
-@op(inputs=_pairs, fake=_broadcast)
+@op(inputs=_pairs, fake=_broadcast, rows=("x", "y"))
 def mul(x: Tensor, y: Tensor) -> Tensor:
     """``x · y``, shapes broadcast and dtypes promoted as in torch."""
     return x * y
@@ -43,7 +43,7 @@ def _selected(x: Tensor, rows: Tensor) -> Tensor:
     return x.new_empty(rows.shape[0], *x.shape[1:])
 
 
-@op(inputs=_rows, tolerances=EXACT, fake=_selected)
+@op(inputs=_rows, tolerances=EXACT, fake=_selected, rows=("rows",))
 def select_rows(x: Tensor, rows: Tensor) -> Tensor:
     """``x[rows]``: x ``[T, F]``, rows ``[R]`` int64 → ``[R, F]``."""
     return x.index_select(0, rows)

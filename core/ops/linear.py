@@ -20,7 +20,7 @@ _PRODUCT = {
 
 
 def _linear_inputs(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
-    for tokens, n, k in ((1, 8, 16), (5, 33, 48), (17, 64, 31)):
+    for tokens, n, k in ((1, 8, 16), (5, 33, 48), (17, 64, 31), (3, 70, 301)):
         weight = normal(generator, n, k, dtype=dtype, scale=k**-0.5)
         bias = normal(generator, n, dtype=dtype) if tokens != 1 else None
         yield normal(generator, tokens, k, dtype=dtype), weight, bias
@@ -32,7 +32,7 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
-@op(inputs=_linear_inputs, tolerances=_PRODUCT, fake=_product)
+@op(inputs=_linear_inputs, tolerances=_PRODUCT, fake=_product, rows=("x",))
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x · weightᵀ + bias``: x ``[T, K]``, weight ``[N, K]``, bias ``[N]`` → ``[T, N]`` in x's dtype."""
     return F.linear(x, weight, bias)
@@ -51,6 +51,7 @@ def _logit_shape(x: Tensor, weight: Tensor) -> Tensor:
     inputs=_logit_inputs,
     tolerances=dict.fromkeys(("float32", "bfloat16", "float16"), _PRODUCT["float32"]),
     fake=_logit_shape,
+    rows=("x",),
 )
 def logits(x: Tensor, weight: Tensor) -> Tensor:
     """``x · weightᵀ`` in fp32 whatever the dtype: x ``[R, K]``, weight ``[V, K]`` → ``[R, V]`` fp32.
@@ -69,7 +70,7 @@ def _looked_up(ids: Tensor, weight: Tensor, *rest: Any) -> Tensor:
     return weight.new_empty(*ids.shape, weight.shape[1], dtype=torch.promote_types(weight.dtype, torch.float32))
 
 
-@op(inputs=_embedding_inputs, tolerances=EXACT, fake=_looked_up)
+@op(inputs=_embedding_inputs, tolerances=EXACT, fake=_looked_up, rows=("ids",))
 def embedding(ids: Tensor, weight: Tensor) -> Tensor:
     """``weight[ids]`` in fp32 whatever the dtype: ids ``[T]`` int64, weight ``[V, K]`` → ``[T, K]`` fp32.
 
@@ -84,7 +85,7 @@ def _sharded_embedding_inputs(generator: torch.Generator, dtype: torch.dtype) ->
         yield integers(generator, 16, 9), normal(generator, 8, 33, dtype=dtype), start
 
 
-@op(inputs=_sharded_embedding_inputs, tolerances=EXACT, fake=_looked_up)
+@op(inputs=_sharded_embedding_inputs, tolerances=EXACT, fake=_looked_up, rows=("ids",))
 def embedding_shard(ids: Tensor, weight: Tensor, start: int) -> Tensor:
     """Rows ``start … start + V`` of a larger table: ids outside of them give zeros, so that the ranks' sum is the lookup.
 

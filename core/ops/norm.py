@@ -22,7 +22,7 @@ def _normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return x.new_empty(x.shape, dtype=weight.dtype)
 
 
-@op(inputs=_inputs, fake=_normed)
+@op(inputs=_inputs, fake=_normed, rows=("x",))
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """``x / √(mean(x²) + eps) · weight`` over the last axis, statistics in fp32 (Zhang & Sennrich 2019).
 
@@ -43,7 +43,7 @@ def _two(x: Tensor, y: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tens
     return _normed(total, weight, eps), total
 
 
-@op(inputs=_add_inputs, fake=_two)
+@op(inputs=_add_inputs, fake=_two, rows=("x", "y"))
 def add_rms_norm(x: Tensor, y: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """The residual sum and its norm: ``(rms_norm(x + y), x + y)``; x, y ``[T, F]``, weight ``[F]``.
 

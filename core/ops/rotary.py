@@ -39,7 +39,7 @@ def _table(positions: Tensor, lengths: Tensor, rope: Rope, size: int) -> Tensor:
     return positions.new_empty(positions.shape[0], size, dtype=torch.float32)
 
 
-@op(inputs=_table_inputs, tolerances=_ANGLES, fake=_table)
+@op(inputs=_table_inputs, tolerances=_ANGLES, fake=_table, rows=("positions", "lengths"))
 def rotary_table(positions: Tensor, lengths: Tensor, rope: Rope, size: int) -> Tensor:
     """Cosines and sines of every token's angles, once a step for all layers that share them.
 
@@ -64,7 +64,7 @@ def _rope_inputs(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tup
         yield packed[:, : heads * size].view(tokens, heads, size), table
 
 
-@op(inputs=_rope_inputs, fake=like_first)
+@op(inputs=_rope_inputs, fake=like_first, rows=("x", "table"))
 def rope(x: Tensor, table: Tensor) -> Tensor:
     """Rotate the pairs ``(x[i], x[i + R/2])`` of each head by the token's angles, in fp32.
 

@@ -13,6 +13,7 @@ from bestiary.core.errors import PluginError
 from bestiary.core.ops.declare import OpDeclaration
 from bestiary.core.plugins import PluginHost, resolve
 from bestiary.core.plugins.requirements import unmet
+from bestiary.core.plugins.resolve import describe as describe_error
 from bestiary.core.program.program import Input, Instruction, Value, Weight
 from bestiary.core.program.shapes import Dim, Shape, Sizes
 from bestiary.spec import Call, Kernel, TensorFacts
@@ -63,7 +64,7 @@ def candidates(call: Call, host: PluginHost, *, invariant: bool = False) -> tupl
     """
     able, refused = [], {}
     for kernel in host.kernels(call.op):
-        reason = unmet(kernel.requires) or kernel.supports(call) or _unknown_parameters(kernel, call, host)
+        reason = unmet(kernel.requires) or supported(kernel, call) or _unknown_parameters(kernel, call, host)
         if invariant and not kernel.batch_invariant:
             reason = "it is not batch-invariant"
         if kernel.deterministic_only and not invariant:
@@ -73,6 +74,27 @@ def candidates(call: Call, host: PluginHost, *, invariant: bool = False) -> tupl
         else:
             refused[kernel.name] = reason
     return sorted(able, key=lambda kernel: kernel.batch_invariant), refused
+
+
+def supported(kernel: Kernel, call: Call) -> str | None:
+    """A kernel's answer to whether it can run a call: None, or why not.
+
+    Raises:
+        PluginError: it raises, or answers something else.
+    """
+    label = f"kernel {kernel.op}={kernel.name}"
+    try:
+        reason: object = kernel.supports(call)
+    except Exception as error:
+        raise PluginError("E-KERNEL-SUPPORTS", label, f"its supports raised {describe_error(error)}") from error
+    if reason is None or (isinstance(reason, str) and reason):
+        return reason
+    raise PluginError(
+        "E-KERNEL-SUPPORTS",
+        label,
+        "its supports must answer None for yes, else the reason why not",
+        found=repr(reason)[:80],
+    )
 
 
 def load_kernel(kernel: Kernel, op: OpDeclaration[..., Any]) -> Any:

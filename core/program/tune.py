@@ -18,9 +18,10 @@ from bestiary.core.plugins import PluginHost
 from bestiary.core.program.bind import ROWS, Target, overridden, pack
 from bestiary.core.program.bound import reference_kernel
 from bestiary.core.program.calls import REFERENCE, candidates, describe, load_kernel, rows_of, signature
-from bestiary.core.program.compare import excess
+from bestiary.core.program.compare import Deviation, deviation, layout
 from bestiary.core.program.deterministic import able_at_all_sizes
 from bestiary.core.program.plan import Choice, Plan, Trial
+from bestiary.core.program.probe import Probe
 from bestiary.core.program.program import Instruction, Program, TorchCall, Value, Weight, fill
 from bestiary.core.program.shapes import Shape, Sizes
 from bestiary.core.progress import Progress
@@ -30,11 +31,12 @@ _BUDGET = 0.03  # seconds of timing for one kernel at one size, five runs at lea
 _LEAST_RUNS, _MOST_RUNS = 5, 50
 #: A kernel replaces the first one only where it takes less than so much of its time.
 _WORTHWHILE = 0.8
+_OTHER = "choose another with --kernel {}=NAME"
 
 
 class Tuner:
     """Fills a plan. ``inputs`` gives a sample step's tensors at the sizes asked for, ``weights`` the constants,
-    ``longest`` the most tokens of a sequence.
+    ``longest`` the most tokens of a sequence; ``probe`` runs plugins' kernels before they run here.
     """
 
     def __init__(
@@ -46,7 +48,9 @@ class Tuner:
         weights: Callable[[Weight], Tensor],
         overrides: Mapping[str, str],
         longest: int,
+        probe: Probe,
     ) -> None:
+        self._probe = probe
         self._host, self._target, self._shapes, self._inputs = host, target, shapes, inputs
         self._weights, self._overrides, self._longest = weights, overrides, longest
         self._generator = torch.Generator(target.device).manual_seed(0)
@@ -84,7 +88,7 @@ class Tuner:
     def _choice(self, program: Program, instruction: Instruction, rows: int, sizes: Sizes) -> Choice:
         op = instruction.target
         assert isinstance(op, OpDeclaration)
-        able, refused = self._candidates(op, instruction, sizes)
+        able, refused = self._candidates(op, program, instruction, sizes)
         named = overridden(op.name, self._overrides, able, refused)
         if named is not None:
             able = [kernel for kernel in able if kernel.name == named]
@@ -103,7 +107,7 @@ class Tuner:
         """Deterministic mode: one kernel for all sizes, the one with the least time a row, decodes and prompts together."""
         op = instruction.target
         assert isinstance(op, OpDeclaration)
-        able, refused = able_at_all_sizes(op, [self._candidates(op, instruction, at) for at in sizes])
+        able, refused = able_at_all_sizes(op, [self._candidates(op, program, instruction, at) for at in sizes])
         named = overridden(op.name, self._overrides, able, refused)
         tried = [kernel for kernel in able if named in (None, kernel.name)]
         trials = {k.name: [self._try(k, op, program, instruction, at) for at in sizes] for k in tried}
@@ -117,11 +121,27 @@ class Tuner:
         return Choice(None, best, reason, tuple(made[-1] for made in trials.values()) + reasons)
 
     def _candidates(
-        self, op: OpDeclaration[..., Any], instruction: Instruction, sizes: Sizes
+        self, op: OpDeclaration[..., Any], program: Program, instruction: Instruction, sizes: Sizes
     ) -> tuple[list[Kernel], dict[str, str]]:
         target = self._target
         call = describe(op, instruction.args, self._shapes, target.dtype, target.device, target.features, sizes)
-        return candidates(call, self._host, invariant=target.deterministic)
+        able, refused = candidates(call, self._host, invariant=target.deterministic)
+        for kernel in list(able):
+            if (crash := self._crash(kernel, op, program, instruction, sizes)) is not None:
+                able.remove(kernel)
+                refused[kernel.name] = crash
+        return able, refused
+
+    def _crash(
+        self, kernel: Kernel, op: OpDeclaration[..., Any], program: Program, instruction: Instruction, sizes: Sizes
+    ) -> str | None:
+        if not self._probe.concerns(kernel) or any(isinstance(a, Ranks) and a.size > 1 for a in instruction.args):
+            return None
+        values = self._arguments(program, instruction, sizes)
+        args = dict(zip(op.parameters, fill(instruction.args, values.__getitem__), strict=True))
+        outs = [_unwritten(self._shapes[result], sizes, self._target.device) for result in instruction.results]
+        constants = [name for name, arg in zip(op.parameters, instruction.args, strict=True) if isinstance(arg, Weight)]
+        return self._probe.crash(kernel, self._target.device, args, outs, constants)
 
     def _prompt(self, tokens: int) -> Sizes:
         """One prompt of so many tokens, or as many equal ones as the longest sequence makes necessary."""
@@ -142,24 +162,34 @@ class Tuner:
         keywords = {"out": outs[0] if len(outs) == 1 else outs} if outs else {}
         reference_keywords = {"out": expected[0] if len(outs) == 1 else expected} if outs else {}
         label = f"kernel {op.name}={kernel.name} at {signature(instruction, self._shapes, self._target.dtype)}"
+        given = [tensor for tensor in (*mine, *outs) if isinstance(tensor, Tensor)]
+        before = [layout(tensor) for tensor in given]
         try:
-            run(*mine, **keywords)
+            returned = run(*mine, **keywords)
+            devices.synchronize(self._target.device)
         except Exception as error:
             raise PluginError("E-KERNEL-FAILED", label, f"raised {type(error).__name__}: {error}") from error
+        if returned is not None or [layout(tensor) for tensor in given] != before:
+            found = (
+                f"it returned a {type(returned).__name__}" if returned is not None else "other memory or another shape"
+            )
+            problem = "must fill out as it is given, and return nothing"
+            raise PluginError("E-KERNEL-WRONG", label, problem, found=found, hint=_OTHER.format(op.name))
         reference_kernel(op)(*theirs, **reference_keywords)
         mutated = [index for index, name in enumerate(op.parameters) if name in op.mutates]
         pairs = [*zip(outs, expected, strict=True), *((mine[i], theirs[i]) for i in mutated)]
-        worst = max((excess(found, wanted, op.tolerances) for found, wanted in pairs), default=0.0)
-        if not worst <= 1:
+        deviations = [deviation(found, wanted, op.tolerances) for found, wanted in pairs]
+        worst = max(deviations, key=lambda one: one.excess, default=Deviation())
+        if not worst.excess <= 1:
             raise PluginError(
                 "E-KERNEL-WRONG",
                 label,
                 f"differs from the op's reference at {sizes.tokens} tokens",
-                found=f"an error {worst:.3g} times the tolerance",
+                found=str(worst),
                 expected="at most 1",
-                hint=f"choose another with --kernel {op.name}=NAME",
+                hint=_OTHER.format(op.name),
             )
-        return Trial(kernel.name, round(self._time(run, mine, keywords), 2), round(worst, 4))
+        return Trial(kernel.name, round(self._time(run, mine, keywords), 2), round(worst.excess, 4))
 
     def _time(self, run: Callable[..., None], args: list[Any], keywords: dict[str, Any]) -> float:
         times: list[float] = []

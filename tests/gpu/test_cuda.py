@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import faulty_kernels
 import mixture_model
 import pytest
 import torch
 from tiny import CONFIGS, load, logits, make_engine, whole
 
 from bestiary import LLM, SamplingParams, ops
+from bestiary.core.conformance.kernel_worker import KernelChecker
 from bestiary.core.engine.options import BuildOptions
 from bestiary.core.plugins import PluginHost
 from bestiary.testing import KernelCase, check_kernel, kernel_cases, load_plugins
@@ -63,6 +65,18 @@ def test_mixtures_of_experts(name: str, dtype: str, tmp_path: Path) -> None:
             assert all(abs(a.logprob - b.logprob) < 1e-3 for a, b in zip(row, other, strict=True))
     exact = [answers(deterministic=True, max_num_tokens=chunk)[0] for chunk in (7, 256)]
     assert exact[0] == exact[1]
+
+
+def test_a_lost_device_and_a_false_claim_to_be_recordable_are_results() -> None:
+    host = load_plugins(faulty_kernels)
+    cases = {case.kernel.name: case for case in kernel_cases(host, ["faulty_kernels"], device="cuda")}
+    with KernelChecker(host) as checker:
+        reports = {name: checker.kernel(cases[name]) for name in ("outside", "waits", "right")}
+    assert {name: report.verdict for name, report in reports.items()} == {
+        "outside": "fail", "waits": "fail", "right": "pass",
+    }  # fmt: skip
+    assert [reports[name].findings[0].check for name in ("outside", "waits")] == ["crash", "graph"]
+    assert "graph" in reports["right"].done
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from allocations import peak
 from tiny import make_hf
 
 from bestiary import LLM, ConfigError, SamplingParams, UsageError
 from bestiary.converters.convert import convert
 from bestiary.core.checkpoint.weights import Weights
 from bestiary.core.cli.main import invoke
+from bestiary.core.device import peak_allocation
 from bestiary.core.engine.build import build
 from bestiary.core.engine.facts import EngineFacts
 from bestiary.core.engine.load import LoadedEngine, load_engine
@@ -70,6 +71,11 @@ def planner_of(engine: LoadedEngine, host: PluginHost, stored: dict[str, str] | 
 
 def shares_of(engine: LoadedEngine, host: PluginHost) -> Shares:
     return planner_of(engine, host).shares(engine.options.max_batch_size, engine.max_seq_len)
+
+
+def peak(run: Callable[[], Any]) -> int:
+    """Most bytes that it allocated on the processor at a time."""
+    return peak_allocation(run, torch.device("cpu"))
 
 
 def mapped_ranges() -> list[tuple[int, int]]:

@@ -167,6 +167,14 @@ def wrong_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, *, out: torch.
     out.copy_(ops.rms_norm.reference(x, weight, eps) * 1.01)
 
 
+def returned_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, *, out: torch.Tensor) -> torch.Tensor:
+    return out.copy_(ops.rms_norm.reference(x, weight, eps))
+
+
+def moved_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, *, out: torch.Tensor) -> None:
+    out.data = ops.rms_norm.reference(x, weight, eps)
+
+
 def other_parameters(x: torch.Tensor, weight: torch.Tensor, *, out: torch.Tensor) -> None:
     pass
 
@@ -182,7 +190,16 @@ class _BrokenKernel:
 
 @pytest.mark.parametrize(
     ("run", "complaint"),
-    [("wrong_norm", r"rms_norm=broken.*differs from the op's reference"), ("other_parameters", r"are not the op's")],
+    [
+        (
+            "wrong_norm",
+            r"rms_norm=broken at rms_norm\(float32\[T, 48\].*differs from the op's reference at 1 tokens; found an error "
+            r"\d+ times the tolerance at \[0, \d+\] \(at most 0.\d+ absolute, 0.01 relative\)",
+        ),
+        ("returned_norm", r"rms_norm=broken at .* must fill out as it is given.*; found it returned a Tensor"),
+        ("moved_norm", r"rms_norm=broken at .* must fill out as it is given.*; found other memory or another shape"),
+        ("other_parameters", r"are not the op's"),
+    ],
 )
 def test_a_wrong_kernel_stops_the_build_by_name(
     tiny: tuple[Path, Any], tmp_path: Path, run: str, complaint: str, monkeypatch: pytest.MonkeyPatch

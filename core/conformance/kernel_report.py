@@ -1,0 +1,144 @@
+"""What came of checking a kernel or an op: plain data, so that it crosses from one process to another."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+#: The checks of a kernel by name, as findings and waivers name them, and what each looks for.
+CHECKS: Mapping[str, str] = {
+    "load": "it can be imported and has the op's parameters",
+    "supports": "supports answers None or a reason, raises nothing, and a yes is true",
+    "crash": "the process lives and answers in time",
+    "fill": "every element of out is written",
+    "bands": "nothing beside out and the changed tensors is written, nor what the reference leaves alone in them",
+    "inputs": "no argument changes but those that the op says",
+    "result": "it returns nothing, and shapes, strides, dtypes and memory of what it was given stay",
+    "references": "no argument or result is kept after the call",
+    "tolerance": "the results are near to the reference's",
+    "determinism": "one input gives one result, to the bit",
+    "invariance": "if batch_invariant is claimed: a row's result is the same to the bit in every batch",
+    "workspace": "if workspace is stated: no more is allocated",
+    "graph": "if graph_safe is claimed, on devices that record: a recording gives the same result",
+    "declaration": "of an op: it is documented, and reference and fake agree",
+}
+
+Verdict = Literal["pass", "fail", "declined"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is wrong: the check, the call that showed it, and what was seen."""
+
+    check: str
+    case: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.check}: {self.case}: {self.message}" if self.case else f"{self.check}: {self.message}"
+
+
+@dataclass(frozen=True)
+class KernelReport:
+    """One kernel of an op (``reference``: the op's declaration) on a device, in a dtype.
+
+    Args:
+        ran: calls that were run.
+        declined: reason → calls that ``supports`` said no to.
+        worst: largest error in units of the tolerance; None if nothing was compared.
+        invariant: whether the kernel claims to be batch-invariant.
+        done: the checks that had something to look at.
+        speed: the reference's time over the kernel's; None where it was not measured.
+        findings: what is wrong, the first of each check.
+        waived: check → the author's reason for not being held to it.
+    """
+
+    op: str
+    kernel: str
+    distribution: str
+    device: str
+    dtype: str
+    ran: int = 0
+    declined: Mapping[str, int] = field(default_factory=dict)
+    worst: float | None = None
+    invariant: bool = False
+    done: tuple[str, ...] = ()
+    speed: float | None = None
+    findings: tuple[Finding, ...] = ()
+    waived: Mapping[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """As tests are named."""
+        where = f"-{self.device}-{self.dtype}" if self.dtype else f"-{self.device}"
+        return f"{self.op}={self.kernel}{where}"
+
+    @property
+    def verdict(self) -> Verdict:
+        """``declined`` where nothing ran: that proves nothing."""
+        if any(finding.check not in self.waived for finding in self.findings):
+            return "fail"
+        return "pass" if self.ran or self.findings else "declined"
+
+    def answer(self, check: str) -> str:
+        """``yes`` or ``NO`` for a check that was made, a dash for one that had nothing to look at."""
+        if any(finding.check == check for finding in self.findings):
+            return "NO (waived)" if check in self.waived else "NO"
+        return "yes" if check in self.done else "-"
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON; numbers that JSON lacks are words."""
+        raw = asdict(self)
+        worst = None if self.worst is None else self.worst if math.isfinite(self.worst) else "infinite"
+        return {**raw, "worst": worst, "verdict": self.verdict}
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> KernelReport:
+        """What :meth:`as_dict` made."""
+        values = {name: raw[name] for name in cls.__dataclass_fields__}
+        worst = float("inf") if raw["worst"] == "infinite" else raw["worst"]
+        findings = tuple(Finding(**finding) for finding in raw["findings"])
+        return cls(**{**values, "worst": worst, "findings": findings, "done": tuple(raw["done"])})
+
+
+#: The columns of the table.
+HEADINGS = (
+    "kernel", "dtype", "cases", "worst error", "deterministic", "batch invariant", "bands", "filled", "speed", "verdict",
+)  # fmt: skip
+
+
+def rows(reports: Sequence[KernelReport]) -> list[tuple[str, ...]]:
+    """The table's rows; errors in units of the tolerance, speed as a multiple of the reference's."""
+    return [
+        (
+            f"{one.op}={one.kernel}",
+            one.dtype or "-",
+            f"{one.ran}" + (f", declined {sum(one.declined.values())}" if one.declined else ""),
+            "-" if one.worst is None else f"{one.worst:.2f}",
+            one.answer("determinism"),
+            _invariance(one),
+            one.answer("bands"),
+            one.answer("fill"),
+            "-" if one.speed is None else f"{one.speed:.2f}x",
+            one.verdict,
+        )
+        for one in reports
+    ]
+
+
+def remarks(reports: Sequence[KernelReport]) -> list[str]:
+    """Below the table: what is wrong, what was waived and why, and why calls were declined."""
+    lines = []
+    for one in reports:
+        lines += [f"{one}: {finding}" for finding in one.findings]
+        lines += [f"{one}: {check} is waived: {reason}" for check, reason in one.waived.items()]
+        lines += [f"{one}: declined {count}: {reason}" for reason, count in one.declined.items()]
+    return lines
+
+
+def _invariance(report: KernelReport) -> str:
+    if not report.invariant:
+        return "not claimed"
+    answer = report.answer("invariance")
+    return "claimed, not checked" if answer == "-" else "claimed, true" if answer == "yes" else f"claimed, {answer}"

@@ -1,0 +1,159 @@
+"""One run of a kernel on one call, in memory between bands, and what it left there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from bestiary.core import device as devices
+from bestiary.core.conformance.kernel_cases import constants
+from bestiary.core.conformance.kernel_memory import AROUND_INPUTS, AROUND_RESULTS, Banded, bits
+from bestiary.core.ops.declare import OpDeclaration
+from bestiary.core.program.compare import layout
+
+Complaint = tuple[str, str]  # check, message
+Weak = Callable[[], bool]  # whether somebody still holds a tensor's memory
+
+
+class Expected:
+    """What the op's reference makes of a call: its results, and what it changes in place, before and after."""
+
+    def __init__(self, op: OpDeclaration[..., Any], args: tuple[Any, ...]) -> None:
+        given = tuple(arg.clone() if isinstance(arg, Tensor) else arg for arg in args)
+        self.results = as_tuple(op.reference(*given))
+        self.before = mutated(op, args)
+        self.after = mutated(op, given)
+
+
+class Run:
+    """A kernel's run. ``results`` holds what it wrote: ``out``, then the changed arguments.
+
+    Args:
+        pack: the kernel's ``pack``, if it has one.
+        results: tensors that look like the call's results.
+    """
+
+    def __init__(
+        self,
+        op: OpDeclaration[..., Any],
+        function: Callable[..., Any],
+        pack: Callable[[dict[str, Tensor]], dict[str, Any]] | None,
+        args: tuple[Any, ...],
+        results: tuple[Tensor, ...],
+        device: torch.device,
+    ) -> None:
+        self._op, self._function, self._device = op, function, device
+        self._given = {
+            name: Banded.copy(arg, around=AROUND_RESULTS if name in op.mutates else AROUND_INPUTS)
+            for name, arg in zip(op.parameters, args, strict=True)
+            if isinstance(arg, Tensor)
+        }
+        self._outs = [Banded.unwritten(tuple(one.shape), one.dtype, device) for one in results]
+        named = dict(zip(op.parameters, args, strict=True)) | {n: one.tensor for n, one in self._given.items()}
+        packed = {} if pack is None else pack(constants(op, tuple(named.values())))
+        self.args = [packed.get(name, value) for name, value in named.items()]
+        outs = tuple(one.tensor for one in self._outs)
+        self.keywords: dict[str, Any] = {"out": outs[0] if len(outs) == 1 else outs} if outs else {}
+        for banded in self._given.values():
+            banded.keep()  # pack may do with a model's weights what it likes
+        self._layouts = [layout(tensor) for _, tensor in self._tensors()]
+        self.results = (*outs, *(self._given[name].tensor for name in op.mutates))
+
+    def __call__(self) -> Any:
+        """Run the kernel and wait for it; what it returned."""
+        returned = self.launch()
+        devices.synchronize(self._device)
+        return returned
+
+    def launch(self) -> Any:
+        """Run the kernel; what it returned."""
+        return self._function(*self.args, **self.keywords)
+
+    def complaints(self, returned: Any, expected: Expected) -> Iterator[Complaint]:
+        """What is wrong besides the numbers: what it returned, laid out anew, changed or left out."""
+        if returned is not None:
+            yield "result", self._returned(returned)
+        for (name, tensor), before in zip(self._tensors(), self._layouts, strict=True):
+            if layout(tensor) != before:
+                yield "result", f"gave {name} another shape, dtype or memory: found {layout(tensor)}, expected {before}"
+                return
+        for name, banded in self._given.items():
+            if name not in self._op.mutates and (index := banded.change_inside()) is not None:
+                yield "inputs", f"changed its argument {name} at {list(index)}"
+        for name, banded in self._banded():
+            if (where := banded.change_outside()) is not None:
+                yield "bands", f"wrote beside {name}: {where}"
+        yield from self._unwritten(expected)
+        yield from self._strayed(expected)
+
+    def touched(self, expected: Expected) -> Iterator[tuple[Tensor, Tensor]]:
+        """Of each changed argument what is there and what the reference left, where that changed it."""
+        for name, before, after in zip(self._op.mutates, expected.before, expected.after, strict=True):
+            chosen = (bits(before) != bits(after)).any(1).view(after.shape)
+            yield self._given[name].tensor[chosen], after[chosen]
+
+    def references(self) -> list[tuple[str, Weak]]:
+        """Weak references to the memory of what it was given, by name."""
+        return [(name, weakly(one.tensor)) for name, one in self._banded()]
+
+    def _unwritten(self, expected: Expected) -> Iterator[Complaint]:
+        for (name, banded), wanted in zip(self._banded_outs(), expected.results, strict=True):
+            left = (bits(banded.tensor) == 0xFF).all(1) & ~(bits(wanted) == 0xFF).all(1)
+            if banded.tensor.dtype is not torch.bool and left.any():
+                first = torch.unravel_index(left.nonzero()[0, 0], wanted.shape)
+                place = [int(index) for index in first]
+                yield "fill", f"left {int(left.sum())} of {wanted.numel()} elements of {name} unwritten, first {place}"
+
+    def _strayed(self, expected: Expected) -> Iterator[Complaint]:
+        """Elements of a changed argument that the reference leaves alone."""
+        for name, before, after in zip(self._op.mutates, expected.before, expected.after, strict=True):
+            touched = (bits(before) != bits(after)).any(1)
+            changed = (bits(before) != bits(self._given[name].tensor)).any(1) & ~touched
+            if changed.any():
+                first = torch.unravel_index(changed.nonzero()[0, 0], after.shape)
+                yield "bands", f"changed {name} at {[int(i) for i in first]}, which the reference leaves alone"
+
+    def _returned(self, returned: Any) -> str:
+        for name, tensor in self._tensors():
+            if isinstance(returned, Tensor) and returned.untyped_storage().data_ptr() == _memory(tensor):
+                return f"returned a view of {name}; a kernel fills out and returns nothing"
+        return f"returned a {type(returned).__name__}; a kernel fills out and returns nothing"
+
+    def _banded_outs(self) -> list[tuple[str, Banded]]:
+        several = len(self._outs) > 1
+        return [(f"out[{index}]" if several else "out", one) for index, one in enumerate(self._outs)]
+
+    def _banded(self) -> list[tuple[str, Banded]]:
+        return [*((f"its argument {name}", one) for name, one in self._given.items()), *self._banded_outs()]
+
+    def _tensors(self) -> list[tuple[str, Tensor]]:
+        return [(name, one.tensor) for name, one in self._banded()]
+
+
+def weakly(tensor: Tensor) -> Weak:
+    """Asks whether the tensor's memory is held, and does not hold it."""
+    reference = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
+    return lambda: not reference.expired()  # type: ignore[no-untyped-call]
+
+
+def as_tuple(made: Any) -> tuple[Tensor, ...]:
+    """What an op returned, as a tuple however many tensors they are."""
+    return made if isinstance(made, tuple) else () if made is None else (made,)
+
+
+def faked(op: OpDeclaration[..., Any], args: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    """Meta tensors like the call's results."""
+    return as_tuple(op.fake(*(arg.to("meta") if isinstance(arg, Tensor) else arg for arg in args)))
+
+
+def mutated(op: OpDeclaration[..., Any], args: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    """The arguments that a call changes in place, in the order of ``op.mutates``."""
+    return tuple(args[op.parameters.index(name)] for name in op.mutates)
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()

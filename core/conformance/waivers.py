@@ -1,0 +1,53 @@
+"""Checks that a plugin's author is not held to: each has its reason in writing, and none is dropped without one."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+_SHORTEST = 12  # characters of a reason
+_SKIPPING = ("skip", "skipif", "xfail")
+
+
+def refuse_silent(
+    cls: type, kit: type, settings: Collection[str], waived: Mapping[str, str], names: Collection[str]
+) -> None:
+    """Refuse a subclass of a kit that drops a check and does not say why. A kit calls it in ``__init_subclass__``.
+
+    Args:
+        kit: the class whose ``test_…`` methods are the checks; a subclass that overrides one needs a waiver of its name.
+        settings: the members of the kit that a subclass may set.
+        waived: check → reason, as the subclass states them.
+        names: what may be waived besides the kit's own methods.
+
+    Raises:
+        TypeError: a check is overridden without a waiver, another part of the kit is overridden, a waiver has no reason,
+            or it names no check.
+    """
+    tests = {name for name in vars(kit) if name.startswith("test_")}
+    fixed = {name for name in vars(kit) if not name.startswith("__")} - tests - set(settings)
+    below = [name for one in cls.__mro__[: cls.__mro__.index(kit)] for name in vars(one)]
+    for name in below:
+        if name in fixed:
+            raise TypeError(f"{cls.__name__}.{name}: belongs to {kit.__name__}, and would change its checks")
+        if name in tests and name not in waived:
+            raise TypeError(
+                f"{cls.__name__}.{name}: a check is overridden without a written reason; "
+                f"waived = {{{name!r}: 'the reason'}} gives one"
+            )
+    for name, reason in waived.items():
+        if name not in tests and name not in names:
+            known = ", ".join(sorted({*names, *tests}))
+            raise TypeError(f"{cls.__name__}.waived: there is no check {name!r}; the checks are {known}")
+        if not isinstance(reason, str) or len(reason.split()) < 2 or len(reason.strip()) < _SHORTEST:
+            raise TypeError(f"{cls.__name__}.waived: {name} needs a reason in words, and has {reason!r}")
+
+
+def refuse_marks(cls: type, item: Any) -> None:
+    """Refuse a pytest mark that would skip a kit's check, wherever it was put (TypeError)."""
+    for mark in item.iter_markers():
+        if mark.name in _SKIPPING:
+            raise TypeError(
+                f"{cls.__name__}, {item.name}: the mark {mark.name} would skip a check in silence; "
+                "waived = {'check': 'the reason'} does it in words"
+            )

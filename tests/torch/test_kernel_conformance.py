@@ -1,0 +1,124 @@
+"""Kernels with one fault each, and the check that finds it. Those that take the process with them run in a child."""
+
+import dataclasses
+import re
+
+import documents
+import faulty_kernels
+import pytest
+import torch
+
+from bestiary.core.conformance.kernel_check import KernelCheck
+from bestiary.core.conformance.kernel_report import CHECKS, KernelReport, remarks
+from bestiary.core.conformance.kernel_worker import KernelChecker
+from bestiary.core.program.calls import load_op
+from bestiary.testing import KernelCase, KernelConformance, kernel_cases, load_plugins
+
+HOST = load_plugins(faulty_kernels)
+
+
+def case(name: str) -> KernelCase:
+    (found,) = [one for one in kernel_cases(HOST, ["faulty_kernels"]) if one.kernel.name == name]
+    return found
+
+
+def checked(name: str) -> KernelReport:
+    with torch.no_grad():
+        return KernelCheck(case(name)).report()
+
+
+@pytest.mark.parametrize(
+    ("name", "check", "said"),
+    [
+        ("short", "fill", r"input 0 \(float32\[3, 5\], float32\[5\]\): left 5 of 15 elements of out unwritten, first \[2, 0\]"),
+        ("beyond", "bands", r"wrote beside out: 1 element, up to 1 after its end"),
+        ("before", "bands", r"wrote beside out: 1 element, the first 2 before its beginning"),
+        ("between", "bands", r"wrote beside its argument x: 1 element between its rows"),
+        ("spoils", "inputs", r"changed its argument weight at \[0\]"),
+        ("off", "tolerance", r"an error 2 times the tolerance at \[\d, \d\] \(at most 0.0002 absolute, [\d.e-]+ relative\)"),
+        ("fickle", "determinism", r"gave two results for one input"),
+        ("social", "invariance", r"row 0 is another alone than at its place among 3"),
+        ("exits", "supports", r"supports said yes, and it raised SystemExit: 0"),
+        ("raises", "supports", r"supports said yes, and it raised RuntimeError: no code for this architecture"),
+        ("outside", "supports", r"supports said yes, and it raised IndexError"),
+        ("returns", "result", r"returned a view of its argument x; a kernel fills out and returns nothing"),
+        ("replaces", "result", r"gave out another shape, dtype or memory"),
+        ("keeps", "references", r"something keeps its argument weight after the call"),
+        ("spends", "workspace", r"it states 8 bytes and allocates 60"),
+        ("misnamed", "load", r"its parameters are not the op's; found \(x, scale, out\), expected \(x, weight, out\)"),
+        ("absent", "load", r"faulty_kernels has no attribute 'nothing'"),
+        ("refuses", "supports", r"its supports raised KeyError: 'shape'"),
+        ("answers_yes", "supports", r"its supports must answer None for yes, else the reason why not; found True"),
+        ("strays", "bands", r"changed cache at \[0, 0\], which the reference leaves alone"),
+        ("overruns", "bands", r"wrote beside its argument cache: 1 element, up to 1 after its end"),
+    ],
+)  # fmt: skip
+def test_a_fault_is_found_by_its_check_and_by_no_other(name: str, check: str, said: str) -> None:
+    report = checked(name)
+    assert report.verdict == "fail"
+    (finding,) = report.findings
+    assert finding.check == check
+    assert re.search(said, str(finding)), str(finding)
+
+
+def test_a_right_kernel_passes_all_checks_and_on_batches_that_its_op_gives_no_input_for() -> None:
+    report = checked("right")
+    assert (report.verdict, report.findings, report.worst) == ("pass", (), 0.0)
+    assert report.ran == 10 and not report.declined  # two inputs, each also with 0, 1, 7 and 65 rows
+    assert report.speed is not None and report.speed > 0
+    assert set(report.done) == set(CHECKS) - {"invariance", "workspace", "graph", "declaration"}
+
+
+def test_a_kernel_gets_constants_as_it_packed_them() -> None:
+    assert (checked("packed").verdict, checked("packed").findings) == ("pass", ())
+
+
+def test_a_kernel_that_lacks_what_it_requires_is_declined_which_is_no_pass() -> None:
+    report = checked("unmet")
+    assert (report.verdict, report.declined) == ("declined", {"no-such-package is not installed": 1})
+
+
+@pytest.mark.parametrize("op", ["linear", "logits", "gated_activation", "paged_attention"])
+def test_ordinary_kernels_would_fail_if_they_claimed_to_be_batch_invariant(op: str) -> None:
+    claims = dataclasses.replace(HOST.kernel(op, "torch"), batch_invariant=True)
+    report = KernelCheck(KernelCase(load_op(op, HOST), claims, "cpu", torch.float32)).report()
+    (finding,) = report.findings
+    assert finding.check == "invariance" and report.ran > 0
+
+
+def test_the_documented_checks_are_those_there_are() -> None:
+    page = documents.ROOT / "docs" / "kernels-and-ops.md"
+    assert [row[0] for row in documents.rows(page, "Checking kernels")] == list(CHECKS)
+
+
+def test_a_crash_is_a_result_and_the_next_kernel_is_checked() -> None:
+    with KernelChecker(HOST) as checker:
+        crashed = checker.kernel(case("segfaults"))
+        after = checker.kernel(case("chatters"))
+        faulty = checker.kernel(case("short"))
+    (finding,) = crashed.findings
+    assert (crashed.verdict, finding.check) == ("fail", "crash")
+    assert finding.case == "input 0 (float32[3, 5], float32[5])"
+    assert "the process was killed by SIGSEGV" in finding.message
+    assert "in segfaults" in finding.message  # where Python was
+    assert (after.verdict, after.findings, after.ran) == ("pass", (), 10)
+    assert faulty.findings == checked("short").findings
+
+
+def test_a_waiver_needs_a_reason_and_a_check() -> None:
+    with pytest.raises(TypeError, match="determinism needs a reason in words, and has ''"):
+        type("Silent", (KernelConformance,), {"waived": {"determinism": ""}})
+    with pytest.raises(TypeError, match="there is no check 'determinsm'"):
+        type("Misspelt", (KernelConformance,), {"waived": {"determinsm": "sums are made with atomics"}})
+    with pytest.raises(TypeError, match=r"Overriding\.test_kernel: a check is overridden without a written reason"):
+        type("Overriding", (KernelConformance,), {"test_kernel": None})
+    with pytest.raises(TypeError, match=r"Deaf\.checker: belongs to KernelConformance"):
+        type("Deaf", (KernelConformance,), {"checker": None})
+
+
+def test_what_is_waived_no_longer_fails_and_is_told_with_its_reason() -> None:
+    with torch.no_grad():
+        report = KernelCheck(case("fickle"), waived={"determinism": "sums are made with atomics"}).report()
+    assert (report.verdict, report.answer("determinism")) == ("pass", "NO (waived)")
+    assert any("determinism is waived: sums are made with atomics" in line for line in remarks([report]))
+    assert KernelReport.from_dict(report.as_dict()) == report
