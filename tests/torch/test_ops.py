@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bestiary import ops
+from bestiary import Kernel, ops
 from bestiary.testing import KernelCase, OpCase, check_kernel, check_op, kernel_cases, load_plugins, op_cases
 
 HOST = load_plugins()
@@ -42,7 +42,11 @@ def _elsewhere(kernel: Kernel) -> bool:
 def test_experts_on_packed_weights(name: str, dtype: torch.dtype) -> None:
     """Kernels for other devices, whose functions a processor has too; grouped products want rows of whole 16 bytes."""
     (kernel,) = (k for k in HOST.kernels("moe") if k.name == name)
-    supports = (lambda call: None) if name == "dense" else (lambda call: call.arguments["down"].shape[1] % 8 or None)
+    supports = (
+        (lambda call: None)
+        if name == "dense"
+        else (lambda call: "rows of odd bytes" if call.arguments["down"].shape[1] % 8 else None)
+    )
     ran = check_kernel(KernelCase(ops.moe, replace(kernel, supports=supports), "cpu", dtype))
     assert ran == {"dense": 6, "grouped": 3}[name]
 
