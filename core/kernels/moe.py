@@ -20,6 +20,8 @@ def moe_route(
     logits: Tensor, top_k: int, scoring: str, renormalize: bool, scale: float, *, out: tuple[Tensor, Tensor]
 ) -> None:
     weights, experts = out
+    if not logits.shape[0]:
+        return
     wide = logits.float()
     ordered, indices = wide.sort(dim=-1, descending=True, stable=True)
     top = ordered[:, :top_k]
@@ -101,6 +103,8 @@ def moe_dense(
     x: Tensor, weights: Tensor, experts: Tensor, gate: Tensor, up: None, down: Tensor, kind: str, *, out: Tensor
 ) -> None:
     """Every expert over all tokens: the host waits for nothing, and few tokens together read all experts anyway."""
+    if not x.shape[0]:
+        return
     total = x.new_zeros(x.shape, dtype=torch.float32)
     for expert in range(gate.shape[0]):
         chosen = experts == expert

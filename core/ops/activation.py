@@ -38,7 +38,7 @@ def _gates(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple[Any
         yield normal(generator, tokens, features, dtype=dtype), normal(generator, tokens, width, dtype=torch.float32)
 
 
-@op(inputs=_gates, fake=like_first)
+@op(inputs=_gates, fake=like_first, rows=("x", "gate"))
 def sigmoid_gate(x: Tensor, gate: Tensor) -> Tensor:
     """``σ(gate) · x``, computed in fp32: x ``[T, F]``, gate ``[T, 1]`` or ``[T, F]`` → ``[T, F]`` in x's dtype."""
     return (torch.sigmoid(gate.float()) * x.float()).to(x.dtype)

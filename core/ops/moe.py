@@ -42,7 +42,7 @@ def _routed(
     return logits.new_empty(chosen, dtype=torch.float32), logits.new_empty(chosen, dtype=torch.int32)
 
 
-@op(inputs=_route_inputs, fake=_routed)
+@op(inputs=_route_inputs, fake=_routed, rows=("logits",))
 def moe_route(
     logits: Tensor, top_k: int, scoring: str, renormalize: bool = True, scale: float = 1.0
 ) -> tuple[Tensor, Tensor]:
@@ -79,7 +79,13 @@ def _moe_inputs(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tupl
         yield wide[:, :hidden], weights, chosen, *matrices, list(ACTIVATIONS)[index % len(ACTIVATIONS)]
 
 
-@op(inputs=_moe_inputs, tolerances=_TWO_PRODUCTS, fake=like_first, constants=("gate", "up", "down"))
+@op(
+    inputs=_moe_inputs,
+    tolerances=_TWO_PRODUCTS,
+    fake=like_first,
+    constants=("gate", "up", "down"),
+    rows=("x", "weights", "experts"),
+)
 def moe(x: Tensor, weights: Tensor, experts: Tensor, gate: Tensor, up: Tensor, down: Tensor, kind: str) -> Tensor:
     """``Σ_j weights[t, j] · down[e](act(gate[e](x)) · up[e](x))`` with ``e = experts[t, j]``, the sum over k in fp32.
 

@@ -37,7 +37,7 @@ def test_kernel(case: KernelCase) -> None:
 )
 def test_grouped_products() -> None:
     (kernel,) = (kernel for kernel in load_plugins().kernels("moe") if kernel.name == "grouped")
-    assert check_kernel(KernelCase(ops.moe, kernel, "cuda", torch.bfloat16)) == 3
+    assert check_kernel(KernelCase(ops.moe, kernel, "cuda", torch.bfloat16))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

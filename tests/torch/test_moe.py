@@ -11,11 +11,11 @@ import mixture_model
 import pytest
 import torch
 import torch.nn.functional as F
-from allocations import peak
 from mixture_model import CONFIGS, MixtureConfig, write_config
 from torch import Tensor, nn
 
 from bestiary import LLM, ConfigError, Kernel, SamplingParams, hookimpl
+from bestiary.core.device import peak_allocation
 from bestiary.core.engine.memory import MemoryPlanner
 from bestiary.core.engine.network import make_network
 from bestiary.core.engine.options import BuildOptions
@@ -24,6 +24,7 @@ from bestiary.core.ops.collective import Ranks
 from bestiary.core.plugins import PluginHost
 from bestiary.core.program.passes.cut import cut
 from bestiary.core.program.passes.shard import shard
+from bestiary.core.program.probe import Probe
 from bestiary.core.program.program import Program
 from bestiary.core.program.shapes import Geometry, Sizes, infer
 from bestiary.core.program.trace import trace
@@ -127,7 +128,7 @@ def test_a_build_measures_on_experts_that_a_router_would_choose() -> None:
     )
     inputs = {name: torch.zeros(64, dtype=torch.int64) for name in network.program.inputs}
     made = lambda weight: torch.randn(weight.shape)  # noqa: E731
-    tuner = Tuner(HOST, network.target, network.shapes, lambda sizes: inputs, made, {}, 64)
+    tuner = Tuner(HOST, network.target, network.shapes, lambda sizes: inputs, made, {}, 64, Probe(HOST))
     call = next(i for i in network.program.instructions if i.target.name == "moe")
     values = tuner._arguments(network.program, call, Sizes(64, 1, 1))
     weights, experts = (values[argument] for argument in call.args[1:3])
@@ -171,7 +172,7 @@ def test_kernels_take_what_they_state(dtype: str, mode: dict[str, Any], tmp_path
             able = next(able for i, able in planner.takes._able if i.target is target)
             kernel = next(k for k in able if k.name == engine.runner.program.kernel(instruction, sizes).name)
             stated = kernel.workspace(planner.takes._facts(instruction, target, engine.network.shapes, sizes))
-            took = peak(call)
+            took = peak_allocation(call, torch.device("cpu"))
             seen.add(target.name)
             slack = 400_000 if dtype == "bfloat16" else 8192
 
