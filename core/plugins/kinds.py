@@ -28,8 +28,27 @@ Claims = tuple[tuple[str, str], ...]
 
 # The command line's own words. A plugin can't take one of them over.
 RESERVED_COMMANDS = frozenset(
-    ("run", "convert", "verify", "build", "generate", "chat", "export", "plugins", "kernels", "cache", "plan-memory")
+    (
+        "run",
+        "convert",
+        "verify",
+        "build",
+        "generate",
+        "chat",
+        "export",
+        "plugins",
+        "kernels",
+        "cache",
+        "plan-memory",
+        "doctor",
+        "lock",
+    )  # fmt: skip
 )
+
+
+# What a plugin must provide for its version to matter to a conversion, and to an engine.
+CONVERTING = frozenset(("model", "reader", "quantization"))
+BUILDING = CONVERTING | {"op", "kernel", "fusion"}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,7 @@
+"""``bestiary doctor``."""
+
+import typer
+
+
+def doctor(ctx: typer.Context) -> None:
+    """x"""
