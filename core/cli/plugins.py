@@ -70,6 +70,4 @@ def provided(provides: Mapping[str, tuple[str, ...]]) -> str:
 
 
 def _wrapped(text: str, columns: int, indent: str) -> str:
-    return textwrap.fill(
-        text, columns, initial_indent=indent, subsequent_indent=indent + "  ", break_on_hyphens=False
-    )
+    return textwrap.fill(text, columns, initial_indent=indent, subsequent_indent=indent + "  ", break_on_hyphens=False)

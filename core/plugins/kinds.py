@@ -42,7 +42,7 @@ RESERVED_COMMANDS = frozenset(
         "plan-memory",
         "doctor",
         "lock",
-    )  # fmt: skip
+    )
 )
 
 
