@@ -24,7 +24,7 @@ def plugins(
     json: Json = False,
 ) -> None:
     """List plugins, loaded and broken, with what they provide."""
-    from bestiary.core.cli.report import table, width
+    from bestiary.core.cli.report import seconds, table, width
     from bestiary.core.cli.session import session_of
 
     host = session_of(ctx).host
@@ -33,7 +33,7 @@ def plugins(
         print_json({"plugins": [one.as_dict() for one in records], "conflicts": [one.as_dict() for one in conflicts]})
         return
     rows = [
-        (one.origin.plugin, str(one.origin), one.requires or "any", f"{one.seconds * 1000:.0f} ms", _outcome(one))
+        (one.origin.plugin, str(one.origin), one.requires or "any", seconds(one.seconds or None), _outcome(one))
         for one in records
     ]
     table(("plugin", "distribution", "API", "load", "provides"), rows, total=width())
@@ -42,7 +42,8 @@ def plugins(
             print(f"\n{record.origin.plugin} ({record.origin}, {record.module})")
             for kind, names in record.provides.items():
                 print(_wrapped(f"{kind}: {', '.join(names)}", width(), "  "))
-        for text in (record.reason, *record.notes):
+        # Why a plugin was skipped has been said in its row.
+        for text in (record.reason if record.state != "skipped" else "", *record.notes):
             if text:
                 print("\n" + _wrapped(f"{record.origin.plugin}: {text}", width(), ""))
     for conflict in conflicts:

@@ -86,7 +86,7 @@ def _answer(kernel: Kernel, op: OpDeclaration[..., Any], calls: dict[str, list[C
             reasons = [kernel.supports(call) for call in asked]
             if asked and any(one is None for one in reasons):
                 runs.append(dtype)
-            refusals += [one for one in reasons if one is not None]
+            refusals += [str(one) for one in reasons if one is not None]
     except Exception as error:
         return f"{kernel.name}: its supports() raised {describe(error)}", True
     if not runs:

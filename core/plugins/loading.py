@@ -47,7 +47,7 @@ class _Turn:
             hint = "load hosts outside of imports and hooks; BESTIARY_PLUGINS=NAME,NAME leaves a plugin out"
             raise error(candidate, "E-PLG-REENTRY", problem, hint)
         try:
-            self._holder = f"plugin {candidate.name} ({candidate.origin})"
+            self._holder = _label(candidate)
             yield
         finally:
             self._lock.release()
@@ -61,7 +61,7 @@ def refuse_reentry() -> None:
     """Raises PluginError where a plugin's import or hook asks for a plugin host."""
     if (name := _loading.get()) is not None:
         problem = "a plugin host was asked for while this plugin was being loaded"
-        raise PluginError("E-PLG-REENTRY", f"plugin {name}", problem, hint="load hosts outside of imports and hooks")
+        raise PluginError("E-PLG-REENTRY", name, problem, hint="load hosts outside of imports and hooks")
 
 
 def load(candidate: Candidate) -> Staged:
@@ -77,7 +77,7 @@ def load(candidate: Candidate) -> Staged:
 
 
 def _load(candidate: Candidate) -> Staged:
-    token = _loading.set(candidate.name)
+    token = _loading.set(_label(candidate))
     try:
         with _guard(candidate, f"importing {candidate.module}"), _watch(candidate, "importing", SLOW_IMPORT_SECONDS):
             plugin = candidate.load()
@@ -94,7 +94,11 @@ def _load(candidate: Candidate) -> Staged:
 
 def error(candidate: Candidate, code: str, problem: str, hint: str | None = None) -> PluginError:
     """A PluginError about this plugin, naming its distribution and version."""
-    return PluginError(code, f"plugin {candidate.name} ({candidate.origin})", problem, hint=hint)
+    return PluginError(code, _label(candidate), problem, hint=hint)
+
+
+def _label(candidate: Candidate) -> str:
+    return f"plugin {candidate.name} ({candidate.origin})"
 
 
 @contextmanager
@@ -104,7 +108,7 @@ def _guard(candidate: Candidate, doing: str) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         advice = "if that was not you, leave it out with BESTIARY_PLUGINS=NAME,NAME"
-        log.warning("plugin %s (%s): interrupted while %s; %s", candidate.name, candidate.origin, doing, advice)
+        log.warning("%s: interrupted while %s; %s", _label(candidate), doing, advice)
         raise
     except PluginError:
         raise
@@ -126,8 +130,8 @@ def _absent(candidate: Candidate, problem: BaseException) -> str | None:
 def _watch(candidate: Candidate, doing: str, slow: float) -> Iterator[None]:
     """Name the plugin while it takes its time, and afterwards where that was more than ``slow`` seconds."""
     # Neither an import nor a hook can be ended from inside the process, but both can be named.
-    text = "plugin %s (%s) has been %s for %.0f s; Ctrl-C ends it, and BESTIARY_PLUGINS=NAME,NAME leaves it out"
-    values = (text, candidate.name, candidate.origin, doing, SLOW_IMPORT_SECONDS)
+    text = "%s has been %s for %.0f s; Ctrl-C ends it, and BESTIARY_PLUGINS=NAME,NAME leaves it out"
+    values = (text, _label(candidate), doing, SLOW_IMPORT_SECONDS)
     timer = threading.Timer(SLOW_IMPORT_SECONDS, log.warning, values)
     timer.daemon = True
     timer.start()
@@ -137,7 +141,7 @@ def _watch(candidate: Candidate, doing: str, slow: float) -> Iterator[None]:
     finally:
         timer.cancel()
         if (took := time.monotonic() - began) >= slow:
-            log.warning("plugin %s (%s): %s took %.1f s", candidate.name, candidate.origin, doing, took)
+            log.warning("%s was %s for %.1f s", _label(candidate), doing, took)
 
 
 def _validated(candidate: Candidate, plugin: object) -> pluggy.PluginManager:

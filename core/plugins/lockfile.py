@@ -139,11 +139,11 @@ def refuse_drift(path: Path, candidates: Iterable[Candidate]) -> None:
     """Raises PluginError where what would be loaded is not what ``path`` lists, naming the distribution."""
     differences = drift(read(path), lock(candidates))
     if differences:
-        first, more = differences[0], len(differences) - 1
+        first, many = differences[0], len(differences)
         raise PluginError(
             "E-PLG-LOCKED",
             f"distribution {first.distribution}",
-            f"is not as {path.name} has it" + (f", nor are {more} others" if more else ""),
+            f"is not as {path.name} has it" + (f", the first of {many}" if many > 1 else ""),
             found=first.found,
             expected=first.locked,
         )
