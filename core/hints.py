@@ -78,6 +78,7 @@ HINTS = {
     "E-KERNEL-VARIANT": "install a plugin with a batch-invariant kernel for it, or leave deterministic out",
     "E-KV-MEMORY": "leave it out to get the default, 0.9",
     "E-MEMORY-LIMIT": "leave memory_limit out, or raise it; bestiary plan-memory shows what an engine takes",
+    "E-MODEL-CACHE": _AUTHOR,
     "E-MODEL-KIND": "check that this is the model you mean, and that its download is complete",
     "E-MODEL-MISSING": "check the path; a hub id is written org/name",
     "E-OP-DECLARATION": _AUTHOR,

@@ -39,6 +39,70 @@ def _hook(name: str, body: str) -> Distribution:
     return Distribution(name, HOOK.format(body=body))
 
 
+_LIAR = """
+@hookimpl
+def bestiary_register_models(register):
+    for name in ("honest", "more", "fewer", "heads", "cache", "single"):
+        register(
+            Model(
+                name=name,
+                architectures=(f"{name}ForCausalLM",),
+                config="demo_liar.config:Config",
+                model=f"demo_liar.model:{name}",
+                weights={"hf": "demo_liar.convert:HF"},
+            )
+        )
+"""
+_LIAR_CONFIG = """
+from bestiary.spec import ModelConfig
+
+class Config(ModelConfig):
+    num_attention_heads: int
+    num_key_value_heads: int
+"""
+_LIAR_WEIGHTS = """
+from bestiary.converters import WeightMap
+
+L, M = "layers.{}", "layer.{}"
+PROJECTIONS = {f"{L}.attention.{name}": f"{M}.{name}" for name in "qkvo"}
+HF = WeightMap({"embed": "embed", f"{L}.norm": f"{M}.norm", **PROJECTIONS, "norm": "norm"})
+"""
+_LIAR_MODEL = """
+from torch import nn
+from bestiary.layers import Attention, CacheSpec, CausalLM, Embedding, Head, KVCache, LayerStack, RMSNorm
+
+class Layer(nn.Module):
+    def __init__(self, c, kv_heads, cached):
+        super().__init__()
+        self.norm = RMSNorm(c.hidden_size, eps=1e-5)
+        head = c.hidden_size // c.num_attention_heads
+        self.attention = Attention(
+            c.hidden_size, heads=c.num_attention_heads, kv_heads=kv_heads, head_dim=head, rope=None
+        )
+        if cached:
+            self.attention.cache = KVCache(CacheSpec(cached, head, head))
+
+    def forward(self, x, step):
+        return x + self.attention(self.norm(x), step)
+
+class honest(CausalLM):
+    layers_more, kv_heads, cached = 0, None, None
+
+    def __init__(self, c):
+        super().__init__()
+        kv_heads = self.kv_heads or c.num_key_value_heads
+        self.embed = Embedding(c.vocab_size, c.hidden_size)
+        self.layers = LayerStack(c.num_hidden_layers + self.layers_more, lambda i: Layer(c, kv_heads, self.cached))
+        self.norm = RMSNorm(c.hidden_size, eps=1e-5)
+        self.head = Head(c.hidden_size, c.vocab_size, tied=self.embed)
+
+class more(honest): layers_more = 1
+class fewer(honest): layers_more = -1
+class heads(honest): kv_heads = 4
+class cache(honest): cached = 4
+class single(honest): cached = 1
+"""
+
 _KERNEL_LINE = 'register(Kernel(op="demo::op", name="x", run="a:b"))'
 
 #: By id of the catalogue of plugin misbehaviour, where one distribution stands for one case.
@@ -115,6 +179,9 @@ DISTRIBUTIONS = (
         """,
     ),
     _hook("slow-hook", "import time; time.sleep(0.4)"),  # D17
+    Distribution(  # D20
+        "liar", _LIAR, files={"config.py": _LIAR_CONFIG, "convert.py": _LIAR_WEIGHTS, "model.py": _LIAR_MODEL}
+    ),
     Distribution("named", "", entry="un named"),  # D32
     Distribution("reference", "", entry="module:os"),
     Distribution("command", "@hookimpl\ndef bestiary_register_commands(register):\n"
