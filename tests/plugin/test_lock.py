@@ -7,11 +7,13 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import demo_plugins
 import pytest
 from scratch import Environment, install
 
-from bestiary import DataError
+from bestiary import DataError, PluginError
 from bestiary.core.plugins import PluginHost, lockfile
 
 SET = "good,other,stale"
@@ -181,3 +183,40 @@ def test_the_environment_names_a_lock_for_everyone(site, tmp_path: Path, monkeyp
         PluginHost.load()
     assert json.dumps(refused.value.as_dict()) and refused.value.exit_status == 66
     assert PluginHost.load(only=()).records(), "a child process loads what its parent was allowed to"
+
+
+@pytest.mark.slow
+def test_an_engine_is_held_to_the_plugins_it_was_built_with(own: Environment, wheels: dict[str, Path]) -> None:
+    install([wheels["liar-1.0"]], own.folder / "site")
+    made = own.python(f'{demo_plugins.ATTEMPT}\nprint(attempt("honest", "honest", 2))', plugins="liar")
+    assert made.out == "{'code': None}\n", made
+    (own.folder / "prompts.jsonl").write_text('{"prompt_token_ids": [1, 2, 3]}\n')
+    ask = ("generate", "honest.engine", "--prompts", "prompts.jsonl", "-n", "2", "-t", "0")
+    # A plugin that provides nothing that an engine is made of leaves it as it is.
+    for plugins, status, said in (("liar", 0, ""), ("liar,nothing", 0, ""), ("liar,good", 69, "engine.json locks")):
+        install([wheels["nothing-1.0"]], own.folder / "site")
+        assert own.bestiary("lock", plugins=plugins).status == 0
+        ran = own.bestiary("--locked", *ask, plugins=plugins)
+        assert ran.status == status and said in ran.err, ran
+    assert "demo-good; found 1.0, expected nothing" in ran.err
+    assert own.bestiary(*ask, plugins="liar,good").status == 0, "without --locked it runs"
+
+
+def test_an_engine_of_another_version_is_told_or_refused(
+    site: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bestiary.core.engine.engine import EngineManifest
+
+    site.plugin("one", "@hookimpl\ndef bestiary_register_ops(register): register(Op(name='a::b', declaration='a:b'))")
+    monkeypatch.setenv("BESTIARY_PLUGINS", "one")
+    host = PluginHost.load()
+    options: Any = None
+    EngineManifest(options, options, EngineManifest.lock_of(host)).check_lock(host)
+    assert EngineManifest.lock_of(host) == {"fake-one": "1.0"} and not caplog.text
+    then = EngineManifest(options, options, {"fake-one": "0.9", "fake-gone": "3"})
+    then.check_lock(host)
+    assert "engine was built with fake-one 0.9, found is 1.0" in caplog.text
+    assert "engine was built with fake-gone 3, found is nothing" in caplog.text
+    host.locked = True
+    with pytest.raises(PluginError, match=r"locks another version of fake-gone; found nothing, expected 3"):
+        then.check_lock(host)

@@ -6,52 +6,15 @@ import json
 import re
 from typing import Any
 
+import demo_plugins
 import pytest
 from scratch import Environment
 
 pytestmark = pytest.mark.slow
 
-# Two layers of 4 heads of 4 features over 2 key-value heads; "uneven" is an honest model of 3.
-SCRIPT = """
-import json
-from pathlib import Path
-
-import numpy as np
-from safetensors.numpy import save_file
-
-from bestiary import BestiaryError
-from bestiary.converters.convert import convert
-from bestiary.core.engine.build import build
-from bestiary.core.engine.options import BuildOptions
-from bestiary.core.plugins import PluginHost
-
-
-def attempt(name, model, kv_heads):
-    shapes = {"embed": (32, 16), "norm": (16,)}
-    for layer in range(2):
-        q, k = (16, 16), (4 * kv_heads, 16)
-        shapes |= {f"layer.{layer}.{part}": s for part, s in zip("norm q k v o".split(), ((16,), q, k, k, q))}
-    folder = Path(name)
-    folder.mkdir()
-    save_file({f"{one}.weight": np.ones(s, np.float32) for one, s in shapes.items()}, folder / "model.safetensors")
-    config = {
-        "architectures": [f"{model}ForCausalLM"], "model_type": model, "hidden_size": 16, "vocab_size": 32,
-        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": kv_heads,
-        "max_position_embeddings": 64,
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    try:
-        convert(folder, Path(f"{name}.ckpt"), host=host)
-        options = BuildOptions(device="cpu", max_batch_size=2, max_num_tokens=16)
-        build(Path(f"{name}.ckpt"), Path(f"{name}.engine"), host=host, options=options)
-    except BestiaryError as error:
-        return {**error.as_dict(), "status": error.exit_status, "written": Path(f"{name}.engine").exists()}
-    return {"code": None}
-
-
-host = PluginHost.load()
-attempts = {name: attempt(name, name, 2) for name in ("honest", "more", "fewer", "heads", "cache", "single")}
-print(json.dumps({**attempts, "uneven": attempt("uneven", "honest", 3)}))
+SCRIPT = f"""{demo_plugins.ATTEMPT}
+attempts = {{name: attempt(name, name, 2) for name in ("honest", "more", "fewer", "heads", "cache", "single")}}
+print(json.dumps({{**attempts, "uneven": attempt("uneven", "honest", 3)}}))
 """
 
 
