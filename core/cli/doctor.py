@@ -50,6 +50,7 @@ def _print(report: Report) -> None:
     bad = [one for section in report.sections for one in section.findings if one.level in ("error", "failed")]
     odd = [one for section in report.sections for one in section.findings if one.level == "warning"]
     if bad:
-        print(f"{len(bad)} problems: {', '.join(dict.fromkeys(one.subject for one in bad))}")
+        names = ", ".join(dict.fromkeys(one.subject for one in bad))
+        print(f"{len(bad)} {'problem' if len(bad) == 1 else 'problems'}: {names}")
     else:
         print("everything can be used" + (f"; {len(odd)} warnings" if odd else ""))

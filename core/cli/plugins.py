@@ -37,6 +37,7 @@ def plugins(
         for one in records
     ]
     table(("plugin", "distribution", "API", "load", "provides"), rows, total=width())
+    told: set[str] = set()
     for record in records:
         if verbose:
             print(f"\n{record.origin.plugin} ({record.origin}, {record.module})")
@@ -44,8 +45,9 @@ def plugins(
                 print(_wrapped(f"{kind}: {', '.join(names)}", width(), "  "))
         # Why a plugin was skipped has been said in its row.
         for text in (record.reason if record.state != "skipped" else "", *record.notes):
-            if text:
-                print("\n" + _wrapped(f"{record.origin.plugin}: {text}", width(), ""))
+            if text and (line := f"{record.origin.plugin}: {text}") not in told:
+                told.add(line)  # of two that quarrel, both have the same reason
+                print("\n" + _wrapped(line, width(), ""))
     for conflict in conflicts:
         claimants = " and ".join(str(origin) for origin in conflict.claimants)
         decided = f"{conflict.chosen} has it" if conflict.chosen else f"decide with --prefer {conflict.name}=DIST"

@@ -14,8 +14,10 @@ if TYPE_CHECKING:
 def plugins(load: Callable[[], PluginHost]) -> Iterator[Finding]:
     """Each plugin: broken and out of range ones are errors, those kept out by BESTIARY_PLUGINS are not."""
     host = load()
-    levels: dict[str, Level] = {"loaded": "ok", "skipped": "note", "broken": "error", "refused": "error"}
-    for record in host.records():
+    levels: dict[str, Level] = {"loaded": "ok", "broken": "error", "refused": "error"}
+    if skipped := [record.origin.plugin for record in host.records() if record.state == "skipped"]:
+        yield Finding("skipped", f"not named in BESTIARY_PLUGINS: {', '.join(skipped)}", "note")
+    for record in (one for one in host.records() if one.state != "skipped"):
         took = f" in {record.seconds * 1000:.0f} ms" if record.seconds else ""
         reason = f": {record.reason}" if record.reason else ""
         text = f"{record.origin}, {record.state}{took}{reason}"

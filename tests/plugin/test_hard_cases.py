@@ -180,6 +180,19 @@ def test_D08_of_two_copies_the_one_that_python_imports_counts(order: str, used: 
     assert said == [f"is on sys.path twice: {used} counts, demo_stale-{other}.dist-info is stale and can be removed"]
 
 
+def test_D08_an_egg_info_that_a_checkout_left_behind_is_no_plugin_of_its_own(scratch: Environment) -> None:
+    egg = scratch.folder / "checkout" / "demo_stale.egg-info"
+    egg.mkdir(parents=True)
+    (egg / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: demo_stale\nVersion: 0.1\n")
+    (egg / "entry_points.txt").write_text("[bestiary]\nstale = demo_stale.plugin\n")
+    both = replace(scratch, sites=(scratch.folder / "site", egg.parent))
+    listed = both.bestiary("plugins", "--json", plugins="stale")
+    assert [one["version"] for one in listed.json["plugins"] if one["name"] == "stale"] == ["2.0"]
+    assert "2.0 is used, 0.1 is ignored" in listed.plugin("stale")["notes"][0]
+    doctor = both.bestiary("doctor", "--json", plugins="stale").json["sections"]["metadata"]
+    assert ["demo_stale.egg-info is stale" in one["text"] for one in doctor] == [True]
+
+
 def test_D15_what_is_registered_and_what_is_asked_cannot_be_changed(scratch: Environment) -> None:
     code = """
 from bestiary.core.plugins import PluginHost
