@@ -15,15 +15,19 @@ def plugins(load: Callable[[], PluginHost]) -> Iterator[Finding]:
     """Each plugin: broken and out of range ones are errors, those kept out by BESTIARY_PLUGINS are not."""
     host = load()
     levels: dict[str, Level] = {"loaded": "ok", "broken": "error", "refused": "error"}
-    if skipped := [record.origin.plugin for record in host.records() if record.state == "skipped"]:
-        yield Finding("skipped", f"not named in BESTIARY_PLUGINS: {', '.join(skipped)}", "note")
-    for record in (one for one in host.records() if one.state != "skipped"):
+    skipped: dict[str, list[str]] = {}
+    for record in host.records():
+        if record.state == "skipped":
+            skipped.setdefault(record.reason, []).append(record.origin.plugin)
+            continue
         took = f" in {record.seconds * 1000:.0f} ms" if record.seconds else ""
         reason = f": {record.reason}" if record.reason else ""
         text = f"{record.origin}, {record.state}{took}{reason}"
         yield Finding(record.origin.plugin, text, levels[record.state])
         for note in record.notes:
             yield Finding(record.origin.plugin, note, "warning")
+    for reason, names in skipped.items():
+        yield Finding("skipped", f"{reason}: {', '.join(names)}", "note")
     for conflict in host.conflicts():
         claimants = f"is claimed by {' and '.join(map(str, conflict.claimants))}"
         if conflict.chosen:

@@ -81,6 +81,8 @@ def sift(
         rivals = [one for one in candidates if one.name == candidate.name]
         if allowed is not None and not candidate.own and candidate.name not in allowed:
             records.append(_record(candidate, "skipped", f"not named in {VARIABLE}"))
+        elif (winner := _preferred(candidate, rivals, prefer)) is not None:
+            records.append(_record(candidate, "skipped", f"the name is preferred from {winner.origin}"))
         elif (problem := _rivalry(candidate, rivals, prefer) or inadmissible(candidate)) is not None:
             records.append(_record(candidate, "refused", clause(problem), problem))
         else:
@@ -123,6 +125,14 @@ def exactly(only: Sequence[str], found: Sequence[Candidate], prefer: Mapping[str
             hint = "every process of an engine loads its parent's plugins; pass modules that a child can import"
             raise PluginError("E-PLG-CHILD", f"plugin {name}", f"this process can't load it: {problem}", hint=hint)
     return candidates
+
+
+def _preferred(candidate: Candidate, rivals: Sequence[Candidate], prefer: Mapping[str, str]) -> Candidate | None:
+    """Of several plugins of one name the one that the user chose; None where that is this one, or nobody chose."""
+    if len(rivals) == 1 or candidate.name == SDK or (wanted := prefer.get(candidate.name)) is None:
+        return None
+    winner = next((one for one in rivals if matches(wanted, one.origin)), candidate)
+    return None if winner is candidate else winner
 
 
 def _rivalry(candidate: Candidate, rivals: Sequence[Candidate], prefer: Mapping[str, str]) -> PluginError | None:

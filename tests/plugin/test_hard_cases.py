@@ -78,7 +78,7 @@ CASES: dict[str, list[Case]] = {
     ],
     "D06": [
         Case("twin", {"twin": ("refused", "demo-twin-a 1.0 and demo-twin-b 3.0")}, _STRICT, 69, ("--prefer twin=",)),
-        Case("twin", {}, ("--prefer", "twin=demo-twin-b", *_STRICT), 69, ("demo-twin-a 1.0 and demo-twin-b 3.0",)),
+        Case("twin", {}, ("--prefer", "twin=demo-twin-b", *_STRICT), 0, ("the name is preferred from demo-twin-b 3.0|skipped",)),
         Case("twin", {}, ("--prefer", "twin=nobody", "plugins"), 2, ("does not claim it", "demo-twin-a or demo-twin-b")),
     ],
     "D07": [
