@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -93,7 +94,8 @@ class Call:
 
     Args:
         op: name of the op.
-        arguments: by parameter name; tensors as :class:`TensorFacts`, everything else as it is.
+        arguments: by parameter name; tensors as :class:`TensorFacts`, everything else as it is. Read-only: several
+            kernels are asked with one call.
         device: ``"cpu"`` or ``"cuda"``.
         features: what the device can do, such as ``"avx2"`` or ``"sm_90"``.
     """
@@ -102,6 +104,9 @@ class Call:
     arguments: Mapping[str, Any]
     device: str
     features: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "arguments", MappingProxyType(dict(self.arguments)))
 
 
 def _always(call: Call) -> str | None:

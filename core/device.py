@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,71 @@ from bestiary.core.errors import ConfigError
 
 # Of a GPU's memory: the driver's context and the libraries' kernels, which torch can't measure.
 _CONTEXT = 512 * 2**20
+
+
+@dataclass(frozen=True)
+class DeviceFacts:
+    """One device of this machine: ``cpu``, ``cuda:0``, …, or ``gpu`` for one that torch can't use.
+
+    Args:
+        model: the maker's name for it.
+        memory, free: bytes.
+        features: what kernels may ask of it.
+        driver: versions of the driver and of what torch was built for; empty for a processor.
+        problem: why it can't be used; the other fields say nothing then.
+    """
+
+    name: str
+    model: str = ""
+    memory: int = 0
+    free: int = 0
+    features: frozenset[str] = frozenset()
+    driver: str = ""
+    problem: str = ""
+
+
+def inventory() -> tuple[DeviceFacts, ...]:
+    """The processor and every GPU. A GPU that fails is told of, not raised."""
+    import psutil
+
+    cpu, memory = torch.device("cpu"), psutil.virtual_memory()
+    found = [DeviceFacts("cpu", _processor_name(), int(memory.total), int(memory.available), features(cpu))]
+    driver = _driver()
+    for index in range(torch.cuda.device_count()):
+        try:
+            found.append(_gpu(torch.device("cuda", index), driver))
+        except RuntimeError as error:
+            problem = str(error).strip().partition("\n")[0][:200]
+            found.append(DeviceFacts(f"cuda:{index}", problem=f"can't be used: {problem}"))
+    if driver and not torch.cuda.is_available():
+        built = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
+        found.append(DeviceFacts("gpu", problem=f"there is {driver}, and this torch, built {built}, sees no device"))
+    return tuple(found)
+
+
+def _gpu(device: torch.device, driver: str) -> DeviceFacts:
+    free, total = torch.cuda.mem_get_info(device)
+    versions = ", ".join(filter(None, (driver, f"torch for CUDA {torch.version.cuda}")))
+    return DeviceFacts(str(device), torch.cuda.get_device_name(device), total, free, features(device), versions)
+
+
+def _driver() -> str:
+    """``NVIDIA driver 570.86``; empty where there is none."""
+    try:
+        words = Path("/proc/driver/nvidia/version").read_text().split()
+    except OSError:
+        return ""
+    number = next((word for word in words if word[0].isdigit() and "." in word), "of an unknown version")
+    return f"NVIDIA driver {number}"
+
+
+def _processor_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return os.uname().machine
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, os.uname().machine)
 
 
 def choose(name: str) -> torch.device:

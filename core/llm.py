@@ -15,6 +15,7 @@ from bestiary.core.engine.start import start
 from bestiary.core.errors import EngineError, UsageError
 from bestiary.core.home import bytes_of
 from bestiary.core.jobs import Job
+from bestiary.core.llm_options import check_options
 from bestiary.core.opening import check_name, open_engine, open_tokenizer
 from bestiary.core.outputs import RequestOutput, StreamPiece
 from bestiary.core.progress import Progress, Silent
@@ -65,6 +66,8 @@ class LLM:
         plugins: modules, objects or module names to load besides the installed plugins.
         prefer: name → distribution, where two plugins claim one name.
         strict_plugins: a broken plugin is an error at once.
+        lock: a file that ``bestiary lock`` wrote; plugins that differ from it, and an engine that was built with others,
+            are refused. None: the file in ``BESTIARY_LOCKED``, if it is set.
         progress: told about conversion, build and load.
 
     Raises:
@@ -105,11 +108,19 @@ class LLM:
         plugins: Sequence[str | ModuleType | object] = (),
         prefer: Mapping[str, str] | None = None,
         strict_plugins: bool = False,
+        lock: str | Path | None = None,
         progress: Progress | None = None,
     ) -> None:
         from bestiary.core.plugins import PluginHost
 
-        host = PluginHost.load(plugins=plugins, strict=strict_plugins, prefer=prefer)
+        flags = {"prefix_caching": prefix_caching, "reference": reference, "strict_plugins": strict_plugins}
+        check_options(plugins=plugins, prefer=prefer, kernels=kernels, lock=lock, progress=progress, flags=flags)
+        host = PluginHost.load(
+            plugins=tuple(plugins),
+            strict=strict_plugins,
+            prefer=prefer,
+            locked=Path(lock) if lock is not None else None,
+        )
         said = {
             "device": device,
             "dtype": dtype,

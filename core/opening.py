@@ -65,8 +65,10 @@ def open_engine(
         check_built(Path(model), said)
     directory = prepare(model, host=host, options=BuildOptions(**said), progress=progress)
     changes = {name: value for name, value in said.items() if name in AT_LOAD}
-    built = EngineManifest.read(directory).options
+    manifest = EngineManifest.read(directory)
+    built = manifest.options
     if built.tensor_parallel * built.pipeline_parallel > 1:
+        manifest.check_lock(host)  # the ranks only load what this process does
         executor, facts = in_ranks(
             directory,
             host,

@@ -9,16 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from bestiary.core.home import Home, check_space, file_identity, folder_size
 from bestiary.core.plugins import PluginHost
+from bestiary.core.plugins.kinds import BUILDING, CONVERTING
 from bestiary.core.progress import Progress, Silent, step
 from bestiary.core.source import Source, fetch, recognise
 from bestiary.core.text.tokenizer import tokenizer_file
 
 if TYPE_CHECKING:
     from bestiary.core.engine.options import BuildOptions
-
-# What a plugin must provide for its version to matter to a conversion, and to a build on top of that.
-_CONVERTING = frozenset(("model", "reader", "quantization"))
-_BUILDING = _CONVERTING | {"op", "kernel", "fusion"}
 
 
 def prepare(
@@ -82,7 +79,7 @@ def _checkpoint(
 ) -> tuple[Path, bool]:
     """The checkpoint, and whether it has been verified here and now."""
     assert source.path is not None
-    identity = {"source": file_identity(source.path), "dtype": dtype, "lock": _lock(host, _CONVERTING)}
+    identity = {"source": file_identity(source.path), "dtype": dtype, "lock": _lock(host, CONVERTING)}
     place = home.place("checkpoints", source.name, identity)
     with home.making(place):
         if home.is_complete(place):
@@ -116,7 +113,7 @@ def _engine(
     identity: dict[str, Any] = {
         "checkpoint": file_identity(checkpoint),
         "options": options.as_dict(),
-        "lock": _lock(host, _BUILDING),
+        "lock": _lock(host, BUILDING),
     }
     place = home.place("engines", name, identity)
     with home.making(place):
@@ -141,11 +138,9 @@ def _reused(progress: Progress, name: str) -> None:
 
 def _lock(host: PluginHost, kinds: frozenset[str]) -> dict[str, str]:
     """The versions of those distributions that take part, so that an unrelated new plugin leaves the cache valid."""
-    lock = host.lock()
     taking_part = [one for one in host.records() if kinds & one.provides.keys()]
-    named = {one.origin.distribution for one in taking_part} | {"bestiary"}
     return {
-        **{name: version for name, version in lock.items() if name in named},
+        **host.lock(kinds),
         **{one.module: _code(one.module) for one in taking_part if one.origin.distribution != "bestiary"},
     }
 

@@ -94,6 +94,7 @@ def open_llm(
         plugins=session.plugins,
         prefer=session.preferences,
         strict_plugins=session.strict,
+        lock=session.lock,
         progress=progress,
         **said,
     )

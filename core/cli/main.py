@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, NoReturn, cast
 
@@ -19,10 +20,12 @@ from bestiary.core.cli import (
     check,
     check_kernel,
     convert,
+    doctor,
     export,
     failures,
     generate,
     kernels,
+    lock,
     plan_memory,
     plugins,
     run,
@@ -33,6 +36,7 @@ from bestiary.core.errors import USAGE, BestiaryError
 from bestiary.core.version import __version__
 
 TERMINATED = 143
+LOCK = "bestiary.lock"
 
 
 class Commands(TyperGroup):
@@ -70,7 +74,10 @@ def _session(ctx: Any) -> Session:
         return ctx.obj
     said = ctx.params
     ctx.obj = Session(
-        tuple(said.get("plugin") or ()), bool(said.get("strict_plugins")), tuple(said.get("prefer") or ())
+        tuple(said.get("plugin") or ()),
+        bool(said.get("strict_plugins")),
+        tuple(said.get("prefer") or ()),
+        _lock(bool(said.get("locked")), said.get("lock_file")),
     )
     return cast(Session, ctx.obj)
 
@@ -103,6 +110,10 @@ app = typer.Typer(
 )
 
 
+def _lock(locked: bool, file: Path | None) -> Path | None:
+    return (file or Path(LOCK)) if locked or file else None
+
+
 def _print_version(wanted: bool) -> None:
     if wanted:
         print(f"bestiary {__version__}")
@@ -127,6 +138,12 @@ def _global_options(
             metavar="NAME=DIST", is_eager=True, help="Which distribution has a name that several claim; repeatable."
         ),
     ] = None,
+    locked: Annotated[
+        bool, typer.Option("--locked", is_eager=True, help="Refuse plugins that are not as bestiary.lock has them.")
+    ] = False,
+    lock_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", is_eager=True, help="The lock for --locked, if not ./bestiary.lock.")
+    ] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error; else $BESTIARY_LOG.")] = None,
     version: Annotated[
@@ -134,7 +151,7 @@ def _global_options(
     ] = False,
 ) -> None:
     set_logging("debug" if debug and log_level is None else log_level)
-    ctx.obj = Session(tuple(plugin or ()), strict_plugins, tuple(prefer or ()))
+    ctx.obj = Session(tuple(plugin or ()), strict_plugins, tuple(prefer or ()), _lock(locked, lock_file))
 
 
 app.command("run")(run.run)
@@ -148,6 +165,8 @@ app.command("plugins")(plugins.plugins)
 app.command("kernels")(kernels.kernels)
 app.command("check")(check.check)
 app.command("check-kernel")(check_kernel.check_kernel)
+app.command("doctor")(doctor.doctor)
+app.command("lock")(lock.lock)
 app.command("plan-memory")(plan_memory.plan_memory)
 app.add_typer(cache.app, name="cache")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -89,9 +90,26 @@ def progress(*, silent: bool = False) -> Iterator[Progress]:
             bars.stop()
 
 
-def table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, stream: IO[str] | None = None) -> None:
-    """Rows under headings: a rich table in a terminal, aligned columns elsewhere."""
+def width() -> int:
+    """Columns of the terminal, or of a page where there is none."""
+    return shutil.get_terminal_size((100, 24)).columns
+
+
+def table(
+    headings: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    stream: IO[str] | None = None,
+    total: int | None = None,
+) -> None:
+    """Rows under headings: a rich table in a terminal, aligned columns elsewhere.
+
+    Args:
+        total: most columns of text; the last cells are cut for it.
+    """
     out = stream or sys.stdout
+    if total is not None:
+        rows = _cut(headings, rows, total - out.isatty(), gap=3 if out.isatty() else 2)
     if out.isatty():
         from rich import box
         from rich.console import Console
@@ -106,6 +124,12 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, stream: IO[
     widths = [max(len(row[column]) for row in [headings, *rows]) for column in range(len(headings))]
     for row in [headings, *rows]:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip(), file=out)
+
+
+def _cut(headings: Sequence[str], rows: Sequence[Sequence[str]], total: int, gap: int) -> list[tuple[str, ...]]:
+    others = sum(max(len(row[column]) for row in [headings, *rows]) + gap for column in range(len(headings) - 1))
+    room = max(20, total - others - gap + 2)
+    return [(*row[:-1], row[-1] if len(row[-1]) <= room else f"{row[-1][: room - 1].rstrip()}…") for row in rows]
 
 
 def peak_memory() -> int:

@@ -7,12 +7,14 @@ import os
 import sys
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from bestiary.core.errors import UsageError
 
 if TYPE_CHECKING:
     from bestiary.core.plugins import PluginHost
+    from bestiary.core.plugins.discover import Candidate
 
 LEVELS = ("debug", "info", "warning", "error")
 
@@ -24,6 +26,7 @@ class Session:
     plugins: tuple[str, ...] = ()
     strict: bool = False
     prefer: tuple[str, ...] = ()
+    lock: Path | None = None
 
     @cached_property
     def preferences(self) -> dict[str, str]:
@@ -35,10 +38,21 @@ class Session:
         """The plugins, loaded when first asked for."""
         from bestiary.core.plugins import PluginHost
 
+        self._see_here()
+        return PluginHost.load(plugins=self.plugins, strict=self.strict, prefer=self.preferences, locked=self.lock)
+
+    def candidates(self) -> tuple[Candidate, ...]:
+        """What would be loaded; no plugin is imported."""
+        from bestiary.core.plugins.select import choose
+
+        self._see_here()
+        choice = choose(self.plugins, self.preferences)
+        return (*choice.chosen, *choice.demanded)
+
+    def _see_here(self) -> None:
         if self.plugins and os.getcwd() not in sys.path:  # noqa: PTH109
             # -p is for modules that aren't installed, which usually lie here. Last, so that they shadow nothing.
             sys.path.append(os.getcwd())  # noqa: PTH109
-        return PluginHost.load(plugins=self.plugins, strict=self.strict, prefer=self.preferences)
 
 
 def session_of(context: Any) -> Session:

@@ -99,7 +99,7 @@ def build(
         place = plan_file(directory, plan.device, options)
         place.parent.mkdir()
         place.write_bytes(json_bytes(plan.as_dict()))
-        EngineManifest(manifest, _resolved(options, network), host.lock()).write(directory)
+        EngineManifest(manifest, _resolved(options, network), EngineManifest.lock_of(host)).write(directory)
     return BuildReport(target.name, manifest.model, plan)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,19 +12,41 @@ from bestiary.core.checkpoint.checkpoint import check_sizes
 from bestiary.core.checkpoint.files import JSON_LIMIT, json_bytes, read_json
 from bestiary.core.checkpoint.manifest import Manifest
 from bestiary.core.engine.options import BuildOptions
-from bestiary.core.errors import ConfigError, DataError, MissingInputError
+from bestiary.core.errors import ConfigError, DataError, MissingInputError, PluginError
+from bestiary.core.plugins import PluginHost
+from bestiary.core.plugins.kinds import BUILDING
 
+log = logging.getLogger("bestiary.engine")
 NAME = "engine.json"
 FORMAT = 1
 
 
 @dataclass(frozen=True)
 class EngineManifest:
-    """What ``engine.json`` says: the checkpoint it was built from, the options, the versions of all plugins then."""
+    """What ``engine.json`` says: the checkpoint it was built from, the options, the plugins of which it was built."""
 
     checkpoint: Manifest
     options: BuildOptions
     lock: Mapping[str, str]
+
+    @staticmethod
+    def lock_of(host: PluginHost) -> dict[str, str]:
+        """Distribution → version of what can take part in an engine: a tool that comes or goes leaves it as it is."""
+        return host.lock(BUILDING)
+
+    def check_lock(self, host: PluginHost) -> None:
+        """Say where the plugins are not those of the build; refuse it of a host that is held to a lock (PluginError)."""
+        now = self.lock_of(host)
+        for name in sorted({*self.lock, *now}):
+            found, expected = (versions.get(name, "nothing") for versions in (now, self.lock))
+            if found == expected:
+                continue
+            if host.locked:
+                hint = "install what it was built with, or build it again"
+                problem = f"{NAME} locks another version of {name}"
+                raise PluginError("E-PLG-LOCKED", "engine", problem, found=found, expected=expected, hint=hint)
+            if name in self.lock:
+                log.warning("engine was built with %s %s, found is %s", name, expected, found)
 
     def write(self, directory: Path) -> None:
         """Write ``engine.json``."""

@@ -116,7 +116,7 @@ def load_engine(
         network = make_network(
             model, config, options, checkpoint_dtype=manifest.checkpoint.dtype, host=host, place=place, taps=taps
         )
-        _report_drift(manifest.lock, host.lock())
+        manifest.check_lock(host)
         plan = _plan(directory, network, options)
         files = Weights.open(directory)
         constants = Constants(from_files(files, network.target.dtype, network.target.device))
@@ -277,12 +277,6 @@ def _plan(directory: Path, network: Network, options: BuildOptions) -> Plan:
         log.warning("engine %s: %s was made for another mode", directory.name, path.name)
     log.warning("engine %s has no plan for %s: default kernels run it", directory.name, path.stem)
     return Plan(label, deterministic=options.deterministic)
-
-
-def _report_drift(then: Mapping[str, str], now: Mapping[str, str]) -> None:
-    for name, version in then.items():
-        if name in now and now[name] != version:
-            log.warning("engine was built with %s %s, this is %s", name, version, now[name])
 
 
 def _check_place(options: BuildOptions, place: Place, reference: bool) -> None:

@@ -16,6 +16,7 @@ from bestiary.core.errors import ConfigError
 from bestiary.core.ops.collective import UNDIVIDED, Place
 from bestiary.core.plugins import PluginHost, resolve
 from bestiary.core.program.bind import Target, check_overrides
+from bestiary.core.program.caches import check_caches
 from bestiary.core.program.calls import candidates, describe, load_op
 from bestiary.core.program.deterministic import check_calls
 from bestiary.core.program.passes.cut import cut
@@ -89,6 +90,7 @@ def make_network(
     sequences = min(options.max_batch_size, options.max_num_tokens)
     limits = Sizes(options.max_num_tokens, sequences, sequences + PROMPT_ROWS)
     shapes = infer(program, geometry)
+    check_caches(program, shapes, f"model {model.name} ({host.origin(model)})")
     if options.deterministic:
         check_calls(program, shapes)
     return Network(module, program, shapes, geometry, target, limits, max_seq_len, config.vocab_size, fusions)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from importlib import import_module, metadata
@@ -12,6 +13,7 @@ from packaging.utils import canonicalize_name
 from bestiary.core.plugins.records import Origin
 from bestiary.core.version import __version__
 
+log = logging.getLogger("bestiary.plugins")
 GROUP = "bestiary"
 SDK = "bestiary"
 SDK_MODULE = "bestiary.core.plugin"
@@ -56,10 +58,9 @@ def installed() -> tuple[Candidate, ...]:
     """
     first: dict[str, list[Candidate]] = {}
     for distribution in metadata.distributions():
-        entries = list(distribution.entry_points.select(group=GROUP))
+        name, entries = _announced(distribution)
         if not entries:
             continue
-        name = canonicalize_name(distribution.metadata["Name"] or "unnamed")
         if name in first:
             first[name] = [_with_note(candidate, distribution) for candidate in first[name]]
         elif _is_first(distribution, name):
@@ -68,6 +69,22 @@ def installed() -> tuple[Candidate, ...]:
     if not any(candidate.own for candidate in found):
         found.append(_sdk())
     return tuple(sorted(found, key=lambda c: (not c.own, c.name, c.origin.distribution)))
+
+
+def _announced(distribution: metadata.Distribution) -> tuple[str, list[metadata.EntryPoint]]:
+    """The distribution's name and its plugins; none where its metadata can't be read, which must not stop the others."""
+    try:
+        entries = list(distribution.entry_points.select(group=GROUP))
+        # The name is read for plugins only: there may be hundreds of other distributions.
+        return canonicalize_name(distribution.metadata["Name"] or "unnamed") if entries else "", entries
+    except Exception as error:
+        log.warning("a distribution's metadata can't be read and is left out: %s: %s", folder_of(distribution), error)
+        return "", []
+
+
+def folder_of(distribution: metadata.Distribution) -> str:
+    """The name of the folder (or file) that holds the metadata, ``bestiary_llama-0.1.0.dist-info``."""
+    return str(getattr(getattr(distribution, "_path", None), "name", "an unnamed folder"))
 
 
 def given(plugin: str | object, known: tuple[Candidate, ...]) -> Candidate:

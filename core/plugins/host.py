@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
 from packaging.utils import canonicalize_name
 
 from bestiary.core.errors import PluginError
-from bestiary.core.plugins import loading, select
-from bestiary.core.plugins.discover import Candidate, given, installed
+from bestiary.core.plugins import loading, lockfile, select
+from bestiary.core.plugins.discover import Candidate
 from bestiary.core.plugins.fallback import knows_it, stands_in
 from bestiary.core.plugins.kinds import ANY
 from bestiary.core.plugins.records import Conflict, Origin, PluginRecord, clause
 from bestiary.core.plugins.registry import Registry
+from bestiary.core.plugins.requirements import api_range
 from bestiary.spec import (
     Command,
     Executor,
@@ -35,9 +38,14 @@ D = TypeVar("D")
 
 
 class PluginHost:
-    """What the loaded plugins registered, by name. Made by :meth:`load`; not changed afterwards."""
+    """What the loaded plugins registered, by name. Made by :meth:`load`; not changed afterwards.
+
+    Attributes:
+        locked: it was held to a lock, and an engine is to be held to its own.
+    """
 
     def __init__(self, prefer: Mapping[str, str] | None = None) -> None:
+        self.locked = False
         self._registry = Registry(prefer or {})
         self._records: list[PluginRecord] = []
         self._references: list[str] = []
@@ -50,6 +58,7 @@ class PluginHost:
         strict: bool = False,
         prefer: Mapping[str, str] | None = None,
         only: Sequence[str] | None = None,
+        locked: Path | None = None,
     ) -> PluginHost:
         """Find and load plugins: what is installed and allowed by ``BESTIARY_PLUGINS``, and ``plugins``.
 
@@ -58,24 +67,26 @@ class PluginHost:
             strict: raise for any plugin that is broken or refused, instead of when something needs it.
             prefer: name → distribution that has it, where several plugins claim it.
             only: another host's :meth:`plugin_names`: load exactly these and the SDK's own, all of them or raise.
+            locked: a file that ``bestiary lock`` wrote; anything else than what it lists, to the byte, is refused before
+                it is imported. By default ``BESTIARY_LOCKED``, which is not looked at with ``only``.
 
         Raises:
-            PluginError: one of ``plugins`` or ``only`` can't be loaded; an allowed name isn't installed; ``strict``.
+            PluginError: one of ``plugins`` or ``only`` can't be loaded; an allowed name isn't installed; ``strict``; what
+                would be loaded is not what is locked.
+            MissingInputError, DataError: the lock is not there, or damaged.
             UsageError: a preference that decides nothing.
         """
         loading.refuse_reentry()
-        host, found = cls(prefer), installed()
-        demanded = [given(plugin, found) for plugin in plugins]
-        if only is not None:
-            demanded += _exactly(only, found)
-            allowed: frozenset[str] | None = frozenset()
-        elif (allowed := select.allowed_names()) is not None:
-            select.check_names(allowed, found)
-        chosen, host._records = select.sift(found, allowed, prefer or {})
-        for candidate in chosen:
-            if candidate not in demanded:
-                host._load(candidate, raising=strict)
-        for candidate in dict.fromkeys(demanded):
+        host, choice = cls(prefer), select.choose(plugins, prefer or {}, only)
+        # A child process loads what its parent was allowed to.
+        file = locked or (lockfile.from_environment() if only is None else None)
+        if file is not None:
+            lockfile.refuse_drift(file, (*choice.chosen, *choice.demanded))
+            host.locked = True
+        host._records = list(choice.records)
+        for candidate in choice.chosen:
+            host._load(candidate, raising=strict)
+        for candidate in choice.demanded:
             host._demand(candidate)
         if strict:
             host._raise_first_failure()
@@ -85,23 +96,28 @@ class PluginHost:
 
     def _load(self, candidate: Candidate, *, raising: bool) -> None:
         origin, module, notes = candidate.origin, candidate.module, candidate.notes
+        requires = api_range(candidate.distribution) if candidate.distribution else ""
         for note in notes:
             log.warning("%s", note)
+        began = time.perf_counter()
         try:
             staged = loading.load(candidate)
         except PluginError as error:
             if raising:
                 raise
             log.info("%s", error)
-            self._records.append(PluginRecord(origin, module, "broken", clause(error), notes, error=error))
+            took = time.perf_counter() - began
+            self._records.append(
+                PluginRecord(origin, module, "broken", clause(error), notes, {}, error, requires, took)
+            )
             return
-        provides = self._registry.commit(origin, staged)
-        self._records.append(PluginRecord(origin, module, "loaded", "", notes, provides))
+        provides, took = self._registry.commit(origin, staged), time.perf_counter() - began
+        self._records.append(PluginRecord(origin, module, "loaded", "", notes, provides, None, requires, took))
         self._references.append(candidate.reference)
 
     def _demand(self, candidate: Candidate) -> None:
         """Load a plugin that was asked for by name: whatever is wrong with it is raised now."""
-        if (problem := select.version_problem(candidate)) is not None:
+        if (problem := select.inadmissible(candidate)) is not None:
             raise problem
         self._records = [one for one in self._records if one.origin != candidate.origin]
         self._load(candidate, raising=True)
@@ -227,10 +243,15 @@ class PluginHost:
         """Who registered this descriptor."""
         return self._registry.origin(descriptor)
 
-    def lock(self) -> dict[str, str]:
-        """Distribution → version of every loaded plugin, sorted."""
-        loaded = (record.origin for record in self._records if record.state == "loaded")
-        return dict(sorted((origin.distribution, origin.version) for origin in loaded))
+    def lock(self, kinds: Collection[str] | None = None) -> dict[str, str]:
+        """Distribution → version of every loaded plugin, sorted.
+
+        Args:
+            kinds: leave out those that provide nothing of these kinds: ``model``, ``op``, ``kernel``, …
+        """
+        loaded = [record for record in self._records if record.state == "loaded"]
+        wanted = [one.origin for one in loaded if kinds is None or any(kind in one.provides for kind in kinds)]
+        return dict(sorted((origin.distribution, origin.version) for origin in wanted))
 
     def plugin_names(self) -> tuple[str, ...]:
         """What a child process passes as ``only`` to load exactly these plugins: entry points, ``module:…``."""
@@ -278,21 +299,3 @@ class PluginHost:
 def _safe(name: str) -> str:
     """A name from a foreign file as it may stand in a pip line."""
     return name.replace("_", "-") if re.fullmatch(r"[A-Za-z0-9_.-]{1,40}", name) else "<family>"
-
-
-def _exactly(only: Sequence[str], found: Sequence[Candidate]) -> list[Candidate]:
-    candidates = []
-    for reference in only:
-        form, _, name = reference.rpartition(":")
-        known = [one for one in found if one.reference == reference]
-        if known and known[0].own:
-            continue
-        if form == "module":
-            candidates.append(given(name, tuple(found)))
-        elif len(known) == 1:
-            candidates += known
-        else:
-            problem = "claimed twice" if known else "passed as an object" if form == "object" else "not installed here"
-            hint = "every process of an engine loads its parent's plugins; pass modules that a child can import"
-            raise PluginError("E-PLG-CHILD", f"plugin {name}", f"this process can't load it: {problem}", hint=hint)
-    return candidates

@@ -40,12 +40,20 @@ RESERVED_COMMANDS = frozenset(
         "kernels",
         "cache",
         "plan-memory",
+        "check",
         "check-kernel",
+        "doctor",
+        "lock",
     )
 )
 
 #: What a fallback claims: the architectures that nobody else does. So there is one, or ``prefer`` decides.
 ANY = "any-architecture"
+
+
+# What a plugin must provide for its version to matter to a conversion, and to an engine.
+CONVERTING = frozenset(("model", "reader", "quantization"))
+BUILDING = CONVERTING | {"op", "kernel", "fusion"}
 
 
 @dataclass(frozen=True)

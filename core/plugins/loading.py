@@ -6,6 +6,7 @@ import difflib
 import inspect
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -21,7 +22,11 @@ from bestiary.core.plugins.resolve import describe
 
 log = logging.getLogger("bestiary.plugins")
 PREFIX = "bestiary_"
+#: What takes longer is named while it runs; a hook, which has only descriptors to register, is also told afterwards.
 SLOW_IMPORT_SECONDS = 10.0
+SLOW_HOOK_SECONDS = 1.0
+#: How long a thread waits for another that is loading a plugin.
+WAIT_SECONDS = 120.0
 
 Staged = list[tuple[Kind, Any]]
 
@@ -29,11 +34,34 @@ Staged = list[tuple[Kind, Any]]
 _loading: ContextVar[str | None] = ContextVar("bestiary_loading", default=None)
 
 
+class _Turn:
+    """One plugin is loaded at a time. A hook whose own thread loads plugins would else start threads without end."""
+
+    def __init__(self) -> None:
+        self._lock, self._holder = threading.Lock(), ""
+
+    @contextmanager
+    def of(self, candidate: Candidate) -> Iterator[None]:
+        if not self._lock.acquire(timeout=WAIT_SECONDS):
+            problem = f"another thread has been loading {self._holder} for {WAIT_SECONDS:.0f} s"
+            hint = "load hosts outside of imports and hooks; BESTIARY_PLUGINS=NAME,NAME leaves a plugin out"
+            raise error(candidate, "E-PLG-REENTRY", problem, hint)
+        try:
+            self._holder = _label(candidate)
+            yield
+        finally:
+            self._lock.release()
+
+
+# An import is the process's anyway, so engines do not fight over this.
+_turn = _Turn()
+
+
 def refuse_reentry() -> None:
     """Raises PluginError where a plugin's import or hook asks for a plugin host."""
     if (name := _loading.get()) is not None:
         problem = "a plugin host was asked for while this plugin was being loaded"
-        raise PluginError("E-PLG-REENTRY", f"plugin {name}", problem, hint="load hosts outside of imports and hooks")
+        raise PluginError("E-PLG-REENTRY", name, problem, hint="load hosts outside of imports and hooks")
 
 
 def load(candidate: Candidate) -> Staged:
@@ -41,10 +69,17 @@ def load(candidate: Candidate) -> Staged:
 
     Raises:
         PluginError: the import, a hook or a descriptor failed; the cause is chained.
+        KeyboardInterrupt: as it came. Who raised it can't be told, and swallowing the user's would be worse than
+            passing on a plugin's; the log names the plugin.
     """
-    token = _loading.set(candidate.name)
+    with _turn.of(candidate):
+        return _load(candidate)
+
+
+def _load(candidate: Candidate) -> Staged:
+    token = _loading.set(_label(candidate))
     try:
-        with _guard(candidate, f"importing {candidate.module}"), _watch(candidate):
+        with _guard(candidate, f"importing {candidate.module}"), _watch(candidate, "importing", SLOW_IMPORT_SECONDS):
             plugin = candidate.load()
         manager = _validated(candidate, plugin)
         staged: Staged = []
@@ -59,7 +94,11 @@ def load(candidate: Candidate) -> Staged:
 
 def error(candidate: Candidate, code: str, problem: str, hint: str | None = None) -> PluginError:
     """A PluginError about this plugin, naming its distribution and version."""
-    return PluginError(code, f"plugin {candidate.name} ({candidate.origin})", problem, hint=hint)
+    return PluginError(code, _label(candidate), problem, hint=hint)
+
+
+def _label(candidate: Candidate) -> str:
+    return f"plugin {candidate.name} ({candidate.origin})"
 
 
 @contextmanager
@@ -68,6 +107,8 @@ def _guard(candidate: Candidate, doing: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
+        advice = "if that was not you, leave it out with BESTIARY_PLUGINS=NAME,NAME"
+        log.warning("%s: interrupted while %s; %s", _label(candidate), doing, advice)
         raise
     except PluginError:
         raise
@@ -86,18 +127,21 @@ def _absent(candidate: Candidate, problem: BaseException) -> str | None:
 
 
 @contextmanager
-def _watch(candidate: Candidate) -> Iterator[None]:
-    # An import can't be interrupted from inside the process, but it can be named.
-    text = "plugin %s (%s) has been importing for %.0f s"
-    timer = threading.Timer(
-        SLOW_IMPORT_SECONDS, log.warning, (text, candidate.name, candidate.origin, SLOW_IMPORT_SECONDS)
-    )
+def _watch(candidate: Candidate, doing: str, slow: float) -> Iterator[None]:
+    """Name the plugin while it takes its time, and afterwards where that was more than ``slow`` seconds."""
+    # Neither an import nor a hook can be ended from inside the process, but both can be named.
+    text = "%s has been %s for %.0f s; Ctrl-C ends it, and BESTIARY_PLUGINS=NAME,NAME leaves it out"
+    values = (text, _label(candidate), doing, SLOW_IMPORT_SECONDS)
+    timer = threading.Timer(SLOW_IMPORT_SECONDS, log.warning, values)
     timer.daemon = True
     timer.start()
+    began = time.monotonic()
     try:
         yield
     finally:
         timer.cancel()
+        if (took := time.monotonic() - began) >= slow:
+            log.warning("%s was %s for %.1f s", _label(candidate), doing, took)
 
 
 def _validated(candidate: Candidate, plugin: object) -> pluggy.PluginManager:
@@ -151,7 +195,7 @@ class _Registrar:
 def _call(candidate: Candidate, caller: Callable[..., Any], kind: Kind) -> Staged:
     registrar = _Registrar(candidate, kind)
     try:
-        with _guard(candidate, f"hook {kind.hook}"):
+        with _guard(candidate, f"hook {kind.hook}"), _watch(candidate, f"in hook {kind.hook}", SLOW_HOOK_SECONDS):
             answers = caller(register=registrar)
     finally:
         registrar.open = False

@@ -36,6 +36,8 @@ class PluginRecord:
         notes: oddities that did not stop it, such as a stale second copy.
         provides: the names it registered, by kind.
         error: the exception behind ``broken``.
+        requires: the range of bestiary that its distribution asks for, ``>=0.1,<0.2``; empty where it asks for none.
+        seconds: what its import and its hooks took.
     """
 
     origin: Origin
@@ -45,6 +47,8 @@ class PluginRecord:
     notes: tuple[str, ...] = ()
     provides: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     error: BaseException | None = None
+    requires: str = ""
+    seconds: float = 0.0
 
     def as_dict(self) -> dict[str, object]:
         """For ``--json``: everything but the exception object."""
@@ -53,6 +57,8 @@ class PluginRecord:
             "distribution": self.origin.distribution,
             "version": self.origin.version,
             "module": self.module,
+            "requires": self.requires,
+            "load_ms": round(self.seconds * 1000, 1),
             "state": self.state,
             "reason": self.reason,
             "notes": list(self.notes),

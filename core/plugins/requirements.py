@@ -27,6 +27,19 @@ def refusal(distribution: metadata.Distribution, sdk_version: str) -> str | None
     return None
 
 
+def api_range(distribution: metadata.Distribution) -> str:
+    """The range of bestiary that a distribution asks for, the lower bound first: ``>=0.1,<0.2``; empty where it asks for none."""
+    ranges = []
+    for line in distribution.requires or ():
+        try:
+            requirement = Requirement(line)
+        except InvalidRequirement:
+            continue
+        if canonicalize_name(requirement.name) == "bestiary" and _applies(requirement):
+            ranges += [str(one) for one in requirement.specifier]
+    return ",".join(sorted(ranges, key=lambda one: (one.startswith(("<", "!")), one)))
+
+
 def unmet(requirement: str) -> str | None:
     """Why ``"triton>=3.6"`` isn't met by what is installed, as a clause; None where it is, or where nothing is asked.
 

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any, NoReturn, Protocol
 
-from bestiary.core.errors import BestiaryError, EngineError
+from bestiary.core.errors import BestiaryError, EngineError, PluginError
 from bestiary.core.ops.collective import ALONE, Place, Ranks
 from bestiary.core.runtime.messages import SampledMessage, SampleMessage, StepMessage
 from bestiary.core.runtime.rank_messages import Close, Failed, Numbered, Ready, Setup, codec
@@ -75,12 +75,28 @@ def start(setup: Setup, directory: str) -> tuple[Worker, Place]:
 
     count = setup.tensor * setup.stages
     host = PluginHost.load(only=setup.plugins, prefer=setup.preferences)
+    check_versions(setup.versions, host.lock())
     device = devices.of_rank(setup.device, setup.rank)
     if device.type == "cpu":
         torch.set_num_threads(max(1, torch.get_num_threads() // count))
     place = join(setup.rank, setup.tensor, setup.stages, devices.backend(device), directory)
     make = resolve(setup.worker, needed_by="a rank")
     return make(place=place, device=device, host=host, **setup.arguments), place
+
+
+def check_versions(parents: Mapping[str, str], own: Mapping[str, str]) -> None:
+    """Refuse distributions that are not the parent's (PluginError): it may have started before they were changed."""
+    for name in sorted({*parents, *own}):
+        found, expected = own.get(name, "nothing"), parents.get(name, "nothing")
+        if found != expected:
+            raise PluginError(
+                "E-PLG-CHILD",
+                f"distribution {name}",
+                "is not the one that the parent process loaded",
+                found=found,
+                expected=expected,
+                hint="it was installed anew after the parent had started: start that again",
+            )
 
 
 def join(rank: int, tensor: int, stages: int, backend: str, directory: str) -> Place:

@@ -18,7 +18,7 @@ class Setup:
     Args:
         rank: among all; ``tensor`` ranks in each of ``stages`` pipeline stages.
         device: ``auto``, ``cpu`` or ``cuda``.
-        plugins, preferences: the parent's, by ``PluginHost.plugin_names`` and ``preferences``.
+        plugins, preferences, versions: the parent's, by ``PluginHost.plugin_names``, ``preferences`` and ``lock``.
         worker: import string of what makes the rank's worker, ``(place, device, host, **arguments) -> Worker``.
         arguments: plain data.
     """
@@ -29,6 +29,7 @@ class Setup:
     device: str
     plugins: tuple[str, ...]
     preferences: Mapping[str, str]
+    versions: Mapping[str, str]
     worker: str
     arguments: Mapping[str, Any]
 

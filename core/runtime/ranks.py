@@ -80,7 +80,7 @@ class RankExecutor:
         self._number = 0  # of the last message about a step
         self._end = weakref.finalize(self, _end, self._ranks, self._directory, os.getpid())
         self._codec, self._poll, self._expected = codec(), select.poll(), deque[Answer]()
-        plugins, preferences = host.plugin_names(), host.preferences()
+        loaded = host.plugin_names(), host.preferences(), host.lock()
         try:
             for number in range(tensor * stages):
                 where = f"(tensor {number % tensor}, stage {number // tensor})"
@@ -88,7 +88,7 @@ class RankExecutor:
                 self._ranks.append(rank)
                 self._poll.register(rank.channel, select.POLLIN)
             for number in range(len(self._ranks)):
-                setup = Setup(number, tensor, stages, device, plugins, preferences, worker, arguments)
+                setup = Setup(number, tensor, stages, device, *loaded, worker, arguments)
                 self._tell(setup, self._ranks[number])
             while not all(rank.facts is not None for rank in self._ranks):
                 self._look(None)

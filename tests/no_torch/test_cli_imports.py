@@ -11,6 +11,8 @@ CALLS = {
     "help": ["--help"],
     "run --help": ["run", "--help"],
     "plan-memory --help": ["plan-memory", "--help"],
+    "doctor --help": ["doctor", "--help"],
+    "lock --help": ["lock", "--help"],
     "version": ["--version"],
     "plugins": ["plugins", "--json"],
     "kernels": ["kernels", "--json"],

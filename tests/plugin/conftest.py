@@ -7,7 +7,9 @@ from pathlib import Path
 from textwrap import dedent
 from types import ModuleType
 
+import demo_plugins
 import pytest
+from scratch import Environment, build, install
 
 
 class Site:
@@ -54,6 +56,28 @@ class Site:
         self.module(module, source)
         self.dist(f"fake-{name}", {name: module}, **options)  # type: ignore[arg-type]
         return module
+
+
+@pytest.fixture(scope="session")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    """The demo plugins' wheels, by ``NAME-VERSION``."""
+    return build(demo_plugins.DISTRIBUTIONS, tmp_path_factory.mktemp("demo"))
+
+
+@pytest.fixture(scope="session")
+def scratch(wheels: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    """All of them installed; the older one of those with two versions in a folder of its own, which is not on the path."""
+    root = tmp_path_factory.mktemp("scratch")
+    install([wheel for name, wheel in wheels.items() if name != "stale-1.0"], root / "site")
+    install([wheels["stale-1.0"]], root / "old")
+    return Environment(root, (root / "site",))
+
+
+@pytest.fixture
+def own(wheels: Mapping[str, Path], tmp_path: Path) -> Environment:
+    """An environment to change: two plugins that are all right."""
+    install([wheels["good-1.0"], wheels["other-1.0"]], tmp_path / "site")
+    return Environment(tmp_path, (tmp_path / "site",))
 
 
 @pytest.fixture

@@ -85,9 +85,12 @@ def test_two_distributions_with_one_entry_point_name_both_wait_for_a_decision(si
     assert "fake_a" not in sys.modules and "fake_b" not in sys.modules
     decided = PluginHost.load(prefer={"same": "dist-b"})
     assert {one.origin.distribution: one.state for one in records(decided, "same")} == {
-        "dist-a": "refused", "dist-b": "loaded",
+        "dist-a": "skipped", "dist-b": "loaded",
     }  # fmt: skip
     assert "fake_a" not in sys.modules
+    (loser,) = [one for one in records(decided, "same") if one.state == "skipped"]
+    assert loser.reason == "the name is preferred from dist-b 3.0"
+    PluginHost.load(prefer={"same": "dist-b"}, strict=True, only=("bestiary", "same"))
 
 
 def test_nobody_takes_over_the_sdks_own_entry_point(site):
