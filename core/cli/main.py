@@ -21,6 +21,7 @@ from bestiary.core.cli import (
     failures,
     generate,
     kernels,
+    new,
     plan_memory,
     plugins,
     run,
@@ -146,6 +147,7 @@ app.command("plugins")(plugins.plugins)
 app.command("kernels")(kernels.kernels)
 app.command("plan-memory")(plan_memory.plan_memory)
 app.add_typer(cache.app, name="cache")
+app.add_typer(new.app, name="new")
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
