@@ -49,6 +49,7 @@ class Model:
         weights: ``bestiary.converters.WeightMap`` by format, ``{"hf": …, "gguf": …}``.
         gguf_config: a function from GGUF metadata to a dict in the spelling of ``config.json``; needed with ``gguf``.
         format: number of the zoo's tensor names, as stored in checkpoints.
+        conformance: the family's ``bestiary.testing.ModelConformance`` subclass, which ``bestiary check`` runs.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Model:
     gguf: tuple[str, ...] = ()
     gguf_config: str | None = None
     format: int = 1
+    conformance: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from bestiary.core import device as devices
+from bestiary.core.conformance.model import ModelConformance
 from bestiary.core.ops.declare import OpDeclaration
 from bestiary.core.plugins import PluginHost
 from bestiary.core.plugins.resolve import resolve
@@ -25,7 +26,16 @@ from bestiary.core.program.calls import load_kernel, load_op
 from bestiary.core.program.compare import excess
 from bestiary.spec import Call, Kernel, TensorFacts
 
-__all__ = ["KernelCase", "OpCase", "check_kernel", "check_op", "kernel_cases", "load_plugins", "op_cases"]
+__all__ = [
+    "KernelCase",
+    "ModelConformance",
+    "OpCase",
+    "check_kernel",
+    "check_op",
+    "kernel_cases",
+    "load_plugins",
+    "op_cases",
+]
 
 
 @dataclass(frozen=True)

@@ -16,5 +16,6 @@ def bestiary_register_models(register: Callable[[Model], None]) -> None:
             gguf_config="bestiary_llama.convert:gguf_config",
             model="bestiary_llama.model:Llama",
             weights={"hf": "bestiary_llama.convert:HF", "gguf": "bestiary_llama.convert:GGUF"},
+            conformance="bestiary_llama.conformance:LlamaConformance",
         )
     )

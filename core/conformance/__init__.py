@@ -1,0 +1,1 @@
+"""What ``bestiary.testing`` offers: the checks that every plugin of a kind must pass."""

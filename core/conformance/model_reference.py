@@ -1,0 +1,84 @@
+"""The random model that everything is compared with: transformers' own, or a module that the plugin brings."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bestiary.core.errors import ConfigError
+from bestiary.spec import Model
+
+Reference = Callable[[dict[str, Any]], nn.Module]
+
+
+def make(config: Mapping[str, Any], model: Model, reference: Reference | None, directory: Path) -> nn.Module:
+    """A random model of a config, saved under ``directory`` as Hugging Face saves one.
+
+    Norms of 1 and biases of 0 would hide that they are not applied, so noise is added to every parameter.
+    """
+    said = {"architectures": [model.architectures[0]], "model_type": model.name, **config}
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        module = (reference(dict(said)) if reference is not None else _of_transformers(said)).float().eval()
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+    if reference is None:
+        module.save_pretrained(directory)  # type: ignore[operator]
+    else:
+        _save(module, said, directory)
+    return module
+
+
+def logits(module: nn.Module, tokens: Sequence[int]) -> Tensor:
+    """[T, V] float32, of tokens in one pass."""
+    with torch.no_grad():
+        made = module(torch.tensor([tokens]))
+    rows: Tensor = getattr(made, "logits", made)[0].float()
+    return rows
+
+
+def narrowed(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy with parameters of another dtype; buffers, such as rotary frequencies, stay as they are."""
+    made = copy.deepcopy(module)
+    for parameter in made.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return made
+
+
+def _of_transformers(config: dict[str, Any]) -> nn.Module:
+    import transformers
+
+    name = config["architectures"][0]
+    found = getattr(transformers, name, None)
+    if found is None:
+        raise ConfigError(
+            "E-KIT-REFERENCE",
+            f"architecture {name}",
+            f"transformers {transformers.__version__} does not have it",
+            hint="give the conformance class a reference: a function from a config to a module",
+        )
+    kind = found.config_class
+    module: nn.Module = found(kind(**{key: value for key, value in config.items() if key != "model_type"}))
+    return module
+
+
+def _save(module: nn.Module, config: Mapping[str, Any], directory: Path) -> None:
+    from safetensors.torch import save_file
+
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps(config))
+    # Of a tied pair Hugging Face stores one.
+    first: dict[int, str] = {}
+    stored = {
+        name: tensor.contiguous()
+        for name, tensor in module.state_dict().items()
+        if first.setdefault(tensor.data_ptr(), name) == name
+    }
+    save_file(stored, directory / "model.safetensors", metadata={"format": "pt"})
