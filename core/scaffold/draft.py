@@ -104,7 +104,7 @@ def draft(directory: Path, neutral: Mapping[str, tuple[Any, ...]]) -> Draft:
     values = {
         "source": directory.resolve().name.replace("`", "'").replace("\n", " "),
         "left": left,
-        "spellings": sorted(spellings.items()),
+        "spellings": sorted((spellings | features.spellings).items()),
         "prefix": placement.prefix,
         "rows": rows(placement),
         "drop": [source(name, placement) for name in placement.drop],

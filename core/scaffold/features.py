@@ -20,6 +20,8 @@ _ALWAYS = (
     "tie_word_embeddings",
 )
 _BASE = ("vocab_size", "hidden_size", "num_hidden_layers", "max_position_embeddings", "dtype")
+# Which parts have biases is told by the tensors.
+_BIASES = ("attention_bias", "attention_in_bias", "attention_out_bias", "attention_output_bias", "mlp_bias", "qkv_bias", "use_bias")
 _NORMS = ("attention_norm", "post_attention_norm", "mlp_norm", "post_mlp_norm")
 
 
@@ -32,13 +34,16 @@ class Features:
         read: keys of config.json that the drafted config reads, or whose meaning is built in.
         facts: for the table in the README.
         left: what could not be told.
+        fields: of the config: name, type, default.
+        spellings: other keys that mean one of the fields.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
-    read: set[str] = field(default_factory=lambda: {*_ALWAYS, *_BASE})
+    read: set[str] = field(default_factory=lambda: {*_ALWAYS, *_BASE, *_BIASES})
     facts: list[tuple[str, str]] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
     fields: list[tuple[str, str, str | None]] = field(default_factory=list)
+    spellings: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, raw: Mapping[str, Any], placement: Placement) -> Features:
@@ -129,6 +134,8 @@ class Features:
             return
         experts, size = first(raw, EXPERTS) or EXPERTS[0], first(raw, EXPERT_SIZES) or EXPERT_SIZES[0]
         self._field(raw, experts, "PositiveInt", None)
+        # transformers writes another of these names than it reads.
+        self.spellings = {key: experts for key in EXPERTS if key != experts}
         self._field(raw, "num_experts_per_tok", "PositiveInt", None)
         if size != "intermediate_size":
             self._field(raw, size, "PositiveInt", None)

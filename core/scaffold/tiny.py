@@ -101,8 +101,12 @@ def _layers(key: str, value: list[Any]) -> list[Any]:
     return [kinds[index % len(kinds)] for index in range(LAYERS)] if kinds else []
 
 
-def literal(value: Any) -> str | None:
-    """A JSON value as Python source in double quotes; None where it holds what no config needs to."""
+def literal(value: Any, indent: str = " " * 12) -> str | None:
+    """A JSON value as Python source in double quotes; None where it holds what no config needs to.
+
+    Args:
+        indent: of the line that it stands on.
+    """
     if value is None or isinstance(value, bool | int):
         return repr(value)
     if isinstance(value, float):
@@ -110,9 +114,17 @@ def literal(value: Any) -> str | None:
     if isinstance(value, str):
         return f'"{value}"' if re.fullmatch(r"[A-Za-z0-9_.\-/]{0,80}", value) else None
     if isinstance(value, list) and len(value) <= 16:
-        parts = [literal(one) for one in value]
-        return None if None in parts else f"[{', '.join(part for part in parts if part)}]"
+        parts = [literal(one, indent + "    ") for one in value]
+        return None if None in parts else _inside("[]", [part for part in parts if part], indent)
     if isinstance(value, Mapping):
-        pairs = {key: literal(one) for key, one in value.items() if isinstance(key, str) and _KEY.fullmatch(key)}
-        return "{" + ", ".join(f'"{key}": {text}' for key, text in pairs.items() if text is not None) + "}"
+        pairs = {key: literal(one, indent + "    ") for key, one in value.items() if _KEY.fullmatch(str(key))}
+        return _inside("{}", [f'"{key}": {text}' for key, text in pairs.items() if text is not None], indent)
     return None
+
+
+def _inside(brackets: str, parts: list[str], indent: str) -> str:
+    """On one line where a formatter would leave it there: a short list."""
+    line = ", ".join(parts)
+    if not parts or (brackets == "[]" and len(line) < 60):
+        return f"{brackets[0]}{line}{brackets[1]}"
+    return "\n".join([brackets[0], *(f"{indent}    {part}," for part in parts), indent + brackets[1]])

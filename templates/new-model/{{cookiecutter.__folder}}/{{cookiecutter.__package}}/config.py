@@ -104,7 +104,7 @@ class {{ cookiecutter.__class }}Config(ModelConfig):
 {% endif %}
 {% if d.moe %}
         if self.{{ d.moe.top_k }} > self.{{ d.moe.experts }}:
-            raise _wrong("{{ d.moe.top_k }}", f"is more than all {self.{{ d.moe.experts }}} experts: {self.{{ d.moe.top_k }}}")
+            raise _wrong("{{ d.moe.top_k }}", f"is more than there are experts: {self.{{ d.moe.top_k }}}")
 {% endif %}
         return self
 
