@@ -4,12 +4,13 @@ Calling an op runs its torch reference; while a model is being traced it records
 the fastest kernel that is installed and right.
 """
 
-from bestiary.core.ops.activation import gated_activation
+from bestiary.core.ops.activation import gated_activation, sigmoid_gate
 from bestiary.core.ops.attention import kv_write, paged_attention, rope_kv_write
 from bestiary.core.ops.collective import Ranks, all_gather, all_reduce, receive, send
 from bestiary.core.ops.declare import EXACT, ROUNDING, OpDeclaration, Tolerance, integers, normal, op
 from bestiary.core.ops.elementwise import add, mul, select_rows
 from bestiary.core.ops.linear import embedding, embedding_shard, linear, logits
+from bestiary.core.ops.moe import moe, moe_route
 from bestiary.core.ops.norm import add_rms_norm, rms_norm
 from bestiary.core.ops.rotary import rope, rotary_table
 
@@ -30,6 +31,8 @@ __all__ = [
     "kv_write",
     "linear",
     "logits",
+    "moe",
+    "moe_route",
     "mul",
     "normal",
     "op",
@@ -41,4 +44,5 @@ __all__ = [
     "rotary_table",
     "select_rows",
     "send",
+    "sigmoid_gate",
 ]

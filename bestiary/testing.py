@@ -150,13 +150,13 @@ def _check_case(op: OpDeclaration[..., Any], kernel: Kernel, args: tuple[Any, ..
 
 
 def _packed(op: OpDeclaration[..., Any], kernel: Kernel, args: tuple[Any, ...]) -> dict[str, Any]:
-    """Let the kernel pack what a build would: two-dimensional constants named weight, and the bias beside them."""
+    """Let the kernel pack what a build would: the op's constants."""
     if kernel.pack is None:
         return {}
     constants = {
         name: value
         for name, value in zip(op.parameters, args, strict=True)
-        if isinstance(value, Tensor) and name in ("weight", "bias")
+        if isinstance(value, Tensor) and name in op.constants
     }
     made: dict[str, Any] = resolve(kernel.pack, needed_by=f"kernel {kernel.op}={kernel.name}")(constants)
     return made

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from bestiary import Fusion, Kernel, Op, Reader, hookimpl
-from bestiary.core.kernels import invariant_workspace, workspace
+from bestiary.core.kernels import invariant_workspace, moe_workspace, workspace
 from bestiary.spec import Call
 
 _OPS = {
-    "activation": ("gated_activation",),
+    "activation": ("gated_activation", "sigmoid_gate"),
     "attention": ("kv_write", "paged_attention", "rope_kv_write"),
     "collective": ("all_gather", "all_reduce", "receive", "send"),
     "elementwise": ("add", "mul", "select_rows"),
     "linear": ("embedding", "embedding_shard", "linear", "logits"),
+    "moe": ("moe", "moe_route"),
     "norm": ("add_rms_norm", "rms_norm"),
     "rotary": ("rope", "rotary_table"),
 }
@@ -28,7 +29,9 @@ _KERNELS: dict[str, dict[str, Callable[[Call], int]]] = {
         "rms_norm": workspace.norm,
         "add_rms_norm": workspace.norm,
         "gated_activation": workspace.gated_activation,
+        "sigmoid_gate": workspace.sigmoid_gate,
     },
+    "moe": {"moe_route": moe_workspace.moe_route},
     "attention": {
         "rope": workspace.rope,
         "kv_write": workspace.kv_write,
@@ -45,10 +48,57 @@ _INVARIANT: dict[str, dict[str, Callable[[Call], int] | None]] = {
         "rms_norm": invariant_workspace.norm,
         "add_rms_norm": invariant_workspace.norm,
         "gated_activation": invariant_workspace.gated_activation,
+        "sigmoid_gate": invariant_workspace.sigmoid_gate,
         "rotary_table": None,
     },
+    "invariant_moe": {"moe_route": invariant_workspace.moe_route, "moe": moe_workspace.invariant},
     "invariant_attention": {"paged_attention": invariant_workspace.paged_attention},
 }
+_MOE = (
+    Kernel(
+        op="moe",
+        name="torch",
+        run="bestiary.core.kernels.moe:moe",
+        supports=moe_workspace.on_processor,
+        graph_safe=False,
+        workspace=moe_workspace.moe,
+    ),
+    Kernel(
+        op="moe",
+        name="widened",
+        run="bestiary.core.kernels.moe:moe_widened",
+        supports=moe_workspace.sixteen_bit_on_processor,
+        graph_safe=False,
+        workspace=moe_workspace.moe_widened,
+    ),
+    Kernel(
+        op="moe",
+        name="grouped",
+        run="bestiary.core.kernels.moe:moe_grouped",
+        supports=moe_workspace.grouped,
+        pack="bestiary.core.kernels.moe:pack",
+        requires="torch>=2.11",
+        workspace=moe_workspace.moe_grouped,
+    ),
+    Kernel(
+        op="moe",
+        name="dense",
+        run="bestiary.core.kernels.moe:moe_dense",
+        supports=moe_workspace.dense,
+        pack="bestiary.core.kernels.moe:pack",
+        workspace=moe_workspace.moe_dense,
+    ),
+    Kernel(
+        op="moe",
+        name="invariant_widened",
+        run="bestiary.core.kernels.invariant_moe:moe_widened",
+        supports=moe_workspace.sixteen_bit_on_processor,
+        batch_invariant=True,
+        deterministic_only=True,
+        graph_safe=False,
+        workspace=moe_workspace.invariant_widened,
+    ),
+)
 
 
 @hookimpl
@@ -74,7 +124,7 @@ def bestiary_register_kernels(register: Callable[[Kernel], None]) -> None:
                     run=run,
                     batch_invariant=True,
                     deterministic_only=name != "rotary_table",  # which is no slower than the reference
-                    graph_safe=name != "paged_attention",  # it lists the tiles on the host
+                    graph_safe=name not in ("paged_attention", "moe"),  # they list the tiles on the host
                     workspace=own,
                 )
             )
@@ -84,12 +134,14 @@ def bestiary_register_kernels(register: Callable[[Kernel], None]) -> None:
                 op="linear",
                 name=name,
                 run=f"bestiary.core.kernels.{module}:linear_widened",
-                supports=_sixteen_bit_on_cpu,
+                supports=moe_workspace.sixteen_bit_on_processor,
                 batch_invariant=module == "invariant",
                 deterministic_only=module == "invariant",
                 workspace=workspace.linear_widened,
             )
         )
+    for kernel in _MOE:
+        register(kernel)
 
 
 @hookimpl
@@ -102,9 +154,3 @@ def bestiary_register_fusions(register: Callable[[Fusion], None]) -> None:
 def bestiary_register_readers(register: Callable[[Reader], None]) -> None:
     register(Reader(name="hf", sniff="bestiary.converters.hf:sniff", reader="bestiary.converters.hf:HFSource"))
     register(Reader(name="gguf", sniff="bestiary.converters.gguf:sniff", reader="bestiary.converters.gguf:GGUFSource"))
-
-
-def _sixteen_bit_on_cpu(call: Call) -> str | None:
-    if call.device != "cpu":
-        return "it is for processors"
-    return None if call.arguments["x"].dtype in ("bfloat16", "float16") else "it is for 16-bit weights"

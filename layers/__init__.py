@@ -9,8 +9,9 @@ from bestiary.layers.embedding import Embedding, Head
 from bestiary.layers.linear import Linear
 from bestiary.layers.mlp import GatedMLP
 from bestiary.layers.model import CausalLM, LayerStack
+from bestiary.layers.moe import MoE
 from bestiary.layers.norm import RMSNorm
-from bestiary.layers.shard import Column, Replicated, Row, Vocabulary
+from bestiary.layers.shard import Column, Experts, Replicated, Row, Vocabulary
 from bestiary.layers.step import LayerCache, Step
 
 __all__ = [
@@ -19,12 +20,14 @@ __all__ = [
     "CausalLM",
     "Column",
     "Embedding",
+    "Experts",
     "GatedMLP",
     "Head",
     "KVCache",
     "LayerCache",
     "LayerStack",
     "Linear",
+    "MoE",
     "RMSNorm",
     "Replicated",
     "Row",

@@ -32,4 +32,11 @@ class Vocabulary:
     """Each rank has some of the vocabulary's rows: lookups are summed, logits gathered."""
 
 
-Shard = Replicated | Column | Row | Vocabulary
+@dataclass(frozen=True)
+class Experts:
+    """Each rank has some of the ``units`` features between an expert's two products, of every expert; results are summed."""
+
+    units: int
+
+
+Shard = Replicated | Column | Row | Vocabulary | Experts

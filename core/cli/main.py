@@ -16,6 +16,7 @@ from bestiary.core.cli import (
     build,
     cache,
     chat,
+    check,
     convert,
     export,
     failures,
@@ -145,6 +146,7 @@ app.command("chat")(chat.chat)
 app.command("export")(export.export)
 app.command("plugins")(plugins.plugins)
 app.command("kernels")(kernels.kernels)
+app.command("check")(check.check)
 app.command("plan-memory")(plan_memory.plan_memory)
 app.add_typer(cache.app, name="cache")
 app.add_typer(new.app, name="new")

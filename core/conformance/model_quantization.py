@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from bestiary.core.conformance.findings import Findings
 from bestiary.core.conformance.model_case import Case
@@ -27,7 +28,9 @@ def within_bound(case: Case, method: Quantization, findings: Findings) -> None:
         assert error.found and error.expected, f"{method.name} refuses the config without the arithmetic: {error}"
         findings.refused(f"{method.name}: {error.subject}: {error.found}, expected {error.expected}")
         return
-    plain, off, size = case.load(), [], []
+    plain = case.load()
+    off: list[Tensor] = []
+    size: list[Tensor] = []
     changed = False
     for seed in range(20, 24):
         tokens = case.tokens(case.length, seed=seed)
@@ -36,7 +39,7 @@ def within_bound(case: Case, method: Quantization, findings: Findings) -> None:
         off.append((found - exact).square().mean())
         size.append((exact - exact.mean(-1, keepdim=True)).square().mean())
     assert changed, f"{method.name} changed nothing: the engine is not quantized"
-    relative = (torch.stack(off).mean() / torch.stack(size).mean()).sqrt().item()
+    relative = float((torch.stack(off).mean() / torch.stack(size).mean()).sqrt())
     findings.within(f"logits with {method.name}, relative", relative, bound)
 
 

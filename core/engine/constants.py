@@ -21,6 +21,7 @@ class Constants:
     def __init__(self, source: PartSource) -> None:
         self.source = source
         self._made: dict[tuple[Part, ...], Tensor] = {}
+        self._released: set[Weight] = set()
 
     def __call__(self, weight: Weight) -> Tensor:
         if weight.parts not in self._made:
@@ -32,6 +33,15 @@ class Constants:
         """Make all of these now, so that what memory is left is known."""
         for weight in weights:
             self(weight)
+
+    def release(self, weight: Weight) -> None:
+        """Let go of one that is not read any more."""
+        self._made.pop(weight.parts, None)
+        self._released.add(weight)
+
+    def kept(self, weights: Iterable[Weight]) -> dict[Weight, Tensor]:
+        """Those of the weights that were not released."""
+        return {weight: self(weight) for weight in weights if weight not in self._released}
 
     @property
     def nbytes(self) -> int:

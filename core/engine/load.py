@@ -181,9 +181,10 @@ def _assemble(
     if reference:
         runner = ReferenceRunner(network.module, constants.source, inputs)
     else:
-        kernels = bind(network.program, network.shapes, plan, constants, host, network.target, options.kernels)
-        weights = {weight: constants(weight) for weight in network.program.weights()}
-        steps = StepProgram(network.program, network.shapes, kernels, weights, inputs.views, device)
+        kernels = bind(
+            program, network.shapes, plan, constants, host, network.target, options.kernels, constants.release
+        )
+        steps = StepProgram(program, network.shapes, kernels, constants.kept(program.weights()), inputs.views, device)
         cap.reserve(steps)
         recorded = options.graphs and devices.records(device)
         runner = Runner(steps, inputs, DecodeGraphs(steps, inputs, network.limits, device) if recorded else None)

@@ -20,7 +20,8 @@ class KernelTakes:
     """Bounds over every kernel that a build could choose, since which one will be is not known before it measures.
 
     Attributes:
-        packed: bytes of constants in the layouts of kernels with a ``pack``, taken to be as many as unpacked.
+        packed: bytes of constants in the layouts of kernels with a ``pack``, taken to be as many as unpacked. A layout that
+            every candidate reads replaces the constants: it counts for the largest call only, while it is made.
         recordable: whether every call has a kernel that may be recorded in a graph.
         unstated: ``op=kernel`` of kernels that don't say what they allocate.
     """
@@ -29,7 +30,7 @@ class KernelTakes:
         self._network, self._host = network, host
         self._able: list[tuple[Instruction, tuple[Kernel, ...]]] = []
         known: dict[str, tuple[Kernel, ...]] = {}
-        self.packed = 0
+        copies = largest = 0
         for instruction in network.program.instructions:
             if not isinstance(instruction.target, OpDeclaration):
                 continue
@@ -37,8 +38,11 @@ class KernelTakes:
             if name not in known:
                 known[name] = self._kernels(instruction, instruction.target, options.kernels)
                 self._able.append((instruction, known[name]))
-            if any(kernel.pack for kernel in known[name]):
-                self.packed += sum(math.prod(w.shape) for w in _constants(instruction)) * network.target.dtype.itemsize
+            layouts = {kernel.pack for kernel in known[name]}
+            if layouts != {None} and layouts:
+                size = sum(math.prod(w.shape) for w in _constants(instruction)) * network.target.dtype.itemsize
+                copies, largest = copies + (len(layouts) - 1) * size, max(largest, size)
+        self.packed = copies + largest
         self.recordable = all(any(kernel.graph_safe for kernel in able) for _, able in self._able)
         self.unstated = tuple(sorted({label for i, able in self._able for label in _unstated(i, able)}))
 

@@ -74,3 +74,7 @@ def add_rms_norm(x: Tensor, y: Tensor, weight: Tensor, eps: float, *, out: tuple
 def gated_activation(gate: Tensor, up: Tensor, kind: str, *, out: Tensor) -> None:
     # In fp32 to the end: one rounding instead of two costs a copy and keeps 16-bit answers near those of fp32.
     out.copy_(ACTIVATIONS[kind](gate.float()).mul_(up))
+
+
+def sigmoid_gate(x: Tensor, gate: Tensor, *, out: Tensor) -> None:
+    out.copy_(gate.float().sigmoid() * x)

@@ -72,13 +72,17 @@ def padded(size: int) -> int:
     return -(-size // PADDING) * PADDING
 
 
+def row_sums(x: Tensor) -> Tensor:
+    """The sums over the last axis as a product with ones: x ``[T, K]`` fp32 → ``[T, 1]``."""
+    sums = x.new_empty(x.shape[0], 1)
+    _tiled(x, x.new_ones(padded(x.shape[1]), 1), None, sums)
+    return sums
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float, *, out: Tensor) -> None:
     wide = x.float()
     features = x.shape[-1]
-    squares = wide.square().view(-1, features)
-    sums = wide.new_empty(squares.shape[0], 1)
-    _tiled(squares, wide.new_ones(padded(features), 1), None, sums)
-    scale = sums.div_(features).add_(eps).rsqrt_().view(*x.shape[:-1], 1)
+    scale = row_sums(wide.square().view(-1, features)).div_(features).add_(eps).rsqrt_().view(*x.shape[:-1], 1)
     out.copy_((wide * scale).mul_(weight))
 
 
@@ -108,6 +112,15 @@ def _dynamic_frequencies(rope: Rope, size: int, lengths: Tensor) -> Tensor:
     growth = (rope.factor * grown / original - (rope.factor - 1)).log() * (size / (size - 2))
     exponents = torch.arange(0, size, 2, device=lengths.device).double() / size
     return ((growth + math.log(rope.theta)).unsqueeze(-1) * -exponents).exp().float()
+
+
+def sigmoid_gate(x: Tensor, gate: Tensor, *, out: Tensor) -> None:
+    out.copy_(sigmoid(gate.float()).mul(x))
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    """``1 / (1 + e^−x)``."""
+    return (-x).exp_().add_(1).reciprocal_()
 
 
 def _silu(x: Tensor) -> Tensor:

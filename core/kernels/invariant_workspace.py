@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+from bestiary.core.kernels import moe_workspace
 from bestiary.core.kernels.workspace import itemsize, packed_tiles
 from bestiary.spec import Call, TensorFacts
 
@@ -43,6 +44,21 @@ def gated_activation(call: Call) -> int:
     gate: TensorFacts = call.arguments["gate"]
     copies = 2 if gate.dtype == "float32" else 3
     return copies * _WIDE * math.prod(gate.shape)
+
+
+def sigmoid_gate(call: Call) -> int:
+    """The input and the product in fp32, the gate in fp32 and its sigmoid."""
+    x: TensorFacts = call.arguments["x"]
+    copies = 1 if x.dtype == "float32" else 2
+    return _WIDE * (copies * math.prod(x.shape) + 3 * math.prod(call.arguments["gate"].shape))
+
+
+def moe_route(call: Call) -> int:
+    """As the ordinary one, and the sums of a row's exponentials."""
+    tokens, experts = call.arguments["logits"].shape
+    return moe_workspace.moe_route(call) + _WIDE * (
+        tokens * (experts + 4) + (_tile(call.device) + 2) * _padded(experts)
+    )
 
 
 def paged_attention(call: Call) -> int:

@@ -56,6 +56,13 @@ def gated_activation(call: Call) -> int:
     return 2 * _WIDE * math.prod(gate.shape)
 
 
+def sigmoid_gate(call: Call) -> int:
+    """The input and the product in fp32, the gate in fp32 and its sigmoid."""
+    x: TensorFacts = call.arguments["x"]
+    copies = 1 if x.dtype == "float32" else 2
+    return _WIDE * (copies * math.prod(x.shape) + 2 * math.prod(call.arguments["gate"].shape))
+
+
 def linear_widened(call: Call) -> int:
     """The input and a slice of the weight in fp32, and the products of this slice and the last."""
     x: TensorFacts = call.arguments["x"]

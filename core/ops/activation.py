@@ -31,3 +31,14 @@ def _gated(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple[Any
 def gated_activation(gate: Tensor, up: Tensor, kind: str) -> Tensor:
     """``act(gate) · up``, computed in fp32: gate, up ``[T, F]`` → ``[T, F]``; ``kind`` names the activation."""
     return (ACTIVATIONS[kind](gate.float()) * up.float()).to(gate.dtype)
+
+
+def _gates(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
+    for tokens, features, width in ((1, 8, 1), (5, 33, 1), (4, 6, 6)):
+        yield normal(generator, tokens, features, dtype=dtype), normal(generator, tokens, width, dtype=torch.float32)
+
+
+@op(inputs=_gates, fake=like_first)
+def sigmoid_gate(x: Tensor, gate: Tensor) -> Tensor:
+    """``σ(gate) · x``, computed in fp32: x ``[T, F]``, gate ``[T, 1]`` or ``[T, F]`` → ``[T, F]`` in x's dtype."""
+    return (torch.sigmoid(gate.float()) * x.float()).to(x.dtype)

@@ -49,6 +49,7 @@ class OpDeclaration(Generic[P, R]):
         inputs: generator of test cases, odd shapes included.
         tolerances: by dtype name, what the op's kernels are held to.
         mutates: the parameters that a call changes in place.
+        constants: the parameters that are weights, which a kernel's ``pack`` may lay out.
         results: how many tensors it returns (0, 1 or more).
         fake: like the reference, but only shapes and dtypes count: it is run on meta tensors.
     """
@@ -62,11 +63,13 @@ class OpDeclaration(Generic[P, R]):
         tolerances: Mapping[str, Tolerance],
         mutates: tuple[str, ...],
         fake: Callable[..., Any] | None,
+        constants: tuple[str, ...] = ("weight", "bias"),
     ) -> None:
         self.name, self.reference, self.inputs = name, function, inputs
         self.tolerances, self.mutates, self.fake = tolerances, mutates, fake or function
         self.signature = inspect.signature(function)
         self.parameters = tuple(self.signature.parameters)
+        self.constants = tuple(parameter for parameter in self.parameters if parameter in constants)
         self.results = _count_results(name, function)
         self.__doc__, self.__name__, self.__module__ = function.__doc__, name, function.__module__
         unknown = set(mutates) - set(self.parameters)
@@ -99,6 +102,7 @@ def op(
     mutates: tuple[str, ...] = (),
     fake: Callable[..., Any] | None = None,
     name: str | None = None,
+    constants: tuple[str, ...] = ("weight", "bias"),
 ) -> Callable[[Callable[P, R]], OpDeclaration[P, R]]:
     """Declare an op: the decorated function is its reference.
 
@@ -108,6 +112,7 @@ def op(
         mutates: parameters changed in place (a cache).
         fake: computes shapes and dtypes on meta tensors where the reference can't (it looks at values).
         name: ``plugin::name`` for a plugin's op; the function's own name for the core's.
+        constants: those of the parameters that models give weights: tests let a kernel's ``pack`` lay them out.
 
     Raises:
         PluginError: the function's annotations don't say what it returns.
@@ -121,6 +126,7 @@ def op(
             tolerances=tolerances,
             mutates=mutates,
             fake=fake,
+            constants=constants,
         )
 
     return declare

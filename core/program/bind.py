@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -93,8 +94,9 @@ def bind(
     host: PluginHost,
     target: Target,
     overrides: Mapping[str, str],
+    release: Callable[[Weight], None],
 ) -> dict[Instruction, tuple[BoundKernel, ...]]:
-    """The kernels of every instruction, by rows.
+    """The kernels of every instruction, by rows; ``release`` is told of each weight that nobody reads unpacked.
 
     What the plan does not know, or names but can't be used here, gets the first kernel that can run it, with a line in
     the log: an engine is a cache, not a prison. In deterministic mode that kernel is batch-invariant too.
@@ -112,22 +114,42 @@ def bind(
 
         name = signature(instruction, shapes, target.dtype)
         bound: list[BoundKernel] = []
+        layouts: dict[str, dict[int, Any]] = {}
         choices = (_one_choice if target.deterministic else _choices)(op, name, plan, overrides, ask)
         for choice in choices:
             kernel = _usable(op, choice, ask(choice.rows or ROWS[-1])[0])
             key = f"{op.name}={kernel.name if kernel else REFERENCE}"
             if key not in runs:
                 runs[key] = load_kernel(kernel, op) if kernel else reference_kernel(op)
-            packed = pack(kernel, op, instruction, weights) if kernel and kernel.pack else {}
+            if kernel and kernel.pack and kernel.pack not in layouts:
+                layouts[kernel.pack] = pack(kernel, op, instruction, weights)
+            packed = layouts[kernel.pack] if kernel and kernel.pack else {}
             safe = kernel is not None and kernel.graph_safe
             bound.append(BoundKernel(choice.rows, kernel.name if kernel else REFERENCE, runs[key], packed, safe))
         return tuple(bound)
 
-    return {
-        instruction: kernels_of(instruction, instruction.target)
-        for instruction in program.instructions
-        if isinstance(instruction.target, OpDeclaration)
-    }
+    made: dict[Instruction, tuple[BoundKernel, ...]] = {}
+    readers = _readers(program)
+    for instruction in program.instructions:
+        if isinstance(instruction.target, OpDeclaration):
+            made[instruction] = kernels_of(instruction, instruction.target)
+            for weight in packed_away(instruction, made[instruction]):
+                readers[weight] -= 1
+                if not readers[weight]:
+                    release(weight)
+    return made
+
+
+def packed_away(instruction: Instruction, kernels: tuple[BoundKernel, ...]) -> set[Weight]:
+    """The weights that an instruction reads in the layouts of its kernels only."""
+    places = set.intersection(*(set(kernel.packed) for kernel in kernels))
+    return {argument for index in places if isinstance(argument := instruction.args[index], Weight)}
+
+
+def _readers(program: Program) -> Counter[Weight]:
+    """How many instructions read each weight."""
+    weights = [{value for value in i.values() if isinstance(value, Weight)} for i in program.instructions]
+    return Counter(weight for of_one in weights for weight in of_one)
 
 
 def _choices(

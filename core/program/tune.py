@@ -180,6 +180,11 @@ class Tuner:
         known: dict[Value, Tensor] = {value: given[name] for name, value in program.inputs.items()}
 
         def tensor(value: Value) -> Tensor:
+            producer = producers.get(value)
+            if value not in known and producer is not None and self._names_things(producer):
+                assert isinstance(producer.target, OpDeclaration)
+                outputs = producer.target.reference(*fill(producer.args, tensor))
+                known.update(zip(producer.results, outputs, strict=True))
             if value not in known:
                 known[value] = self._made(value, tensor, producers, sizes)
             return known[value]
@@ -187,6 +192,11 @@ class Tuner:
         for value in instruction.values():
             tensor(value)
         return known
+
+    def _names_things(self, producer: Instruction) -> bool:
+        """Whether an op's results hold integers, such as a token's experts: made up, they would fit nothing else."""
+        several = isinstance(producer.target, OpDeclaration) and producer.target.results > 1
+        return several and not all(self._shapes[result].dtype.is_floating_point for result in producer.results)
 
     def _made(
         self,

@@ -39,7 +39,7 @@ def threads(request):
 def kernel(op, name=None):
     """A kernel of an op as a function that returns its result: the one named, else the batch-invariant one."""
     op, _, chosen = op.partition("=")
-    name = name or chosen or ("invariant" if op == "linear" else None)
+    name = name or chosen or ("invariant" if op in ("linear", "moe") else None)
     found = [k for k in HOST.kernels(op) if (k.batch_invariant if name is None else k.name == name)]
     assert len(found) == 1
     declaration = load_op(op, HOST)
@@ -47,7 +47,10 @@ def kernel(op, name=None):
 
     def call(*args):
         made = declaration.fake(*args)
-        outs = tuple(torch.full_like(m, torch.nan) for m in (made if isinstance(made, tuple) else (made,)))
+        outs = tuple(
+            torch.full_like(m, torch.nan if m.is_floating_point() else -1)
+            for m in (made if isinstance(made, tuple) else (made,))
+        )
         run(*args, out=outs if len(outs) > 1 else outs[0])
         return torch.cat(outs, 1) if len(outs) > 1 else outs[0]
 
@@ -68,6 +71,11 @@ def cases(op, dtype, size):
     def part(*shape):
         return made(*shape[:-1], shape[-1] + 5)[..., : shape[-1]]
 
+    def experts(count):
+        matrices = [made(5, *shape) / 9 for shape in ((size, 24), (size, 24), (24, size))]
+        chosen = torch.rand(ROWS, 5, generator=torch.Generator().manual_seed(count)).argsort(1)[:, :count]
+        return [part(ROWS, 24) / 9, made(ROWS, count).float(), chosen.int(), *matrices, "silu"]
+
     positions, table = torch.randperm(ROWS) * 17, torch.randn(ROWS, 2 * (size // 2))
     heads = part(ROWS, 3, 2 * (size // 2) + 1)
     lengths = positions + 1
@@ -76,6 +84,9 @@ def cases(op, dtype, size):
         "logits": [[made(ROWS, size), made(2 * size + 1, size)]],
         "rms_norm": [[part(ROWS, size), made(size), 1e-5], [part(ROWS, 3, size), made(size), 1e-5]],
         "add_rms_norm": [[part(ROWS, size), made(ROWS, size), made(size), 1e-5]],
+        "moe": [experts(count) for count in (1, 3)],
+        "moe_route": [[made(ROWS, size), 5, s, r, 1.5] for s in ("softmax", "sigmoid") for r in (True, False)],
+        "sigmoid_gate": [[part(ROWS, size), made(ROWS, 1).float()]],
         "gated_activation": [[*made(ROWS, 2 * size).chunk(2, -1), kind] for kind in ACTIVATIONS],
         "add": [[part(ROWS, size), made(ROWS, size)]],
         "mul": [[part(ROWS, size), made(ROWS, size)]],
@@ -87,7 +98,7 @@ def cases(op, dtype, size):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("op", ["linear", "linear=invariant_widened", "logits", "rms_norm", "add_rms_norm",
-                                "gated_activation", "add", "mul", "rope", "rotary_table", "embedding"])  # fmt: skip
+                                "gated_activation", "moe", "moe=invariant_widened", "moe_route", "sigmoid_gate", "add", "mul", "rope", "rotary_table", "embedding"])  # fmt: skip
 def test_a_row_alone_is_the_row_in_any_batch(op, dtype, threads):
     run = kernel(op)
     for size in (5, 49, 576):

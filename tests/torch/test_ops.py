@@ -1,5 +1,7 @@
 """Every registered op keeps its declaration, and every registered kernel its op: generated from the registry."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -17,7 +19,22 @@ def test_declaration(case: OpCase) -> None:
 @pytest.mark.parametrize("case", kernel_cases(HOST), ids=str)
 def test_kernel(case: KernelCase) -> None:
     ran = check_kernel(case)
-    assert ran or case.kernel.name.endswith("widened"), "no generated input is one the kernel can run"
+    assert ran or _elsewhere(case.kernel), "no generated input is one the kernel can run"
+
+
+def _elsewhere(kernel: Kernel) -> bool:
+    """Whether a kernel is for 16-bit weights only, or for other devices."""
+    return kernel.name.endswith("widened") or (kernel.op, kernel.name) in (("moe", "grouped"), ("moe", "dense"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", ["grouped", "dense"])
+def test_experts_on_packed_weights(name: str, dtype: torch.dtype) -> None:
+    """Kernels for other devices, whose functions a processor has too; grouped products want rows of whole 16 bytes."""
+    (kernel,) = (k for k in HOST.kernels("moe") if k.name == name)
+    supports = (lambda call: None) if name == "dense" else (lambda call: call.arguments["down"].shape[1] % 8 or None)
+    ran = check_kernel(KernelCase(ops.moe, replace(kernel, supports=supports), "cpu", dtype))
+    assert ran == {"dense": 6, "grouped": 3}[name]
 
 
 def forgets_a_row(x, weight, eps, *, out):

@@ -11,7 +11,7 @@ from bestiary.core.ops import collective, linear
 from bestiary.core.ops.collective import Ranks
 from bestiary.core.program.program import Instruction, Program, Result, Weight
 from bestiary.layers.cache import CacheSpec
-from bestiary.layers.shard import Column, Row, Vocabulary
+from bestiary.layers.shard import Column, Experts, Row, Vocabulary
 
 
 def shard(program: Program, model: nn.Module, ranks: Ranks) -> None:
@@ -30,6 +30,9 @@ def shard(program: Program, model: nn.Module, ranks: Ranks) -> None:
             rewritten.append(instruction)
         elif isinstance(declared, Row):
             _row(instruction, declared.units, ranks)
+            rewritten += [instruction, _after(program, instruction, ranks, collective.all_reduce)]
+        elif isinstance(declared, Experts):
+            _experts(instruction, declared.units, ranks)
             rewritten += [instruction, _after(program, instruction, ranks, collective.all_reduce)]
         elif isinstance(declared, Vocabulary):
             gather = _vocabulary(instruction, ranks)
@@ -80,6 +83,20 @@ def _column(instruction: Instruction, units: int, ranks: Ranks) -> None:
 
 def _row(instruction: Instruction, units: int, ranks: Ranks) -> None:
     x, weight, bias = instruction.args
+    start, stop = _whole_units(units, weight, 1, ranks)
+    # The partial results are summed, so only one rank adds the bias.
+    instruction.args = (x, _slice(weight, 1, start, stop), bias if ranks.rank == 0 else None)
+
+
+def _experts(instruction: Instruction, units: int, ranks: Ranks) -> None:
+    x, weights, experts, gate, up, down, *rest = instruction.args
+    start, stop = _whole_units(units, down, 2, ranks)
+    sliced = (_slice(gate, 1, start, stop), _slice(up, 1, start, stop), _slice(down, 2, start, stop))
+    instruction.args = (x, weights, experts, *sliced, *rest)
+
+
+def _whole_units(units: int, weight: Weight, axis: int, ranks: Ranks) -> tuple[int, int]:
+    """A rank's part of an axis over which the results are summed: no two ranks may hold the same."""
     if units % ranks.size:
         raise ConfigError(
             "E-BUILD-SHARD",
@@ -88,9 +105,7 @@ def _row(instruction: Instruction, units: int, ranks: Ranks) -> None:
             found=f"{units} units",
             expected=f"a multiple of {ranks.size}",
         )
-    start, stop = bounds(units, weight.shape[1], ranks, weight.name)
-    # The partial results are summed, so only one rank adds the bias.
-    instruction.args = (x, _slice(weight, 1, start, stop), bias if ranks.rank == 0 else None)
+    return bounds(units, weight.shape[axis], ranks, weight.name)
 
 
 def _vocabulary(instruction: Instruction, ranks: Ranks) -> object:

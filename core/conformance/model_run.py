@@ -1,0 +1,279 @@
+"""Running a conformance class in this process, away from the plugin's own test settings, and keeping every outcome."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+from bestiary.core.errors import PluginError, UsageError
+from bestiary.core.plugins import PluginHost, resolve
+from bestiary.core.progress import Progress, step
+from bestiary.core.version import __version__
+from bestiary.spec import Model
+
+Outcome = Literal["passed", "failed", "refused", "waived", "none", "short"]
+#: Number of the form of a report.
+FORMAT = 1
+_FILE = """import {module}
+
+class TestConformance({module}.{path}):
+    plugins = {plugins!r}
+    prefer = {prefer!r}
+"""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check of one config.
+
+    Args:
+        outcome: ``passed``; ``failed``; ``refused`` (the config can't be run that way and says so, which is right);
+            ``waived``, with the plugin's reason; ``none`` (nothing to check); ``short`` (left to the long form).
+        error, tolerance: the worst of what was measured, and what was allowed for it.
+        ties, tokens: greedy tokens that the reference finds as likely as its own choice, of so many.
+        text: reason, note or the failure's first lines.
+    """
+
+    check: str
+    config: str
+    outcome: Outcome
+    seconds: float = 0.0
+    error: float | None = None
+    tolerance: float | None = None
+    ties: int | None = None
+    tokens: int | None = None
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of a model's conformance class; ``as_dict`` is what ``--json`` writes."""
+
+    model: str
+    plugin: str
+    distribution: str
+    version: str
+    long: bool
+    gguf: bool
+    reference: str
+    environment: Mapping[str, str]
+    configs: tuple[str, ...]
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Nothing failed."""
+        return all(check.outcome != "failed" for check in self.checks)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For ``--json``; what a check did not measure is left out."""
+        checks = [{key: value for key, value in asdict(one).items() if value not in (None, "")} for one in self.checks]
+        return {"format": FORMAT, "passed": self.passed, **asdict(self), "checks": checks}
+
+
+def run(
+    model: Model,
+    host: PluginHost,
+    *,
+    plugins: Sequence[str] = (),
+    prefer: Mapping[str, str] | None = None,
+    long: bool = False,
+    configs: Sequence[str] = (),
+    progress: Progress,
+) -> Report:
+    """Run a model's conformance class, ``slow`` checks included.
+
+    Args:
+        plugins, prefer: as for ``PluginHost.load``; what the checks' engines are made with.
+        long: every check on every config.
+        configs: names of those to check; all if empty.
+
+    Raises:
+        PluginError: the model names no conformance class, or pytest or transformers is missing.
+        UsageError: there is no such config.
+    """
+    _check_installed()
+    if model.conformance is None:
+        raise PluginError(
+            "E-KIT-CLASS",
+            f"model {model.name} ({host.origin(model)})",
+            "names no conformance class",
+            hint="its author gives Model(conformance='package.conformance:NameConformance')",
+        )
+    cls: Any = resolve(model.conformance, needed_by=f"model {model.name}")
+    if unknown := [name for name in configs if name not in cls.configs]:
+        known = ", ".join(cls.configs)
+        raise UsageError("E-KIT-CONFIG", "--config", "unknown config", found=unknown[0], expected=known)
+    wanted = tuple(name for name in cls.configs if not configs or name in configs)
+    recorder = _Recorder(frozenset(wanted), progress)
+    with step(progress, f"check {model.name}") as note:
+        _run_pytest(model.conformance, plugins, prefer or {}, long, recorder)
+        checks = tuple(_outcomes(cls, wanted, recorder, long))
+        note.text = f"{len(checks)} checks of {len(wanted)} configs"
+    origin = host.origin(model)
+    return Report(
+        model=model.name,
+        plugin=origin.plugin,
+        distribution=origin.distribution,
+        version=origin.version,
+        long=long,
+        gguf="gguf" in model.weights,
+        reference="transformers" if cls.reference is None else model.conformance,
+        environment=_environment(),
+        configs=wanted,
+        checks=checks,
+    )
+
+
+class _Recorder:
+    """A pytest plugin that keeps what it is told."""
+
+    def __init__(self, configs: frozenset[str], progress: Progress) -> None:
+        self.configs, self.progress = configs, progress
+        self.reports: dict[tuple[str, str], list[Any]] = {}
+        self.broken: list[str] = []
+
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        items[:] = [item for item in items if _config_of(item.nodeid) in ("", *self.configs)]
+
+    def pytest_collectreport(self, report: Any) -> None:
+        if report.failed:
+            self.broken.append(str(report.longrepr))
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        check = report.nodeid.rpartition("::")[2].partition("[")[0]
+        self.reports.setdefault((check, _config_of(report.nodeid)), []).append(report)
+        if report.when == "teardown":
+            self.progress.advance(1)
+
+
+def _config_of(nodeid: str) -> str:
+    return nodeid.partition("[")[2].removesuffix("]")
+
+
+def _run_pytest(
+    reference: str, plugins: Sequence[str], prefer: Mapping[str, str], long: bool, recorder: _Recorder
+) -> None:
+    """Run the class in a folder of its own: no settings, conftest or pytest plugins of anybody's take part."""
+    import pytest
+
+    from bestiary.core.conformance.model import VARIABLE
+
+    module, _, path = reference.partition(":")
+    variables = {
+        VARIABLE: "long" if long else "short",
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+        "PYTEST_ADDOPTS": "",
+        "PYTEST_PLUGINS": "",
+    }
+    quiet = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    with tempfile.TemporaryDirectory(prefix="bestiary-check-") as folder, _environ({**variables, **quiet}):
+        file = Path(folder) / "test_conformance.py"
+        file.write_text(_FILE.format(module=module, path=path, plugins=tuple(plugins), prefer=dict(prefer)))
+        settings = Path(folder) / "pytest.ini"
+        settings.write_text("[pytest]\nmarkers = slow: many processes\n")
+        options = [str(file), "-c", str(settings), "--rootdir", folder, "--basetemp", str(Path(folder) / "tmp")]
+        # --doctest-modules and the like come from elsewhere; the terminal is the table's.
+        options += ["--import-mode=importlib", "-p", "no:cacheprovider", "-p", "no:terminal", "-p", "no:logging"]
+        pytest.main(options, plugins=[recorder])
+
+
+def _outcomes(cls: Any, configs: Sequence[str], recorder: _Recorder, long: bool) -> Iterator[Check]:
+    """Every check of every config, those that never ran included; then the class's own tests."""
+    from bestiary.core.conformance.model import COSTLY
+    from bestiary.core.conformance.model_rules import checks_of, waiver
+
+    for check in checks_of(cls):
+        for config in configs:
+            reason = waiver(cls, check, config)
+            if reports := recorder.reports.pop((check, config), []):
+                yield _outcome(check, config, reports, reason)
+            elif not long and check in COSTLY and config not in (list(cls.configs)[0], list(cls.configs)[-1]):
+                yield Check(check, config, "short")
+            else:
+                yield Check(check, config, "failed", text="\n".join(recorder.broken) or "it was not run")
+    for (check, config), reports in recorder.reports.items():
+        yield _outcome(check, config, reports, None)
+
+
+def _outcome(check: str, config: str, reports: Sequence[Any], reason: str | None) -> Check:
+    from bestiary.core.conformance.model import OPTIONAL
+
+    found: dict[str, Any] = {}
+    for report in reports:
+        found |= dict(report.user_properties)
+    text = str(found.get("refused") or found.get("note") or "")
+    outcome: Outcome = "refused" if "refused" in found else "passed"
+    said = next((_skip_reason(report) for report in reports if report.skipped), None)
+    wrong = next((report for report in reports if report.failed or hasattr(report, "wasxfail")), None)
+    if wrong is not None:
+        outcome, text = "failed", _failure(wrong)
+    elif said is not None and reason is not None and said == f"waived: {reason}":
+        outcome, text = "waived", reason
+    elif said is not None and said.startswith("none: ") and check in OPTIONAL:
+        outcome, text = "none", said.removeprefix("none: ")
+    elif said is not None:
+        outcome, text = "failed", f"skipped without a waiver: {said}"
+    elif reason is not None:
+        outcome, text = "waived", f"{reason}; the plugin's own check passes"
+    measured = {key: found[key] for key in ("tolerance", "ties", "tokens") if key in found}
+    if math.isfinite(error := found.get("error", math.nan)):
+        measured["error"] = float(f"{error:.3g}")
+    took = round(sum(report.duration for report in reports), 3)
+    return Check(check, config, outcome, took, text=text, **measured)
+
+
+def _skip_reason(report: Any) -> str:
+    text = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    return str(text).removeprefix("Skipped: ")
+
+
+def _failure(report: Any) -> str:
+    """The exception's own lines."""
+    text = str(getattr(report.longrepr, "reprcrash", None) and report.longrepr.reprcrash.message or report.longrepr)
+    return "\n".join(text.strip().splitlines()[:4])[:600] or "it is expected to fail, which is no waiver"
+
+
+def _check_installed() -> None:
+    from importlib.util import find_spec
+
+    missing = [name for name in ("pytest", "transformers") if find_spec(name) is None]
+    if missing:
+        raise PluginError(
+            "E-KIT-EXTRA",
+            "bestiary check",
+            f"needs {' and '.join(missing)}",
+            hint="pip install 'bestiary[testing]'",
+        )
+
+
+def _environment() -> dict[str, str]:
+    found = {"bestiary": __version__, "python": platform.python_version()}
+    for name in ("torch", "transformers"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return {**found, "platform": f"{platform.system()} {platform.machine()}"}
+
+
+@contextmanager
+def _environ(variables: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
