@@ -10,7 +10,7 @@ from typing import Any
 from bestiary.core.scaffold.sizes import EXPERTS
 
 _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,79}")
-LAYERS, WINDOW = 3, 6
+LAYERS, WINDOW = 3, 20
 _SIZES = {
     "vocab_size": 96,
     "hidden_size": 48,
@@ -58,9 +58,10 @@ def config(found: Mapping[str, Any], spellings: Mapping[str, str]) -> list[tuple
         spellings: its names for the zoo's fields.
     """
     heads = _heads(found, spellings)
-    made: list[tuple[str, str]] = []
+    # Where config.json does not say it, transformers takes an id beyond a tiny vocabulary.
+    made = [("pad_token_id", "None")]
     for key, value in found.items():
-        if not _KEY.fullmatch(key) or key in _DROPPED:
+        if not _KEY.fullmatch(key) or key in _DROPPED or key == "pad_token_id":
             continue
         field = spellings.get(key, key)
         shrunk = heads[field] if field in heads else _shrunk(field, value)
