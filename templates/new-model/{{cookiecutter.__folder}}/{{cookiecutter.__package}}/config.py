@@ -86,6 +86,11 @@ class {{ cookiecutter.__class }}Config(ModelConfig):
 {% endif %}
         if given.get("num_key_value_heads") is None and "num_attention_heads" in given:
             given["num_key_value_heads"] = given["num_attention_heads"]
+{% if d.window and d.window.switch %}
+        # transformers writes a window that is not used as 0.
+        if given.get("sliding_window") == 0 and not given.get("use_sliding_window"):
+            given["sliding_window"] = None
+{% endif %}
         return given
 
     @model_validator(mode="after")
