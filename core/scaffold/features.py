@@ -21,7 +21,15 @@ _ALWAYS = (
 )
 _BASE = ("vocab_size", "hidden_size", "num_hidden_layers", "max_position_embeddings", "dtype")
 # Which parts have biases is told by the tensors.
-_BIASES = ("attention_bias", "attention_in_bias", "attention_out_bias", "attention_output_bias", "mlp_bias", "qkv_bias", "use_bias")
+_BIASES = (
+    "attention_bias",
+    "attention_in_bias",
+    "attention_out_bias",
+    "attention_output_bias",
+    "mlp_bias",
+    "qkv_bias",
+    "use_bias",
+)
 _NORMS = ("attention_norm", "post_attention_norm", "mlp_norm", "post_mlp_norm")
 
 

@@ -18,11 +18,10 @@ _NAME = re.compile(r"(?=.{1,40}$)[a-z][a-z0-9]*(_[a-z0-9]+)*")
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
 # Their classes would hide names that the templates import.
 _TAKEN_CLASSES = frozenset(
-    "Any Attention Callable Column Embedding Head Kernel Linear Literal Mapping Model Op Replicated Rope Row Self Step"
-    " Tensor Vocabulary".split()
-)
+    ("Any", "Attention", "Callable", "Column", "Embedding", "Head", "Kernel", "Linear", "Literal", "Mapping", "Model", "Op", "Replicated", "Rope", "Row", "Self", "Step", "Tensor", "Vocabulary")
+)  # fmt: skip
 # Functions and modules of the op template.
-_TAKEN_FUNCTIONS = frozenset("gate inputs op ops out run supports torch up".split())
+_TAKEN_FUNCTIONS = frozenset(("gate", "inputs", "op", "ops", "out", "run", "supports", "torch", "up"))
 
 
 def class_of(name: str) -> str:
