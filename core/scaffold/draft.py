@@ -28,6 +28,8 @@ _HARMLESS = frozenset(
         "embd_pdrop",
         "attn_pdrop",
         "resid_pdrop",
+        "residual_dropout",
+        "embedding_dropout",
         "hidden_dropout",
         "hidden_dropout_prob",
         "id2label",

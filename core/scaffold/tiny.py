@@ -10,7 +10,7 @@ from typing import Any
 from bestiary.core.scaffold.sizes import EXPERTS
 
 _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,79}")
-LAYERS, WINDOW = 3, 20
+LAYERS, WINDOW = 4, 20
 _SIZES = {
     "vocab_size": 96,
     "hidden_size": 48,
@@ -20,7 +20,7 @@ _SIZES = {
     "moe_intermediate_size": 40,
     "shared_expert_intermediate_size": 56,
     "sliding_window": WINDOW,
-    "max_window_layers": 1,
+    "max_window_layers": 2,
     "first_k_dense_replace": 1,
     "bos_token_id": 1,
     "eos_token_id": 2,

@@ -78,9 +78,9 @@ def test_the_conformance_config_is_tiny_and_like_the_model(drafted):
     _, project = drafted({**CONFIG, "sliding_window": 4096, "layer_types": ["full_attention", "sliding_attention"] * 2})
     assigned = next(n for n in ast.walk(ast.parse(text(project, "conformance"))) if isinstance(n, ast.AnnAssign))
     tiny = ast.literal_eval(assigned.value)["tiny"]
-    assert tiny["hidden_size"] < 100 and tiny["vocab_size"] < 100 and tiny["num_hidden_layers"] == 3
+    assert tiny["hidden_size"] < 100 and tiny["vocab_size"] < 100 and tiny["num_hidden_layers"] == 4
     assert (tiny["num_attention_heads"], tiny["num_key_value_heads"], tiny["head_dim"]) == (4, 2, 16)
-    assert tiny["layer_types"] == ["full_attention", "sliding_attention", "full_attention"]
+    assert tiny["layer_types"] == ["full_attention", "sliding_attention"] * 2
     assert 1 < tiny["sliding_window"] < 48 and tiny["rope_theta"] == 1000000
 
 
