@@ -27,6 +27,7 @@ from bestiary import SamplingParams
 from bestiary.core.answer import TextAnswer
 from bestiary.core.errors import EngineError
 from bestiary.core.program.shapes import Sizes
+from bestiary.core.resolve_params import resolve
 from bestiary.core.runtime.cache_groups import CacheGroup
 from bestiary.core.runtime.inputs import StepInputs
 from bestiary.core.runtime.kv_store import KVStore
@@ -101,7 +102,7 @@ def steady(requests: int, workload: str, overlaps: bool, steps: int) -> EngineLo
         max_seq_len=length,
     )
     loop, text = EngineLoop(NullExecutor(overlaps), scheduler, vocab_size=VOCAB), tokenizer()
-    resolved = params.resolve(vocab_size=VOCAB)
+    resolved = resolve(params, vocab_size=VOCAB)
     started = []
     for number in range(requests):
         # Prompts of different lengths, so that the blocks fill up in different steps.
@@ -133,7 +134,7 @@ def device_side_us(requests: int, workload: str, steps: int = 64) -> float:
     inputs = StepInputs(store, Sizes(requests, requests, requests), blocks * BLOCK, device)
     sampler = Sampler(inputs.state, lambda name: lambda *given: given[-1])
     slots, ones = np.arange(requests, dtype=np.int32), np.ones(requests, np.int32)
-    resolved = WORKLOADS[workload][0].resolve(vocab_size=VOCAB)
+    resolved = resolve(WORKLOADS[workload][0], vocab_size=VOCAB)
     opened = tuple(
         Opened(slot, PROMPT, PROMPT, np.arange(PROMPT, dtype=np.int32), resolved) for slot in range(requests)
     )

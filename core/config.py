@@ -7,6 +7,7 @@ way the family does not implement are refused by name; other unknown keys are ig
 from __future__ import annotations
 
 from collections.abc import Mapping
+from inspect import get_annotations
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -43,7 +44,8 @@ class ModelConfig(BaseModel):
     """Base of a family's config: the fields every decoder has. Build one from ``config.json`` with :meth:`parse`.
 
     A subclass adds its fields by their names in ``config.json``, and in ``neutral`` the keys that would change its
-    mathematics, each with the values that do not.
+    mathematics, each with the values that do not. Keys that are known to change the mathematics of some family are refused
+    already, unless the subclass has a field for them.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore", allow_inf_nan=False)
@@ -51,6 +53,20 @@ class ModelConfig(BaseModel):
     neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "pretraining_tp": (None, 0, 1),
         "is_encoder_decoder": (None, False),
+        "sliding_window": (None,),
+        "use_sliding_window": (None, False),
+        "layer_types": (None,),
+        "attn_logit_softcapping": (None,),
+        "final_logit_softcapping": (None,),
+        "logits_scaling": (None, 1.0, 1),
+        "logit_scale": (None, 1.0, 1),
+        "embedding_multiplier": (None, 1.0, 1),
+        "residual_multiplier": (None, 1.0, 1),
+        "attention_multiplier": (None,),
+        "query_pre_attn_scalar": (None,),
+        "use_qk_norm": (None, False),
+        "clip_qkv": (None,),
+        "alibi": (None, False),
     }
     default_rope_theta: ClassVar[float] = 10000.0
 
@@ -114,6 +130,8 @@ class ModelConfig(BaseModel):
     def _all_neutral(cls) -> dict[str, tuple[Any, ...]]:
         found: dict[str, tuple[Any, ...]] = {}
         for base in reversed(cls.__mro__):
+            for name in get_annotations(base):
+                found.pop(name, None)  # a field now, whose values are the subclass's affair
             found.update(base.__dict__.get("neutral", {}))
         return found
 

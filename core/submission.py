@@ -16,6 +16,7 @@ from bestiary.core.guides import Guides
 from bestiary.core.jobs import Job, Part, SamplingJob
 from bestiary.core.plugins import PluginHost
 from bestiary.core.prompts import as_prompts, read_prompt
+from bestiary.core.resolve_params import resolve
 from bestiary.core.runtime.beam import BeamSearch
 from bestiary.core.runtime.random_stream import mix
 from bestiary.core.runtime.request import Request
@@ -116,7 +117,8 @@ class Submission:
             raise RequestError("E-REQ-STOP", "stop", "stop strings need a tokenizer and there is none")
         number = self._count
         self._count += 1
-        resolved = params.resolve(
+        resolved = resolve(
+            params,
             self.generation_config,
             vocab_size=self.vocab_size,
             eos_token_ids=self.end_tokens,
@@ -160,7 +162,7 @@ class Submission:
             cache_salt=params.cache_salt,
             priority=params.priority,
         )
-        resolved = given.resolve(None, vocab_size=self.vocab_size, eos_token_ids=self.end_tokens)
+        resolved = resolve(given, None, vocab_size=self.vocab_size, eos_token_ids=self.end_tokens)
         room = self.max_seq_len - len(read.token_ids)
         max_tokens = room if params.max_tokens is None else min(room, params.max_tokens)
         search = BeamSearch(

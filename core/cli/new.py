@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -56,8 +55,7 @@ def model(
     from bestiary.core.scaffold.render import Template
 
     host, template = session_of(ctx).host, Template.of("model")
-    neutral = {key: ast.literal_eval(allowed) for key, allowed in template.values["_draft"]["neutral"]}
-    drafted = draft(source, neutral) if source is not None else None
+    drafted = draft(source) if source is not None else None
     given: dict[str, Any] = {"architecture": architecture, "name": name}
     if drafted is not None:
         given = {"name": name or drafted.name, "architecture": architecture or drafted.architecture}

@@ -9,10 +9,11 @@ import numpy as np
 from torch import Tensor
 
 from bestiary.core.engine.load import LoadedEngine
+from bestiary.core.resolve_params import resolve
 from bestiary.core.runtime.messages import EMPTY, Opened, StepMessage, TableChanges
 from bestiary.core.sampling_params import SamplingParams
 
-_GREEDY = SamplingParams(temperature=0.0, max_tokens=1).resolve(vocab_size=2)
+_GREEDY = resolve(SamplingParams(temperature=0.0, max_tokens=1), vocab_size=2)
 
 
 def opened(slot: int, tokens: Sequence[int], *, stored: int = 0) -> Opened:

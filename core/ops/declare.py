@@ -67,7 +67,7 @@ class OpDeclaration(Generic[P, R]):
     ) -> None:
         self.name, self.reference, self.inputs = name, function, inputs
         self.tolerances, self.mutates, self.fake = tolerances, mutates, fake or function
-        self.signature = inspect.signature(function)
+        self.signature = self.__signature__ = inspect.signature(function)
         self.parameters = tuple(self.signature.parameters)
         self.constants = tuple(parameter for parameter in self.parameters if parameter in constants)
         self.results = _count_results(name, function)

@@ -62,7 +62,7 @@ def candidates(call: Call, host: PluginHost, *, invariant: bool = False) -> tupl
     """
     able, refused = [], {}
     for kernel in host.kernels(call.op):
-        reason = unmet(kernel.requires) or kernel.supports(call)
+        reason = unmet(kernel.requires) or kernel.supports(call) or _unknown_parameters(kernel, call, host)
         if invariant and not kernel.batch_invariant:
             reason = "it is not batch-invariant"
         if kernel.deterministic_only and not invariant:
@@ -75,24 +75,50 @@ def candidates(call: Call, host: PluginHost, *, invariant: bool = False) -> tupl
 
 
 def load_kernel(kernel: Kernel, op: OpDeclaration[..., Any]) -> Any:
-    """Import a kernel's function.
+    """Import a kernel's function, to be called with all of the op's parameters.
+
+    A kernel may lack parameters that have a default: an op may gain such ones, and kernels written before stay right for the
+    calls that there were then.
 
     Raises:
         PluginError: it can't be imported, or its parameters are not the op's.
     """
-    label = f"kernel {kernel.op}={kernel.name}"
-    run = resolve(kernel.run, needed_by=label)
-    expected = [*op.parameters, *(["out"] if op.results else [])]
-    found = list(inspect.signature(run).parameters)
-    if found != expected:
+    run, known = _imported(kernel)
+    out = ["out"] if op.results else []
+    wanted = [name for name in op.parameters if name in known or name not in _defaults(op)]
+    if known != [*wanted, *out]:
         raise PluginError(
             "E-KERNEL-SIGNATURE",
-            f"{label} ({kernel.run})",
+            f"kernel {kernel.op}={kernel.name} ({kernel.run})",
             "its parameters are not the op's",
-            found=f"({', '.join(found)})",
-            expected=f"({', '.join(expected)}), out keyword-only",
+            found=f"({', '.join(known)})",
+            expected=f"({', '.join([*op.parameters, *out])}), out keyword-only",
         )
-    return run
+    if len(wanted) == len(op.parameters):
+        return run
+    places = [op.parameters.index(name) for name in wanted]
+    return lambda *args, **out: run(*(args[place] for place in places), **out)
+
+
+def _unknown_parameters(kernel: Kernel, call: Call, host: PluginHost) -> str | None:
+    """Why a kernel that is older than some of the op's parameters can't run a call that uses them."""
+    used = [name for name, default in _defaults(load_op(call.op, host)).items() if call.arguments[name] != default]
+    if not used:
+        return None
+    unknown = [name for name in used if name not in _imported(kernel)[1]]
+    return f"it does not know the parameter {', '.join(unknown)}" if unknown else None
+
+
+def _imported(kernel: Kernel) -> tuple[Any, list[str]]:
+    """A kernel's function and the names of its parameters."""
+    run = resolve(kernel.run, needed_by=f"kernel {kernel.op}={kernel.name}")
+    return run, list(inspect.signature(run).parameters)
+
+
+def _defaults(op: OpDeclaration[..., Any]) -> dict[str, Any]:
+    """The parameters that a call may leave out."""
+    empty = inspect.Parameter.empty
+    return {name: one.default for name, one in op.signature.parameters.items() if one.default is not empty}
 
 
 def load_op(name: str, host: PluginHost) -> OpDeclaration[..., Any]:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from bestiary.core.sampling_params import ResolvedParams
+    from bestiary.core.resolved_params import ResolvedParams
 
 Ints = npt.NDArray[np.int32]
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bestiary.core.resolved_params import ResolvedParams
 from bestiary.core.runtime import messages
 from bestiary.core.runtime.transport import Codec
-from bestiary.core.sampling_params import ResolvedParams
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bestiary.core.outputs import FinishReason
+from bestiary.core.resolved_params import ResolvedParams
 from bestiary.core.runtime.messages import Ints
 from bestiary.core.runtime.prefixes import Scope
-from bestiary.core.sampling_params import ResolvedParams
 
 if TYPE_CHECKING:
     from bestiary.core.runtime.prefixes import Node

@@ -10,7 +10,7 @@ from typing import Any
 
 from bestiary.converters.hf import read_config
 from bestiary.core.checkpoint.weights import Weights
-from bestiary.core.config import SILENT
+from bestiary.core.config import SILENT, ModelConfig
 from bestiary.core.errors import BestiaryError, ConfigError, MissingInputError
 from bestiary.core.rope import ROPE_KEYS, fold_rope
 from bestiary.core.scaffold import tiny
@@ -82,12 +82,11 @@ class Draft:
     left: list[str]
 
 
-def draft(directory: Path, neutral: Mapping[str, tuple[Any, ...]]) -> Draft:
+def draft(directory: Path) -> Draft:
     """Read the files and fill in the template's values.
 
     Args:
         directory: holds config.json and safetensors.
-        neutral: what the template's config refuses: key → the values that it does not.
 
     Raises:
         MissingInputError: there is no such directory, or it holds no weights.
@@ -102,7 +101,7 @@ def draft(directory: Path, neutral: Mapping[str, tuple[Any, ...]]) -> Draft:
     sizes = Sizes.of(raw)
     placement = place(tensors, sizes)
     features = Features.of(raw, placement)
-    left = [*_tensors(placement), *features.left, *_keys(raw, features, neutral)]
+    left = [*_tensors(placement), *features.left, *_keys(raw, features)]
     values = {
         "source": directory.resolve().name.replace("`", "'").replace("\n", " "),
         "left": left,
@@ -142,9 +141,10 @@ def _tensors(placement: Placement) -> list[str]:
     return found + [f"module `{role}` of model.py: no tensor was recognised as its weight" for role in missing]
 
 
-def _keys(raw: Mapping[str, Any], features: Features, neutral: Mapping[str, tuple[Any, ...]]) -> list[str]:
+def _keys(raw: Mapping[str, Any], features: Features) -> list[str]:
     """Keys of config.json that the drafted config refuses, or that nothing reads."""
     read = {*features.read, *SILENT, *_HARMLESS, *ROPE_KEYS, "quantization_config"}
+    neutral = ModelConfig.neutral
     found = []
     try:
         fold_rope(raw, 10000.0)

@@ -124,12 +124,15 @@ class Features:
         if all(raw.get(key) is None for key in keys):
             self.read |= set(keys)
             return
-        self.fields.append(("sliding_window", "PositiveInt | None", "None"))
-        self.read |= {"sliding_window", "max_window_layers"}
-        switch = self._field(raw, "use_sliding_window", "bool", "False")
-        types = self._field(raw, "layer_types", "list[str] | None", "None")
-        first_layer = switch and self._field(raw, "max_window_layers", "NonNegativeInt", "0")
-        self.values["window"] = {"switch": switch, "types": types, "first": first_layer}
+        self.read |= {*keys, "max_window_layers"}
+        switched = raw.get("use_sliding_window") is not None
+        self.fields += [
+            ("sliding_window", "PositiveInt | None", "None"),
+            ("use_sliding_window", "bool", str(not switched)),
+            ("layer_types", "list[str] | None", "None"),
+        ]
+        first_layer = switched and self._field(raw, "max_window_layers", "NonNegativeInt", "0")
+        self.values["window"] = {"first": first_layer}
         if isinstance(kinds := raw.get("layer_types"), list):
             for kind in sorted({str(kind) for kind in kinds} - {"full_attention", "sliding_attention"}):
                 self.left.append(f"key `layer_types`: `{kind[:40]}` is no kind of attention that the template has")

@@ -10,10 +10,10 @@ import pytest
 import typer
 
 import bestiary
-from bestiary import BeamSearchParams, SamplingParams, hookspecs
+from bestiary import BeamSearchParams, SamplingParams, hookspecs, spec
 from bestiary.core.cli.main import app
 
-PAGE = (documents.ROOT / "docs" / "plugins.md").read_text()
+HOOKS = documents.ROOT / "docs" / "hooks.md"
 API = documents.ROOT / "docs" / "api.md"
 PAGES = documents.pages()
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
@@ -21,14 +21,42 @@ _OPTION = re.compile(r"--?[A-Za-z][\w-]*")
 
 
 @pytest.mark.parametrize("hook", hookspecs.__all__)
-def test_each_hook_is_documented_with_its_signature(hook):
+def test_each_hook_is_documented_with_signature_fields_example_and_errors(hook):
+    section = sections(HOOKS)[hook]
     signature = str(inspect.signature(getattr(hookspecs, hook))).replace("'", "")
-    assert f"`{hook}{signature}`" in PAGE, f"docs/plugins.md lacks `{hook}{signature}`"
+    assert f"`{hook}{signature}`" in section
+    (descriptor,) = re.findall(r"Callable\[\[(\w+)\], None\]", signature)
+    fields = [field.name for field in dataclasses.fields(getattr(spec, descriptor))]
+    head = f"| field of `{descriptor}` | meaning |"
+    table = section[section.index(head) :].split("\n\n")[0]
+    documented = [name for row in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])]
+    assert sorted(documented) == sorted(fields)
+    # The examples run in tests/torch/test_doc_snippets.py.
+    assert f"\ndef {hook}(register: Callable[[{descriptor}], None]) -> None:\n" in section
+    assert "```python run\n" in section
+    assert "\nErrors: " in section
 
 
 def test_no_hook_is_documented_that_does_not_exist():
-    named = {word.split("(")[0] for word in PAGE.replace("`", " ").split() if word.startswith("bestiary_register_")}
-    assert named == set(hookspecs.__all__)
+    assert set(sections(HOOKS)) == set(hookspecs.__all__)
+
+
+def sections(page):
+    """The text below each second-level heading."""
+    parts = re.split(r"^## (.+)\n", page.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
+    return dict(zip(parts[::2], parts[1::2], strict=True))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=documents.name)
+def test_error_codes_are_those_of_the_sources(page):
+    sources = "".join(path.read_text(encoding="utf-8") for path in documents.ROOT.rglob("*.py") if _of_sdk(path))
+    for code in re.findall(r"\bE-[A-Z]+-[A-Z0-9-]*[A-Z0-9]", page.read_text(encoding="utf-8")):
+        made = code.startswith("E-REQ-")  # of a parameter's name
+        assert made or code in sources, f"{documents.name(page)} names {code}, which nothing raises"
+
+
+def _of_sdk(path):
+    return path.relative_to(documents.ROOT).parts[0] in {"core", "converters", "layers", "models", "plugins"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=documents.name)

@@ -154,7 +154,6 @@ def test_what_has_no_place_is_listed_exactly(drafted):
     assert "key `surprise` = `3`: nothing reads it" in left and "key `final_logit_softcapping` = `30.0`" in left
     assert "longrope" in left and len(report["left"]) == 6
     assert all(f"- {line}" in (project / "README.md").read_text() for line in report["left"])
-    assert '"final_logit_softcapping": (None,)' in text(project, "config")
 
 
 def test_names_nobody_knows_still_give_a_project(drafted):

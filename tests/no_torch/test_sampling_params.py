@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from bestiary.core.beam_params import BeamSearchParams
 from bestiary.core.errors import BestiaryError, ConfigError, RequestError
 from bestiary.core.guided import Guided
+from bestiary.core.resolve_params import resolve
 from bestiary.core.runtime.random_stream import uniform
 from bestiary.core.sampling_params import SamplingParams
 
@@ -67,7 +68,7 @@ def encode(text):
 )
 def test_a_bad_value_is_refused_with_its_field(field, value):
     with pytest.raises(RequestError) as raised:
-        SamplingParams(**{field: value}).resolve(vocab_size=100, encode=encode)
+        resolve(SamplingParams(**{field: value}), vocab_size=100, encode=encode)
     error = raised.value
     assert error.subject == field and error.code == f"E-REQ-{field.upper().replace('_', '-')}"
     assert error.expected and error.found and len(str(error)) < 500 and error.exit_status == 2
@@ -83,18 +84,18 @@ def test_stop_strings_need_text():
 
 
 def test_the_bounds_themselves_are_allowed():
-    params = SamplingParams(
+    params = resolve(SamplingParams(
         temperature=100, top_k=2**31 - 1, top_p=1e-9, min_p=1, repetition_penalty=10, presence_penalty=-2, seed=2**64 - 1,
         frequency_penalty=2, max_tokens=1, min_tokens=1, stop=["x" * 256] * 16, stop_token_ids=[0, 99], logprobs=20,
         logit_bias={99: -100}, n=16, best_of=16, bad_words=["x" * 256] * 256, allowed_token_ids=[0, 50],
         no_repeat_ngram_size=2**31 - 1, logits_processors=[print] * 15 + ["named"], truncate_prompt_tokens=1,
         cache_salt="x" * 256, cache_priority=100, cache_ttl=1e9, priority=-(2**31),
-    ).resolve(vocab_size=100, encode=encode)  # fmt: skip
+    ), vocab_size=100, encode=encode)  # fmt: skip
     assert params.top_k == -1 and params.stop == ("x" * 256,) and params.temperature == 100.0
 
 
 def test_what_nobody_says():
-    params = SamplingParams().resolve(vocab_size=10, eos_token_ids=[3], seed=5)
+    params = resolve(SamplingParams(), vocab_size=10, eos_token_ids=[3], seed=5)
     assert (params.temperature, params.top_k, params.top_p, params.min_p, params.repetition_penalty) == (
         1.0,
         -1,
@@ -114,10 +115,10 @@ def test_the_model_fills_what_the_user_left_open():
         "repetition_penalty": 1.2,
         "do_sample": True,
     }
-    params = SamplingParams(top_p=1.0, max_tokens=None).resolve(model, vocab_size=10)
+    params = resolve(SamplingParams(top_p=1.0, max_tokens=None), model, vocab_size=10)
     assert (params.temperature, params.top_k, params.top_p, params.repetition_penalty) == (0.6, 5, 1.0, 1.2)
     assert params.max_tokens is None
-    assert SamplingParams().resolve(model, vocab_size=10).max_tokens == 7
+    assert resolve(SamplingParams(), model, vocab_size=10).max_tokens == 7
 
 
 @pytest.mark.parametrize(
@@ -131,36 +132,36 @@ def test_the_model_fills_what_the_user_left_open():
     ],
 )
 def test_a_model_that_does_not_sample_is_greedy_unless_told(model, temperature):
-    assert SamplingParams().resolve(model, vocab_size=10).temperature == temperature
-    assert SamplingParams(temperature=0.5).resolve(model, vocab_size=10).temperature == 0.5
+    assert resolve(SamplingParams(), model, vocab_size=10).temperature == temperature
+    assert resolve(SamplingParams(temperature=0.5), model, vocab_size=10).temperature == 0.5
 
 
 @pytest.mark.parametrize("field", ["temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_new_tokens"])
 def test_a_bad_default_is_the_models_fault(field):
     with pytest.raises(ConfigError, match=rf"generation_config.json, {field}"):
-        SamplingParams().resolve({field: "many"}, vocab_size=10)
+        resolve(SamplingParams(), {field: "many"}, vocab_size=10)
 
 
 def test_one_answer_unless_asked():
-    params = SamplingParams().resolve(vocab_size=10)
+    params = resolve(SamplingParams(), vocab_size=10)
     assert (params.n, params.best_of, params.ranked, params.restricted) == (1, 1, False, False)
-    assert SamplingParams(n=3).resolve(vocab_size=10).best_of == 3
-    assert SamplingParams(n=2, best_of=3).resolve(vocab_size=10).ranked
+    assert resolve(SamplingParams(n=3), vocab_size=10).best_of == 3
+    assert resolve(SamplingParams(n=2, best_of=3), vocab_size=10).ranked
 
 
 def test_answers_have_seeds_of_their_own():
-    params = SamplingParams(n=3, best_of=4, seed=2**64 - 2).resolve(vocab_size=10)
+    params = resolve(SamplingParams(n=3, best_of=4, seed=2**64 - 2), vocab_size=10)
     answers = [params.answer(index) for index in range(4)]
     assert [answer.seed for answer in answers] == [2**64 - 2, 2**64 - 1, 0, 1]
-    assert answers[0] == SamplingParams(seed=2**64 - 2).resolve(vocab_size=10)
+    assert answers[0] == resolve(SamplingParams(seed=2**64 - 2), vocab_size=10)
 
 
 @pytest.mark.parametrize(("params", "field"), [({"n": 2}, "n"), ({"best_of": 2}, "best_of")])
 def test_several_greedy_answers_are_refused(params, field):
     with pytest.raises(RequestError, match="temperature") as raised:
-        SamplingParams(**params).resolve({"do_sample": False}, vocab_size=10)
+        resolve(SamplingParams(**params), {"do_sample": False}, vocab_size=10)
     assert raised.value.subject == field
-    assert SamplingParams(temperature=1.0, **params).resolve({"do_sample": False}, vocab_size=10).best_of == 2
+    assert resolve(SamplingParams(temperature=1.0, **params), {"do_sample": False}, vocab_size=10).best_of == 2
 
 
 def test_best_of_is_at_least_n():
@@ -169,29 +170,29 @@ def test_best_of_is_at_least_n():
 
 
 def test_bad_words_are_tokenized_with_and_without_a_space():
-    params = SamplingParams(bad_words=["foo", "two words", "same", " foo"]).resolve(vocab_size=100, encode=encode)
+    params = resolve(SamplingParams(bad_words=["foo", "two words", "same", " foo"]), vocab_size=100, encode=encode)
     assert params.bad_token_ids == ((5,), (6,), (7, 8), (9, 8), (4,))
 
 
 def test_bad_words_need_a_tokenizer():
     with pytest.raises(RequestError, match="tokenizer") as raised:
-        SamplingParams(bad_words=["foo"]).resolve(vocab_size=100)
+        resolve(SamplingParams(bad_words=["foo"]), vocab_size=100)
     assert raised.value.subject == "bad_words"
 
 
 def test_allowed_tokens_are_a_set():
-    assert SamplingParams(allowed_token_ids=[7, 3, 7]).resolve(vocab_size=8).allowed_token_ids == (3, 7)
+    assert resolve(SamplingParams(allowed_token_ids=[7, 3, 7]), vocab_size=8).allowed_token_ids == (3, 7)
 
 
 def test_an_answer_may_be_its_end_alone():
-    assert SamplingParams(allowed_token_ids=[5], stop_token_ids=[5]).resolve(vocab_size=8).allowed_token_ids == (5,)
+    assert resolve(SamplingParams(allowed_token_ids=[5], stop_token_ids=[5]), vocab_size=8).allowed_token_ids == (5,)
 
 
 @pytest.mark.parametrize("other", [{"bad_words": ["foo"]}, {"min_tokens": 1, "stop_token_ids": [5, 6]}])
 def test_a_token_must_be_left(other):
-    SamplingParams(allowed_token_ids=[3, 5, 6], **other).resolve(vocab_size=100, encode=encode)
+    resolve(SamplingParams(allowed_token_ids=[3, 5, 6], **other), vocab_size=100, encode=encode)
     with pytest.raises(RequestError, match="no token is left"):
-        SamplingParams(allowed_token_ids=[5, 6], **other).resolve(vocab_size=100, encode=encode)
+        resolve(SamplingParams(allowed_token_ids=[5, 6], **other), vocab_size=100, encode=encode)
 
 
 @pytest.mark.parametrize(
@@ -206,7 +207,7 @@ def test_a_token_must_be_left(other):
     ids=lambda option: next(iter(option)),
 )
 def test_what_restricts_tokens_is_known(option):
-    assert SamplingParams(**option).resolve(vocab_size=100, encode=encode).restricted
+    assert resolve(SamplingParams(**option), vocab_size=100, encode=encode).restricted
 
 
 GUIDED_BAD = {
@@ -281,12 +282,12 @@ def test_every_field_of_a_beam_search_has_a_refusal():
 
 
 def test_tiny_temperatures_are_greedy():
-    assert SamplingParams(temperature=1e-300).resolve(vocab_size=10).greedy
-    assert not SamplingParams(temperature=1e-4).resolve(vocab_size=10).greedy
+    assert resolve(SamplingParams(temperature=1e-300), vocab_size=10).greedy
+    assert not resolve(SamplingParams(temperature=1e-4), vocab_size=10).greedy
 
 
 def test_ignore_eos_keeps_stop_tokens():
-    params = SamplingParams(ignore_eos=True, stop_token_ids=[4]).resolve(vocab_size=10, eos_token_ids=[3])
+    params = resolve(SamplingParams(ignore_eos=True, stop_token_ids=[4]), vocab_size=10, eos_token_ids=[3])
     assert params.end_token_ids == {4}
 
 
@@ -305,7 +306,7 @@ anything = st.one_of(
 @given(field=st.sampled_from(sorted(BAD)), value=anything)
 def test_any_value_is_taken_or_refused_with_a_code(field, value):
     try:
-        SamplingParams(**{field: value}).resolve(vocab_size=100, encode=encode)
+        resolve(SamplingParams(**{field: value}), vocab_size=100, encode=encode)
     except BestiaryError as error:
         assert error.code.startswith("E-REQ-")
 

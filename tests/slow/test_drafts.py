@@ -43,7 +43,9 @@ def test_a_whole_draft_passes_its_own_tests(architecture, tmp_path, monkeypatch)
     draft(architecture, tmp_path, monkeypatch)
     scratch = Scratch(tmp_path / "environment", tmp_path)
     # Alone: a plugin that is installed here may serve the same architecture.
-    scratch.run("pip install ./bestiary-drafted\nexport BESTIARY_PLUGINS=drafted\ncd bestiary-drafted && pytest -m 'not slow'")
+    scratch.run(
+        "pip install ./bestiary-drafted\nexport BESTIARY_PLUGINS=drafted\ncd bestiary-drafted && pytest -m 'not slow'"
+    )
 
 
 def test_layers_without_rotation_are_five_lines(tmp_path, monkeypatch):
@@ -53,10 +55,16 @@ def test_layers_without_rotation_are_five_lines(tmp_path, monkeypatch):
     package = tmp_path / "bestiary-drafted" / "bestiary_drafted"
     changes = [
         ("config", "    tie_word", "    no_rope_layers: list[int] | None = None\n    tie_word"),
-        ("model", "            rope=c.rope,", "            rope=c.rope if c.no_rope_layers is None or c.no_rope_layers[index] else None,"),
+        (
+            "model",
+            "            rope=c.rope,",
+            "            rope=c.rope if c.no_rope_layers is None or c.no_rope_layers[index] else None,",
+        ),
     ]
     scratch = Scratch(tmp_path / "environment", tmp_path)
-    tests = "export BESTIARY_PLUGINS=drafted\ncd bestiary-drafted && pytest -m 'not slow' -k 'prefill or decode or greedy'"
+    tests = (
+        "export BESTIARY_PLUGINS=drafted\ncd bestiary-drafted && pytest -m 'not slow' -k 'prefill or decode or greedy'"
+    )
     scratch.run("pip install -e ./bestiary-drafted")
     with pytest.raises(AssertionError, match="logits of a prompt: off by"):
         scratch.run(tests)

@@ -16,12 +16,14 @@ import numpy as np
 
 from bestiary.core.errors import EngineError
 from bestiary.core.outputs import LogprobDict
+from bestiary.core.resolve_params import resolve
+from bestiary.core.resolved_params import ResolvedParams
 from bestiary.core.runtime.cache_groups import CacheGroup
 from bestiary.core.runtime.loop import EngineLoop
 from bestiary.core.runtime.messages import Logprobs, SampledMessage, SampleMessage, Scored, StepMessage
 from bestiary.core.runtime.request import Request
 from bestiary.core.runtime.scheduler import Scheduler
-from bestiary.core.sampling_params import ResolvedParams, SamplingParams
+from bestiary.core.sampling_params import SamplingParams
 
 PRIME = 4093
 VOCAB = PRIME
@@ -50,7 +52,7 @@ def first_seen(window: int | None, position: int) -> int:
 def params(**said: object) -> ResolvedParams:
     """Resolved parameters of a request that ends by length."""
     said.setdefault("temperature", 0.0)
-    return SamplingParams(**said).resolve(vocab_size=VOCAB)  # type: ignore[arg-type]
+    return resolve(SamplingParams(**said), vocab_size=VOCAB)  # type: ignore[arg-type]
 
 
 def alone(groups: Sequence[CacheGroup], prompt: Sequence[int], length: int) -> list[int]:

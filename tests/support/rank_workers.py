@@ -13,6 +13,7 @@ import torch
 from bestiary import ConfigError
 from bestiary.core.ops.collective import Place, all_reduce, receive, send
 from bestiary.core.plugins import PluginHost
+from bestiary.core.resolve_params import resolve
 from bestiary.core.runtime.messages import EMPTY, Opened, SampledMessage, SampleMessage, StepMessage, TableChanges
 from bestiary.core.runtime.ranks import RankExecutor
 from bestiary.core.sampling_params import SamplingParams
@@ -79,7 +80,7 @@ def refusing(*, place: Place, device: torch.device, host: PluginHost, rank: int)
 
 def step(number: int, tokens: list[int]) -> StepMessage:
     """A step with something of everything that a message can hold."""
-    params = SamplingParams(stop=["x"], logit_bias={5: 1.5}).resolve(vocab_size=96)
+    params = resolve(SamplingParams(stop=["x"], logit_bias={5: 1.5}), vocab_size=96)
     opened = Opened(0, 0, len(tokens), np.array(tokens, np.int32), params)
     tables = (TableChanges(EMPTY, EMPTY, EMPTY, EMPTY, EMPTY, EMPTY),)
     return StepMessage(number, EMPTY, EMPTY, 0, np.array(tokens, np.int32), None, (opened,), tables, len(tokens))

@@ -16,6 +16,7 @@ from bestiary.core.engine.build import build
 from bestiary.core.engine.load import LoadedEngine, load_engine
 from bestiary.core.engine.options import BuildOptions
 from bestiary.core.plugins import PluginHost
+from bestiary.core.resolve_params import resolve
 from bestiary.core.runtime.messages import EMPTY, Opened, StepMessage, TableChanges
 from bestiary.core.sampling_params import SamplingParams
 
@@ -96,7 +97,7 @@ def load(directory: Path, host: PluginHost, **options: Any) -> LoadedEngine:
 
 def params(**said: Any) -> Any:
     """Resolved greedy parameters."""
-    return SamplingParams(**{"temperature": 0.0, **said}).resolve(vocab_size=SMALL["vocab_size"])
+    return resolve(SamplingParams(**{"temperature": 0.0, **said}), vocab_size=SMALL["vocab_size"])
 
 
 def opened(slot: int, tokens: Sequence[int], *, stored: int = 0, **said: Any) -> Opened:

@@ -9,11 +9,26 @@ import importlib
 import inspect
 import re
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
-SNAPSHOT = Path(__file__).resolve().parents[1] / "public_api.txt"
-COMMAND = "python tests/torch/test_public_api.py > tests/public_api.txt"
+import pytest
+from api_rules import breaks, sections, silent
+
+from bestiary import __version__
+
+#: Classes whose objects the SDK makes; how it does is its own affair.
+MADE_HERE = frozenset({"AsyncAnswer", "LayerCache", "OpDeclaration", "Step"})
+
+#: Names that may still change: nothing reads them yet.
+PROVISIONAL = re.compile(r"Quantization\b|Executor\b|bestiary_register_(quantizations|executors)\b")
+
+ROOT = Path(__file__).resolve().parents[2]
+SNAPSHOT = ROOT / "tests" / "public_api.txt"
+RELEASED = sorted((ROOT / "tests" / "api").glob("*.txt"))
+CHANGELOG = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+COMMAND = "PYTHONPATH=tests/support python tests/torch/test_public_api.py > /tmp/api.txt && mv /tmp/api.txt tests/public_api.txt"
 MODULES = ("bestiary", "bestiary.layers", "bestiary.ops", "bestiary.converters", "bestiary.spec", "bestiary.testing", "bestiary.hookspecs")  # fmt: skip
 
 
@@ -33,7 +48,7 @@ def described(name: str, value: object) -> Iterator[str]:
         bases = ", ".join(base.__name__ for base in value.__bases__ if base is not object)
         yield f"class {name}({bases})"
         if not issubclass(value, BaseException | enum.Enum):
-            yield f"    {name}{signature(value)}"
+            yield f"    {name}{'(…)' if name in MADE_HERE else signature(value)}"
         for member, method in sorted(vars(value).items()):
             if not member.startswith("_"):
                 yield from (f"    {line}" for line in described_member(member, method))
@@ -81,6 +96,49 @@ def test_public_signatures_are_those_agreed_on():
     now = "\n".join(contract()).splitlines()
     change = "\n".join(difflib.unified_diff(agreed, now, "agreed", "now", lineterm="", n=1))
     assert not change, f"the public API changed:\n{change}\nIf that is meant, run: {COMMAND}"
+
+
+@pytest.mark.parametrize("released", RELEASED, ids=lambda path: path.stem)
+def test_what_was_released_still_holds(released):
+    old, now = (settled(path.read_text(encoding="utf-8")) for path in (released, SNAPSHOT))
+    problems = breaks(old, now, CHANGELOG, sections(CHANGELOG)[0][0])
+    assert not problems, "\n".join(problems)
+
+
+def settled(text: str) -> str:
+    """A contract without what is provisional."""
+    kept, skipping = [], False
+    for line in text.splitlines():
+        if not line.startswith(" "):
+            skipping = bool(PROVISIONAL.search(line.partition("(")[0]))
+        if not skipping:
+            kept.append(line)
+    return "\n".join(kept)
+
+
+def test_each_minor_version_of_this_major_has_its_contract():
+    major, minor = sections(CHANGELOG)[0][0]
+    assert [path.stem for path in RELEASED] == [f"{major}.{older}" for older in range(minor + 1) if major]
+
+
+def test_what_is_deprecated_warns():
+    assert silent(CHANGELOG, [importlib.import_module(name) for name in MODULES]) == []
+
+
+@pytest.mark.parametrize("project", sorted(ROOT.glob("*/*/pyproject.toml")), ids=lambda path: path.parent.name)
+def test_a_plugins_changelog_begins_with_its_version(project):
+    version = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"]
+    assert first_version(project.parent / "CHANGELOG.md") == version
+
+
+def test_the_changelog_begins_with_the_version():
+    assert first_version(ROOT / "CHANGELOG.md") == __version__
+
+
+def first_version(changelog: Path) -> str:
+    match = re.search(r"^## (\S+)", changelog.read_text(encoding="utf-8"), re.MULTILINE)
+    assert match, f"{changelog} names no version"
+    return match[1]
 
 
 if __name__ == "__main__":

@@ -16,12 +16,7 @@ class LlamaConfig(ModelConfig):
 
     neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "hidden_act": (None, "silu"),
-        "sliding_window": (None,),
-        "use_sliding_window": (None, False),
         "partial_rotary_factor": (None, 1.0, 1),
-        "attn_logit_softcapping": (None,),
-        "final_logit_softcapping": (None,),
-        "layer_types": (None,),
     }
 
     intermediate_size: PositiveInt

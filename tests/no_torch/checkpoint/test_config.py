@@ -234,3 +234,15 @@ def test_wrong_rope_names_its_field(values: dict[str, Any], field: str) -> None:
 
 def test_ropes_are_hashable() -> None:
     assert len({parse().rope, parse().rope, parse(rope_theta=7.0).rope}) == 2
+
+
+def test_what_changes_the_mathematics_of_some_family_is_refused_unless_it_is_a_field() -> None:
+    class Capped(ModelConfig):
+        attn_logit_softcapping: float | None = None
+
+    raw = {"vocab_size": 8, "hidden_size": 8, "num_hidden_layers": 1, "attn_logit_softcapping": 30.0}
+    assert Capped.parse(raw).attn_logit_softcapping == 30.0
+    with pytest.raises(ConfigError, match=r"field attn_logit_softcapping.*expected null"):
+        ModelConfig.parse(raw)
+    with pytest.raises(ConfigError, match=r"field layer_types"):
+        Capped.parse({**raw, "layer_types": ["sliding_attention"]})

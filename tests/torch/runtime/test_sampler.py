@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from bestiary.core.resolve_params import resolve
 from bestiary.core.runtime import logits as rows_of
 from bestiary.core.runtime.inputs import SlotState
 from bestiary.core.runtime.logprob_dicts import logprob_dict
@@ -44,7 +45,7 @@ class Row:
 
     def __init__(self, said, output=3, prompt=(1, 2, 3, 4, 4)):
         given = {"max_tokens": 50, "seed": 11, **said}
-        self.params = SamplingParams(**given).resolve(vocab_size=V, eos_token_ids=[2])
+        self.params = resolve(SamplingParams(**given), vocab_size=V, eos_token_ids=[2])
         self.prompt = list(prompt)
         self.output = [(7 * i) % V for i in range(output)] + [9, 9][: max(0, output - 1)]
 

@@ -1,12 +1,11 @@
 {% set d = cookiecutter._draft %}
-{% set fields = d.fields | map(attribute=0) | list %}
 {% set types = d.fields | map(attribute=1) | join(' ') %}
 """The config of {{ cookiecutter.__class }}."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import {% if 'NonNegativeInt' in types %}NonNegativeInt, {% endif %}PositiveFloat, PositiveInt, model_validator
 
@@ -25,13 +24,6 @@ SPELLINGS = {
 
 class {{ cookiecutter.__class }}Config(ModelConfig):
     """``config.json`` of a ``{{ cookiecutter.architecture }}``."""
-
-    # Keys that would change the mathematics, with the values that do not; any other value is refused.
-    neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-{% for key, allowed in d.neutral if key not in fields %}
-        "{{ key }}": {{ '(None, True)' if key == 'use_sliding_window' and d.window else allowed }},
-{% endfor %}
-    }
 
     intermediate_size: PositiveInt
     num_attention_heads: PositiveInt
@@ -53,14 +45,10 @@ class {{ cookiecutter.__class }}Config(ModelConfig):
 
     def window(self, index: int) -> int | None:
         """Positions that layer ``index`` sees, its own included; None for all."""
-{% if d.window.switch %}
         if not self.use_sliding_window:
             return None
-{% endif %}
-{% if d.window.types %}
         if self.layer_types is not None:
             return self.sliding_window if self.layer_types[index] == "sliding_attention" else None
-{% endif %}
 {% if d.window.first %}
         return self.sliding_window if index >= self.max_window_layers else None
 {% else %}
@@ -86,7 +74,7 @@ class {{ cookiecutter.__class }}Config(ModelConfig):
 {% endif %}
         if given.get("num_key_value_heads") is None and "num_attention_heads" in given:
             given["num_key_value_heads"] = given["num_attention_heads"]
-{% if d.window and d.window.switch %}
+{% if d.window %}
         # transformers writes a window that is not used as 0.
         if given.get("sliding_window") == 0 and not given.get("use_sliding_window"):
             given["sliding_window"] = None
@@ -102,7 +90,7 @@ class {{ cookiecutter.__class }}Config(ModelConfig):
             raise _wrong("num_key_value_heads", f"does not divide num_attention_heads: {heads} / {kv}")
         if self.head % 2:
             raise _wrong("head_dim", f"is odd, and rotary embedding turns pairs: {self.head}")
-{% if d.window and d.window.types %}
+{% if d.window %}
         kinds = self.layer_types or ["full_attention"] * self.num_hidden_layers
         if len(kinds) != self.num_hidden_layers or set(kinds) - {"full_attention", "sliding_attention"}:
             raise _wrong("layer_types", f"is not one of two kinds for each of {self.num_hidden_layers} layers: {kinds}")

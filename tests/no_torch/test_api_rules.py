@@ -1,0 +1,111 @@
+"""The rules for changes of the public contract, on contracts made up for them."""
+
+import types
+import warnings
+
+import pytest
+from api_rules import breaks, deprecations, silent
+
+OLD = """# bestiary
+class LLM()
+    LLM(model: str, *, seed: int = 0, hook: Hook = <function _always>) -> None
+    def close(self) -> None
+    property engine
+def build(path: str, options: Options = <factory>) -> None
+__version__: str
+# bestiary.ops
+EXACT: dict
+def add(x: Tensor, y: Tensor) -> Tensor
+class Failure(Exception)
+"""
+CHANGELOG = """# Changelog
+
+## 1.3.0
+
+- `ops.fused` adds and multiplies. Removed: `bestiary.ops.add`.
+
+## 1.1.0
+
+- Deprecated: `bestiary.ops.add`; use `bestiary.ops.plus`.
+
+## 1.0.0
+"""
+
+
+def _changed(*changes: tuple[str, str]) -> str:
+    text = OLD
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    return text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("seed: int = 0", "seed: int = 0, device: str = 'auto'"),
+        ("*, seed: int = 0", "seed: int = 0, *, more: int = 1"),
+        ("options: Options = <factory>", "options: Options = <factory>, more: bool = False, *rest: Any"),
+        ("y: Tensor) -> Tensor", "y: Tensor, alpha: float = 1.0) -> Tensor"),
+        ("Hook = <function _always>", "Hook | None = None"),
+    ],
+)
+def test_what_breaks_no_caller_is_allowed(change):
+    assert breaks(OLD, _changed(change), CHANGELOG, (1, 1)) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (("seed: int = 0", "seed: int"), "bestiary.LLM.__init__: its parameters seed have no default"),
+        (("seed: int = 0", "seed: int = 0, device: str"), "bestiary.LLM.__init__: its parameters device have no default"),
+        (("*, seed: int = 0", "*, salt: int = 0"), "bestiary.LLM.__init__: its parameters seed are gone"),
+        (("x: Tensor, y", "y: Tensor, x"), "positional parameters were (x, y) and are (y, x)"),
+        (("path: str, options", "path: str, first: int = 0, options"), "were (path, options) and are (path, first, options)"),
+        (("path: str, ", "path: str, *, "), "positional parameters were (path, options) and are (path)"),
+        (("    def close(self) -> None\n", ""), "bestiary.LLM.close is gone, and the changelog never deprecated it"),
+        (("    property engine\n", ""), "bestiary.LLM.engine is gone"),
+        (("EXACT: dict\n", ""), "bestiary.ops.EXACT is gone"),
+        (("class Failure(Exception)\n", ""), "bestiary.ops.Failure is gone"),
+        (("EXACT: dict", "EXACT: dict\nBIT: dict"), "bestiary.ops.BIT is new, and the changelog does not name it"),
+        (("def build(path: str, options: Options = <factory>) -> None", "build: dict"), "can be called no more"),
+    ],
+)  # fmt: skip
+def test_what_breaks_callers_is_refused(change, complaint):
+    (problem,) = breaks(OLD, _changed(change), CHANGELOG, (1, 1))
+    assert complaint in problem
+
+
+def test_a_deprecated_name_goes_two_minor_versions_later():
+    without = _changed(("def add(x: Tensor, y: Tensor) -> Tensor\n", ""))
+    assert "1 minor versions after its deprecation, not 2" in breaks(OLD, without, CHANGELOG, (1, 2))[0]
+    assert breaks(OLD, without, CHANGELOG, (1, 3)) == []
+    assert breaks(OLD, without, CHANGELOG, (2, 0)) == []
+
+
+def test_a_class_goes_with_what_is_in_it():
+    gone = OLD[: OLD.index("class LLM")] + OLD[OLD.index("def build") :]
+    assert breaks(OLD, gone, CHANGELOG, (1, 1)) == ["bestiary.LLM is gone, and the changelog never deprecated it"]
+
+
+def test_a_new_name_stands_in_the_changelog_of_its_version_or_a_newer_one():
+    more = OLD + "def fused(x: Tensor) -> Tensor\n"
+    assert breaks(OLD, more, CHANGELOG, (1, 3)) == []
+    older = CHANGELOG.replace("## 1.3.0", "## 1.2.0")
+    assert "fused is new" in breaks(OLD, more, older, (1, 3))[0]
+
+
+def test_the_use_of_a_deprecated_name_warns_and_names_the_other():
+    assert deprecations(CHANGELOG)["bestiary.ops.add"].other == "bestiary.ops.plus"
+    quiet, loud = types.ModuleType("bestiary.ops"), types.ModuleType("bestiary.ops")
+    quiet.add = loud.plus = sum  # type: ignore[attr-defined]
+
+    def fetch(name: str) -> object:
+        if name == "add":
+            warnings.warn("bestiary.ops.add is deprecated; use bestiary.ops.plus", DeprecationWarning, stacklevel=2)
+            return sum
+        raise AttributeError(name)
+
+    loud.__getattr__ = fetch  # type: ignore[method-assign]
+    assert "gives no DeprecationWarning" in silent(CHANGELOG, [quiet])[0]
+    assert silent(CHANGELOG, [loud]) == []
