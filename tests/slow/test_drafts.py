@@ -48,7 +48,18 @@ def test_a_whole_draft_passes_its_own_tests(architecture, tmp_path, monkeypatch)
     )
 
 
-def test_layers_without_rotation_are_five_lines(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "architecture", [row[0] for row in ROWS if row[2].startswith("nothing is listed, and the tests fail")]
+)
+def test_what_no_name_tells_is_found_by_the_tests(architecture, tmp_path, monkeypatch):
+    assert draft(architecture, tmp_path, monkeypatch)["left"] == []
+    scratch = Scratch(tmp_path / "environment", tmp_path)
+    scratch.run("pip install ./bestiary-drafted")
+    with pytest.raises(AssertionError, match="logits of a prompt: off by"):
+        scratch.run("export BESTIARY_PLUGINS=drafted\ncd bestiary-drafted && pytest -k prefill")
+
+
+def test_layers_without_rotation_are_two_lines(tmp_path, monkeypatch):
     """What the page says of SmolLM3: the draft fails its tests, and passes them with the lines that are written here."""
     report = draft("SmolLM3ForCausalLM", tmp_path, monkeypatch)
     assert any("no_rope_layers" in line for line in report["left"])
