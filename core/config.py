@@ -21,7 +21,7 @@ Layers = Annotated[int, Field(gt=0, le=4096)]
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 # Keys of config.json that say nothing about the forward pass, or that others read from the raw config.
-_SILENT = frozenset(
+SILENT = frozenset(
     [
         "_name_or_path",
         "architectures",
@@ -108,7 +108,7 @@ class ModelConfig(BaseModel):
         if "rope" not in raw:
             values["rope"] = fold_rope(raw, cls.default_rope_theta)
         values["dtype"] = _fold_dtype(raw)
-        known = {*cls.model_fields, *cls._all_neutral(), *_SILENT, *ROPE_KEYS, "torch_dtype", "quantization_config"}
+        known = {*cls.model_fields, *cls._all_neutral(), *SILENT, *ROPE_KEYS, "torch_dtype", "quantization_config"}
         values["ignored_keys"] = tuple(sorted(set(raw) - known)) or tuple(raw.get("ignored_keys", ()))
         return values
 

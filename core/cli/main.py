@@ -26,6 +26,7 @@ from bestiary.core.cli import (
     generate,
     kernels,
     lock,
+    new,
     plan_memory,
     plugins,
     run,
@@ -169,6 +170,7 @@ app.command("doctor")(doctor.doctor)
 app.command("lock")(lock.lock)
 app.command("plan-memory")(plan_memory.plan_memory)
 app.add_typer(cache.app, name="cache")
+app.add_typer(new.app, name="new")
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -44,6 +44,7 @@ RESERVED_COMMANDS = frozenset(
         "check-kernel",
         "doctor",
         "lock",
+        "new",
     )
 )
 

@@ -113,7 +113,12 @@ def test_nothing_in_core_imports_a_kernel_library(library):
 
 
 def sources(*folders):
-    found = [path for folder in folders for path in (ROOT / folder).rglob("*.py") if "templates" not in path.parts]
+    found = [
+        path
+        for folder in folders
+        for path in (ROOT / folder).rglob("*.py")
+        if "templates" not in path.relative_to(ROOT).parts
+    ]
     assert found
     return found
 

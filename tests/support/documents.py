@@ -47,9 +47,9 @@ def prose(path: Path) -> str:
     return _FENCE.sub("", path.read_text(encoding="utf-8"))
 
 
-def rows(path: Path, heading: str) -> list[list[str]]:
+def rows(path: Path, heading: str, level: int = 2) -> list[list[str]]:
     """The cells of the first table below a heading, without its head, backticks taken off."""
-    section = path.read_text(encoding="utf-8").split(f"\n## {heading}\n", 1)[1]
+    section = path.read_text(encoding="utf-8").split(f"\n{'#' * level} {heading}\n", 1)[1]
     table = list(_first_table(section.splitlines()))[2:]
     return [[cell.strip().strip("`") for cell in line.strip("|").split("|")] for line in table]
 

@@ -1,0 +1,1 @@
+"""New plugin projects from the templates: names, questions, rendering, and the draft of a model from its files."""

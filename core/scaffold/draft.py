@@ -1,0 +1,185 @@
+"""A model plugin drafted from a Hugging Face directory: config.json and the headers of its weights, no data."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bestiary.converters.hf import read_config
+from bestiary.core.checkpoint.weights import Weights
+from bestiary.core.config import SILENT, ModelConfig
+from bestiary.core.errors import BestiaryError, ConfigError, MissingInputError
+from bestiary.core.rope import ROPE_KEYS, fold_rope
+from bestiary.core.scaffold import tiny
+from bestiary.core.scaffold.features import Features
+from bestiary.core.scaffold.sizes import Sizes, spelled
+from bestiary.core.scaffold.tensors import Placement, operations, place, rows, source
+
+_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,79}")
+# Keys that say nothing about what a forward pass computes, beside those that every config ignores.
+_HARMLESS = frozenset(
+    [
+        "attention_dropout",
+        "auto_map",
+        "dtype",
+        "embd_pdrop",
+        "attn_pdrop",
+        "resid_pdrop",
+        "residual_dropout",
+        "embedding_dropout",
+        "hidden_dropout",
+        "hidden_dropout_prob",
+        "id2label",
+        "classifier_dropout",
+        "cache_implementation",
+        "label2id",
+        "layer_norm_eps",
+        "max_window_layers",
+        "num_labels",
+        "output_attentions",
+        "output_hidden_states",
+        "output_router_logits",
+        "problem_type",
+        "return_dict",
+        "rope_theta",
+        "router_aux_loss_coef",
+        "router_jitter_noise",
+        "sep_token_id",
+        "cls_token_id",
+        "decoder_start_token_id",
+        "torch_dtype",
+        "vocab_size",
+        "chunk_size_feed_forward",
+        "summary_activation",
+        "summary_first_dropout",
+        "summary_proj_to_labels",
+        "summary_type",
+        "summary_use_proj",
+        "task_specific_params",
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What a directory's files say of the plugin to write.
+
+    Args:
+        name, architecture: model_type and class, None where config.json does not name them in a usable way.
+        values: the template's ``_draft``.
+        placed, total: tensors.
+        left: what a person has to look at, a sentence each, in markdown.
+    """
+
+    name: str | None
+    architecture: str | None
+    values: dict[str, Any]
+    placed: int
+    total: int
+    left: list[str]
+
+
+def draft(directory: Path) -> Draft:
+    """Read the files and fill in the template's values.
+
+    Args:
+        directory: holds config.json and safetensors.
+
+    Raises:
+        MissingInputError: there is no such directory, or it holds no weights.
+        ConfigError, DataError: config.json or a header is damaged.
+    """
+    if not directory.is_dir():
+        raise MissingInputError("E-NEW-FROM", directory.name or str(directory), "is not there, or is no directory")
+    found = read_config(directory)
+    tensors = {name: entry.shape for name, entry in Weights.open(directory).entries.items()}
+    spellings = {key: field for key, field in spelled(found).items() if _KEY.fullmatch(key)}
+    raw = {spellings.get(key, key): value for key, value in found.items()}
+    sizes = Sizes.of(raw)
+    placement = place(tensors, sizes)
+    features = Features.of(raw, placement)
+    left = [*_tensors(placement), *features.left, *_keys(raw, features)]
+    values = {
+        "source": directory.resolve().name.replace("`", "'").replace("\n", " "),
+        "left": left,
+        "spellings": sorted((spellings | features.spellings).items()),
+        "prefix": placement.prefix,
+        "rows": rows(placement),
+        "drop": [source(name, placement) for name in placement.drop],
+        "operations": operations(placement),
+        "reference": None,
+        "configs": [("tiny", tiny.config(found, spellings))],
+        "facts": _facts(raw, features, placement),
+        **features.values,
+    }
+    return Draft(_text(found.get("model_type")), _class(found), values, placement.placed, placement.total, left)
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and _KEY.fullmatch(value) else None
+
+
+def _class(raw: Mapping[str, Any]) -> str | None:
+    named = raw.get("architectures")
+    return _text(named[0]) if isinstance(named, list) and len(named) == 1 else None
+
+
+def _tensors(placement: Placement) -> list[str]:
+    found = []
+    for one in placement.left:
+        many = f"{one.count} tensors, each " if one.count > 1 else ""
+        found.append(f"tensor `{one.name}` ({many}{list(one.shape)}): {one.reason}")
+    needed = {"embed", "norm", "attention.o"}
+    if "attention" not in placement.modules:
+        needed |= {"attention.q", "attention.k", "attention.v"}
+    if not any(role.startswith("moe.") for role in placement.modules):
+        needed |= {"mlp.down"} | (set() if "mlp" in placement.modules else {"mlp.gate", "mlp.up"})
+    missing = sorted(needed - set(placement.modules))
+    return found + [f"module `{role}` of model.py: no tensor was recognised as its weight" for role in missing]
+
+
+def _keys(raw: Mapping[str, Any], features: Features) -> list[str]:
+    """Keys of config.json that the drafted config refuses, or that nothing reads."""
+    read = {*features.read, *SILENT, *_HARMLESS, *ROPE_KEYS, "quantization_config"}
+    neutral = ModelConfig.neutral
+    found = []
+    try:
+        fold_rope(raw, 10000.0)
+    except ConfigError as error:
+        found.append(f"rope: {_clean(error)}")
+    for key, value in raw.items():
+        if not _KEY.fullmatch(key) or key in read:
+            continue
+        if key in neutral and value not in neutral[key]:
+            found.append(
+                f"key `{key}` = `{_short(value)}`: it changes the mathematics, and config.py refuses it for now"
+            )
+        elif key not in neutral and value is not None:
+            found.append(f"key `{key}` = `{_short(value)}`: nothing reads it")
+    if raw.get("quantization_config") is not None:
+        found.append("key `quantization_config`: quantized weights are not read; draft from the unquantized model")
+    if "auto_map" in raw:
+        found.append(
+            "key `auto_map`: the model's code is its own; if transformers has no such class, give conformance.py a `reference`"
+        )
+    return found
+
+
+def _facts(raw: Mapping[str, Any], features: Features, placement: Placement) -> list[tuple[str, str]]:
+    sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    more = ("num_key_value_heads", "head_dim", "max_position_embeddings")
+    said = [(key, str(raw[key])) for key in (*sizes, *more) if type(raw.get(key)) is int]
+    placed = [("tensors placed", f"{placement.placed} of {placement.total}")]
+    return said + features.facts + placed
+
+
+def _clean(error: BestiaryError) -> str:
+    return " ".join(error.args[0].split()).replace("`", "'")
+
+
+def _short(value: Any) -> str:
+    text = " ".join(repr(value).split()).replace("`", "'")
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,200 @@
+"""What a draft's model has: biases, norms, windows, experts; told from the tensors, and from config.json where it must be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from bestiary.core.scaffold.sizes import EPSILONS, EXPERT_SIZES, EXPERTS, first
+from bestiary.core.scaffold.tensors import Placement
+
+ACTIVATIONS = ("silu", "relu", "gelu", "gelu_pytorch_tanh")
+# Fields that the template's config always has.
+_ALWAYS = (
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "hidden_act",
+    "tie_word_embeddings",
+)
+_BASE = ("vocab_size", "hidden_size", "num_hidden_layers", "max_position_embeddings", "dtype")
+# Which parts have biases is told by the tensors.
+_BIASES = (
+    "attention_bias",
+    "attention_in_bias",
+    "attention_out_bias",
+    "attention_output_bias",
+    "mlp_bias",
+    "qkv_bias",
+    "use_bias",
+)
+_NORMS = ("attention_norm", "post_attention_norm", "mlp_norm", "post_mlp_norm")
+
+
+@dataclass
+class Features:
+    """The template's values that follow from a model's parts.
+
+    Args:
+        values: for ``_draft``.
+        read: keys of config.json that the drafted config reads, or whose meaning is built in.
+        facts: for the table in the README.
+        left: what could not be told.
+        fields: of the config: name, type, default.
+        spellings: other keys that mean one of the fields.
+    """
+
+    values: dict[str, Any] = field(default_factory=dict)
+    read: set[str] = field(default_factory=lambda: {*_ALWAYS, *_BASE, *_BIASES})
+    facts: list[tuple[str, str]] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+    fields: list[tuple[str, str, str | None]] = field(default_factory=list)
+    spellings: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, raw: Mapping[str, Any], placement: Placement) -> Features:
+        """The features of a config.json and its tensors."""
+        found = cls()
+        found._activation(raw)
+        found._norms(raw, placement)
+        found._biases(raw, placement)
+        found._scale(raw)
+        found._window(raw)
+        found._experts(raw, placement)
+        found.values["tied"] = str("head" not in placement.modules)
+        found.values["fields"] = found.fields
+        found.facts.append(("head", "its own" if "head" in placement.modules else "tied"))
+        return found
+
+    def _field(self, raw: Mapping[str, Any], key: str, type: str, default: str | None) -> bool:
+        """Give the config a field for a key that config.json has."""
+        if raw.get(key) is None:
+            return False
+        self.fields.append((key, type, default))
+        self.read.add(key)
+        return True
+
+    def _activation(self, raw: Mapping[str, Any]) -> None:
+        if (act := raw.get("hidden_act", "silu")) not in ACTIVATIONS:
+            self.left.append(f"key `hidden_act` = `{str(act)[:40]}`: bestiary's MLPs know {', '.join(ACTIVATIONS)}")
+
+    def _norms(self, raw: Mapping[str, Any], placement: Placement) -> None:
+        eps = first(raw, EPSILONS) or EPSILONS[0]
+        norms = [norm for norm in _NORMS if norm in placement.modules]
+        qk = {f"attention.{which}_norm" for which in "qk"} <= set(placement.modules)
+        self.values |= {"eps": eps, "norms": norms, "qk_norm": qk}
+        self.read.add(eps)
+        self.facts.append(("norms of a layer", ", ".join([*norms, *(["q_norm", "k_norm"] if qk else [])]) or "none"))
+
+    def _biases(self, raw: Mapping[str, Any], placement: Placement) -> None:
+        biased = placement.biased
+        of_qkv = "attention" in biased or "attention.q" in biased
+        of_o, of_mlp = "attention.o" in biased, bool(biased & {"mlp", "mlp.gate"})
+        qkv = self._flag(raw, "attention_bias", of_qkv)
+        if "attention" not in placement.modules and len(biased & {f"attention.{one}" for one in "qkv"}) not in (0, 3):
+            self.left.append("q, k and v: some have biases and some have not, and bestiary's attention has all or none")
+        if of_mlp != ("mlp.down" in biased):
+            self.left.append(
+                "gate, up and down: some have biases and some have not, and bestiary's MLP has all or none"
+            )
+        output = None if of_o == of_qkv else str(of_o)
+        self.values |= {"bias": qkv, "output_bias": output, "mlp_bias": self._flag(raw, "mlp_bias", of_mlp)}
+        said = [name for name, has in (("q, k, v", of_qkv), ("o", of_o), ("MLP", of_mlp)) if has]
+        self.facts.append(("biases", "; ".join(said) or "none"))
+
+    def _flag(self, raw: Mapping[str, Any], key: str, found: bool) -> str:
+        """The field that says so, where config.json has one that agrees with the tensors; else what the tensors say."""
+        if type(raw.get(key)) is bool and raw[key] == found:
+            self._field(raw, key, "bool", str(found))
+            return f"c.{key}"
+        return str(found)
+
+    def _scale(self, raw: Mapping[str, Any]) -> None:
+        self.values["scale"] = None
+        if self._field(raw, "query_pre_attn_scalar", "PositiveFloat", None):
+            self.values["scale"] = "c.query_pre_attn_scalar**-0.5"
+        elif self._field(raw, "attention_multiplier", "PositiveFloat", None):
+            self.values["scale"] = "c.attention_multiplier"
+
+    def _window(self, raw: Mapping[str, Any]) -> None:
+        keys = ("sliding_window", "use_sliding_window", "layer_types")
+        self.values["window"] = None
+        if all(raw.get(key) is None for key in keys):
+            self.read |= set(keys)
+            return
+        self.read |= {*keys, "max_window_layers"}
+        switched = raw.get("use_sliding_window") is not None
+        self.fields += [
+            ("sliding_window", "PositiveInt | None", "None"),
+            ("use_sliding_window", "bool", str(not switched)),
+            ("layer_types", "list[str] | None", "None"),
+        ]
+        first_layer = switched and self._field(raw, "max_window_layers", "NonNegativeInt", "0")
+        self.values["window"] = {"first": first_layer}
+        if isinstance(kinds := raw.get("layer_types"), list):
+            for kind in sorted({str(kind) for kind in kinds} - {"full_attention", "sliding_attention"}):
+                self.left.append(f"key `layer_types`: `{kind[:40]}` is no kind of attention that the template has")
+        used = raw.get("sliding_window") is not None and raw.get("use_sliding_window") is not False
+        self.facts.append(("sliding window", str(raw["sliding_window"])[:20] if used else "none"))
+
+    def _experts(self, raw: Mapping[str, Any], placement: Placement) -> None:
+        self.values["moe"] = None
+        if "moe.experts.gate" not in placement.modules:
+            return
+        experts, size = first(raw, EXPERTS) or EXPERTS[0], first(raw, EXPERT_SIZES) or EXPERT_SIZES[0]
+        self._field(raw, experts, "PositiveInt", None)
+        # transformers writes another of these names than it reads.
+        self.spellings = {key: experts for key in EXPERTS if key != experts}
+        self._field(raw, "num_experts_per_tok", "PositiveInt", None)
+        if size != "intermediate_size":
+            self._field(raw, size, "PositiveInt", None)
+        renormalize = "c.norm_topk_prob" if self._field(raw, "norm_topk_prob", "bool", "False") else "True"
+        scale = "c.routed_scaling_factor" if self._field(raw, "routed_scaling_factor", "PositiveFloat", "1.0") else None
+        scoring = raw.get("scoring_func", "softmax")
+        self.read.add("scoring_func")
+        if scoring not in ("softmax", "sigmoid"):
+            self.left.append(f"key `scoring_func` = `{str(scoring)[:40]}`: bestiary's MoE knows softmax and sigmoid")
+            scoring = "softmax"
+        self.values["moe"] = {
+            "experts": experts,
+            "top_k": "num_experts_per_tok",
+            "intermediate": size,
+            "renormalize": renormalize,
+            "scale": scale,
+            "scoring": scoring,
+            "shared": self._shared(raw, placement, size),
+            "shared_gate": "moe.shared_gate" in placement.modules,
+            "sparse": self._sparse(raw, placement),
+        }
+        shared = ", and a shared one" if "moe.shared.gate" in placement.modules else ""
+        self.facts.append(
+            ("experts", f"{raw.get(experts)}, {raw.get('num_experts_per_tok')} of them for a token{shared}")
+        )
+
+    def _shared(self, raw: Mapping[str, Any], placement: Placement, size: str) -> str | None:
+        if "moe.shared.gate" not in placement.modules:
+            return None
+        if self._field(raw, "shared_expert_intermediate_size", "PositiveInt", None):
+            return "c.shared_expert_intermediate_size"
+        self._field(raw, "n_shared_experts", "PositiveInt", "1")
+        return f"c.n_shared_experts * c.{size}"
+
+    def _sparse(self, raw: Mapping[str, Any], placement: Placement) -> str | None:
+        """The condition for a layer to have experts, where config.json may except some."""
+        parts = []
+        if self._field(raw, "mlp_only_layers", "list[int] | None", "None"):
+            parts.append("index not in (self.mlp_only_layers or ())")
+        if self._field(raw, "decoder_sparse_step", "PositiveInt", "1"):
+            parts.append("(index + 1) % self.decoder_sparse_step == 0")
+        if self._field(raw, "first_k_dense_replace", "NonNegativeInt", "0"):
+            parts.append("index >= self.first_k_dense_replace")
+        mixed = "mlp.gate" in placement.modules
+        if mixed and not parts:
+            dense = sorted(placement.layers["mlp.gate"])
+            self.left.append(
+                f"layers {dense[:8]} have no experts, and no known key of config.json says so: config.py, `sparse`"
+            )
+            parts.append(f"index not in {set(dense)}")
+        return " and ".join(parts) or None

@@ -1,0 +1,9 @@
+"""Refuse a name that can't be a Python package; bestiary new has checked more than this before."""
+
+import keyword
+import re
+import sys
+
+name = "{{ cookiecutter.name }}"
+if not re.fullmatch("[a-z][a-z0-9_]*", name) or keyword.iskeyword(name) or name in sys.stdlib_module_names:
+    sys.exit(f"{name!r} can't be the plugin's name: use lower-case letters, digits and underscores, and no word of Python")

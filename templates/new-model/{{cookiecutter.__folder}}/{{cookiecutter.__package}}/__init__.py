@@ -1,0 +1,1 @@
+"""{{ cookiecutter.__class }} for bestiary."""

@@ -1,0 +1,106 @@
+{% set d = cookiecutter._draft %}
+{% set types = d.fields | map(attribute=1) | join(' ') %}
+"""The config of {{ cookiecutter.__class }}."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+from pydantic import {% if 'NonNegativeInt' in types %}NonNegativeInt, {% endif %}PositiveFloat, PositiveInt, model_validator
+
+from bestiary import ConfigError
+from bestiary.spec import ModelConfig
+{% if d.spellings %}
+
+# What this family's config.json calls the fields below.
+SPELLINGS = {
+{% for theirs, ours in d.spellings %}
+    "{{ theirs }}": "{{ ours }}",
+{% endfor %}
+}
+{% endif %}
+
+
+class {{ cookiecutter.__class }}Config(ModelConfig):
+    """``config.json`` of a ``{{ cookiecutter.architecture }}``."""
+
+    intermediate_size: PositiveInt
+    num_attention_heads: PositiveInt
+    num_key_value_heads: PositiveInt
+    head_dim: PositiveInt | None = None
+    hidden_act: Literal["silu", "relu", "gelu", "gelu_pytorch_tanh"] = "silu"
+    {{ d.eps }}: PositiveFloat = 1e-6
+{% for name, type, default in d.fields %}
+    {{ name }}: {{ type }}{% if default is not none %} = {{ default }}{% endif %}
+
+{% endfor %}
+    tie_word_embeddings: bool = {{ d.tied }}
+
+    @property
+    def head(self) -> int:
+        """Features of one attention head."""
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+{% if d.window %}
+
+    def window(self, index: int) -> int | None:
+        """Positions that layer ``index`` sees, its own included; None for all."""
+        if not self.use_sliding_window:
+            return None
+        if self.layer_types is not None:
+            return self.sliding_window if self.layer_types[index] == "sliding_attention" else None
+{% if d.window.first %}
+        return self.sliding_window if index >= self.max_window_layers else None
+{% else %}
+        return self.sliding_window
+{% endif %}
+{% endif %}
+{% if d.moe and d.moe.sparse %}
+
+    def sparse(self, index: int) -> bool:
+        """Whether layer ``index`` has experts."""
+        return {{ d.moe.sparse }}
+{% endif %}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults(cls, raw: Any) -> Any:
+        if not isinstance(raw, Mapping):
+            return raw
+{% if d.spellings %}
+        given = {SPELLINGS.get(key, key): value for key, value in raw.items()}
+{% else %}
+        given = dict(raw)
+{% endif %}
+        if given.get("num_key_value_heads") is None and "num_attention_heads" in given:
+            given["num_key_value_heads"] = given["num_attention_heads"]
+{% if d.window %}
+        # transformers writes a window that is not used as 0.
+        if given.get("sliding_window") == 0 and not given.get("use_sliding_window"):
+            given["sliding_window"] = None
+{% endif %}
+        return given
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        hidden, heads, kv = self.hidden_size, self.num_attention_heads, self.num_key_value_heads
+        if self.head_dim is None and hidden % heads:
+            raise _wrong("num_attention_heads", f"does not divide hidden_size: {hidden} / {heads}")
+        if heads % kv:
+            raise _wrong("num_key_value_heads", f"does not divide num_attention_heads: {heads} / {kv}")
+        if self.head % 2:
+            raise _wrong("head_dim", f"is odd, and rotary embedding turns pairs: {self.head}")
+{% if d.window %}
+        kinds = self.layer_types or ["full_attention"] * self.num_hidden_layers
+        if len(kinds) != self.num_hidden_layers or set(kinds) - {"full_attention", "sliding_attention"}:
+            raise _wrong("layer_types", f"is not one of two kinds for each of {self.num_hidden_layers} layers: {kinds}")
+{% endif %}
+{% if d.moe %}
+        if self.{{ d.moe.top_k }} > self.{{ d.moe.experts }}:
+            raise _wrong("{{ d.moe.top_k }}", f"is more than there are experts: {self.{{ d.moe.top_k }}}")
+{% endif %}
+        return self
+
+
+def _wrong(field: str, problem: str) -> ConfigError:
+    return ConfigError("E-CFG-ARITHMETIC", f"config.json, field {field}", problem)

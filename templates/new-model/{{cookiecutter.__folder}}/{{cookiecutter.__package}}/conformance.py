@@ -1,0 +1,35 @@
+{% set d = cookiecutter._draft %}
+"""What the tests and ``bestiary check {{ cookiecutter.name }}`` hold the plugin to: tiny models of these configs."""
+
+from typing import Any, ClassVar
+
+{% if d.reference %}
+from torch import nn
+
+{% endif %}
+from bestiary.testing import ModelConformance
+
+{% if d.reference %}
+
+def reference(config: dict[str, Any]) -> nn.Module:
+    """The model to compare with. It begins as transformers' Llama; put the architecture's own in its place."""
+    from transformers import LlamaConfig, {{ d.reference }}
+
+    return {{ d.reference }}(LlamaConfig(**{key: value for key, value in config.items() if key != "model_type"}))
+
+{% endif %}
+
+class {{ cookiecutter.__class }}Conformance(ModelConformance):
+    model = "{{ cookiecutter.name }}"
+{% if d.reference %}
+    reference = staticmethod(reference)
+{% endif %}
+    configs: ClassVar[dict[str, dict[str, Any]]] = {
+{% for name, pairs in d.configs %}
+        "{{ name }}": {
+{% for key, value in pairs %}
+            "{{ key }}": {{ value }},
+{% endfor %}
+        },
+{% endfor %}
+    }

@@ -1,0 +1,1 @@
+"""The op {{ cookiecutter.name }}::{{ cookiecutter.op }}."""

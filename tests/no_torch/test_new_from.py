@@ -1,0 +1,212 @@
+"""``bestiary new model --from``: what is drafted from a config.json and the headers of its weights, and what is left."""
+
+import ast
+import json
+import subprocess
+import sys
+
+import headers
+import pytest
+
+from bestiary.core.cli.main import invoke
+
+CONFIG = {
+    "architectures": ["QuietForCausalLM"],
+    "model_type": "quiet",
+    "vocab_size": 151936,
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1000000,
+    "attention_bias": False,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+}
+SHAPES = headers.decoder(
+    layers=4, hidden=1024, heads=16, kv_heads=8, head=128, features=3072, vocabulary=151936, qk_norm=True
+)
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def drafted(here, capsys):
+    """Draft from a config and shapes; the report, and the project's folder."""
+
+    def run(config=CONFIG, shapes=SHAPES, name="quiet"):
+        headers.write(here / "hf", config, shapes)
+        assert invoke(["new", "model", name, "--from", "hf", "--no-input", "--json"]) == 0
+        report = json.loads(capsys.readouterr().out)
+        return report, here / report["directory"]
+
+    return run
+
+
+def text(project, name):
+    return (project / f"bestiary_{project.name.removeprefix('bestiary-').replace('-', '_')}" / f"{name}.py").read_text()
+
+
+def test_a_decoder_with_qk_norms_is_placed_whole(drafted):
+    report, project = drafted()
+    assert (report["placed"], report["tensors"], report["left"]) == (len(SHAPES), len(SHAPES), [])
+    model = text(project, "model")
+    assert "q_norm=RMSNorm(c.head, eps=c.rms_norm_eps)" in model and "bias=c.attention_bias" in model
+    assert "output_bias" not in model and "window" not in model
+    assert 'f"{L}.attention.q_norm": f"{M}.self_attn.q_norm"' in text(project, "convert")
+    assert 'architectures=("QuietForCausalLM",)' in text(project, "plugin")
+    readme = (project / "README.md").read_text()
+    assert "| vocab_size | 151936 |" in readme and "| tensors placed | 47 of 47 |" in readme
+
+
+def test_name_and_architecture_come_from_the_config(here, capsys):
+    headers.write(here / "hf", CONFIG, SHAPES)
+    assert invoke(["new", "model", "--from", "hf", "--no-input"]) == 0
+    assert "47 of 47 tensors" in capsys.readouterr().out
+    assert (here / "bestiary-quiet").is_dir()
+
+
+def test_the_conformance_config_is_tiny_and_like_the_model(drafted):
+    _, project = drafted({**CONFIG, "sliding_window": 4096, "layer_types": ["full_attention", "sliding_attention"] * 2})
+    assigned = next(n for n in ast.walk(ast.parse(text(project, "conformance"))) if isinstance(n, ast.AnnAssign))
+    tiny = ast.literal_eval(assigned.value)["tiny"]
+    assert tiny["hidden_size"] < 100 and tiny["vocab_size"] < 100 and tiny["num_hidden_layers"] == 4
+    assert (tiny["num_attention_heads"], tiny["num_key_value_heads"], tiny["head_dim"]) == (4, 2, 16)
+    assert tiny["layer_types"] == ["full_attention", "sliding_attention"] * 2
+    assert 1 < tiny["sliding_window"] < 48 and tiny["rope_theta"] == 1000000
+
+
+def test_a_tied_head_biases_and_a_fused_projection(drafted):
+    shapes = {
+        name: shape
+        for name, shape in SHAPES.items()
+        if "lm_head" not in name and "_norm.weight" not in name.replace("layernorm", "")
+    }
+    shapes["model.norm.weight"] = (1024,)
+    for layer in range(4):
+        attention = f"model.layers.{layer}.self_attn"
+        for which in "qkv":
+            del shapes[f"{attention}.{which}_proj.weight"]
+        shapes |= {f"{attention}.qkv_proj.weight": (4096, 1024), f"{attention}.qkv_proj.bias": (4096,)}
+    report, project = drafted(shapes=shapes)
+    assert report["left"] == [] and report["placed"] == len(shapes)
+    assert 'f"{L}.attention": split(f"{M}.self_attn.qkv_proj", into=("q", "k", "v"))' in text(project, "convert")
+    assert "tie_word_embeddings: bool = True" in text(project, "config")
+    assert "bias=True" in text(project, "model") and "output_bias=False" in text(project, "model")
+
+
+def test_experts_a_shared_one_and_layers_without(drafted):
+    config = {
+        **CONFIG,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 768,
+        "norm_topk_prob": True,
+    }
+    config |= {"decoder_sparse_step": 2, "shared_expert_intermediate_size": 512}
+    shapes = dict(SHAPES)
+    for layer in (1, 3):
+        mlp = f"model.layers.{layer}.mlp"
+        for part in ("gate", "up", "down"):
+            del shapes[f"{mlp}.{part}_proj.weight"]
+            flat = lambda size, part=part: (1024, size) if part == "down" else (size, 1024)  # noqa: E731
+            shapes |= {f"{mlp}.experts.{expert}.{part}_proj.weight": flat(768) for expert in range(4)}
+            shapes[f"{mlp}.shared_expert.{part}_proj.weight"] = flat(512)
+        shapes |= {f"{mlp}.gate.weight": (4, 1024), f"{mlp}.shared_expert_gate.weight": (1, 1024)}
+    report, project = drafted(config, shapes)
+    assert report["left"] == [] and report["placed"] == len(shapes)
+    rows = text(project, "convert")
+    assert 'f"{L}.moe.experts.up": stack_experts(f"{M}.mlp.experts.{{}}.up_proj.weight")' in rows
+    assert 'f"{L}.moe.router": f"{M}.mlp.gate"' in rows and 'f"{L}.mlp.up": f"{M}.mlp.up_proj"' in rows
+    model = text(project, "model")
+    assert "renormalize=c.norm_topk_prob" in model and "shared_gate=True" in model and "if self.sparse:" in model
+    assert "(index + 1) % self.decoder_sparse_step == 0" in text(project, "config")
+
+
+def test_norms_after_attention_and_mlp(drafted):
+    shapes = dict(SHAPES)
+    for layer in range(4):
+        shapes |= {f"model.layers.{layer}.{one}_feedforward_layernorm.weight": (1024,) for one in ("pre", "post")}
+    report, project = drafted(shapes=shapes)
+    assert report["left"] == []
+    assert "x = x + self.post_attention_norm(self.attention(self.attention_norm(x), step))" in text(project, "model")
+    assert 'f"{L}.mlp_norm": f"{M}.pre_feedforward_layernorm"' in text(project, "convert")
+
+
+def test_what_has_no_place_is_listed_exactly(drafted):
+    config = {**CONFIG, "final_logit_softcapping": 30.0, "surprise": 3, "rope_scaling": {"rope_type": "longrope"}}
+    shapes = {**SHAPES, "model.extra.weight": (7,), "model.layers.0.self_attn.q_norm.weight": (2048,)}
+    shapes |= {f"model.layers.{layer}.input_layernorm.bias": (1024,) for layer in range(4)}
+    report, project = drafted(config, shapes)
+    left = "\n".join(report["left"])
+    assert report["placed"] == len(shapes) - 1 - 4 - 4
+    assert "tensor `model.extra.weight` ([7])" in left
+    assert "tensor `model.layers.{}.input_layernorm.bias` (4 tensors, each [1024])" in left
+    assert "q_norm.weight` (4 tensors" in left and "2 shapes" in left
+    assert "key `surprise` = `3`: nothing reads it" in left and "key `final_logit_softcapping` = `30.0`" in left
+    assert "longrope" in left and len(report["left"]) == 6
+    assert all(f"- {line}" in (project / "README.md").read_text() for line in report["left"])
+
+
+def test_names_nobody_knows_still_give_a_project(drafted):
+    config = {
+        "architectures": ["OldLMHeadModel"],
+        "model_type": "old",
+        "n_embd": 64,
+        "n_layer": 2,
+        "n_head": 4,
+        "vocab_size": 96,
+    }
+    shapes = {"wte.weight": (96, 64), "wpe.weight": (128, 64), "ln_f.weight": (64,), "ln_f.bias": (64,)}
+    shapes |= {f"h.{layer}.attn.c_attn.weight": (64, 192) for layer in range(2)}
+    report, project = drafted(config, shapes, "old")
+    assert (report["placed"], report["tensors"]) == (2, 6)
+    assert "module `attention.q` of model.py: no tensor was recognised as its weight" in report["left"]
+    assert '"n_embd": "hidden_size"' in text(project, "config")
+
+
+def test_what_strangers_wrote_becomes_no_code(drafted, here):
+    evil = "model.layers.0.x\"; open('pwned', 'w').write('x'); \"{{ cookiecutter }}.weight"
+    config = {**CONFIG, "model_type": "{{ 7*7 }}", "architectures": ["{{ 7*7 }}"], 'a"]; raise SystemExit': 1}
+    config |= {"hidden_act": '"{{ 1 }}', "note": '{{ 7*7 }}"\n```', "rope_parameters": {"rope_type": '"{{', '"}': 1}}
+    report, project = drafted(config, {**SHAPES, evil: (3,), "model.layers.0.a\nb.weight": (3,)}, "evil")
+    assert report["placed"] == len(SHAPES) and "architecture" not in report
+    for path in project.rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        assert "pwned" not in ast.dump(tree) and "SystemExit" not in ast.dump(tree) and "49" not in path.read_text()
+    assert "EvilForCausalLM" in text(project, "plugin")
+
+
+@pytest.mark.parametrize(
+    ("damage", "status"),
+    [
+        (lambda hf: (hf / "config.json").unlink(), 78),
+        (lambda hf: (hf / "config.json").write_text("[1]"), 78),
+        (lambda hf: (hf / "model.safetensors").unlink(), 66),
+        (lambda hf: (hf / "model.safetensors").write_bytes(b"x" * 20), 65),
+        (lambda hf: hf.rename(hf.parent / "elsewhere"), 66),
+    ],
+)
+def test_damaged_and_missing_files_end_in_a_sentence(damage, status, here, capsys):
+    damage(headers.write(here / "hf", CONFIG, SHAPES))
+    assert invoke(["new", "model", "quiet", "--from", "hf", "--no-input"]) == status
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert not (here / "bestiary-quiet").exists()
+
+
+def test_neither_torch_nor_transformers_is_imported(here):
+    headers.write(here / "hf", CONFIG, SHAPES)
+    code = (
+        "import sys; from bestiary.core.cli.main import invoke; "
+        "status = invoke(['new', 'model', 'quiet', '--from', 'hf', '--no-input']); "
+        "sys.exit(status or bool({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False, stdout=subprocess.DEVNULL).returncode == 0
