@@ -29,6 +29,7 @@ Claims = tuple[tuple[str, str], ...]
 # The command line's own words. A plugin can't take one of them over.
 RESERVED_COMMANDS = frozenset(
     ("run", "convert", "verify", "build", "generate", "chat", "export", "plugins", "kernels", "cache", "plan-memory")
+    + ("check",)
 )
 
 
