@@ -15,7 +15,6 @@ from bestiary.core.outputs import RequestOutput
 from bestiary.core.runtime.kv_store import demands
 from bestiary.core.sampling_params import SamplingParams
 
-
 #: Tokens in a step of the engines that compute in pieces. What a window keeps of a sequence depends on it too: with few,
 #: a cache for one sequence is small even where all layers have short windows.
 _FEW = 9
