@@ -28,24 +28,10 @@ Claims = tuple[tuple[str, str], ...]
 
 # The command line's own words. A plugin can't take one of them over.
 RESERVED_COMMANDS = frozenset(
-    (
-        "run",
-        "convert",
-        "verify",
-        "build",
-        "generate",
-        "chat",
-        "export",
-        "plugins",
-        "kernels",
-        "cache",
-        "plan-memory",
-        "check",
-        "check-kernel",
-        "doctor",
-        "lock",
-        "new",
-    )
+    [
+        *("run", "convert", "verify", "build", "generate", "chat", "export", "cache", "plan-memory", "new"),
+        *("plugins", "kernels", "check", "check-kernel", "doctor", "lock"),
+    ]
 )
 
 #: What a fallback claims: the architectures that nobody else does. So there is one, or ``prefer`` decides.
