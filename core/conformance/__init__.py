@@ -1,1 +1,1 @@
-"""What plugins are held to: the checks behind ``bestiary.testing`` and ``bestiary check-kernel``. Private."""
+"""What ``bestiary.testing`` offers: the checks that every plugin of a kind must pass."""
