@@ -152,13 +152,11 @@ def peak_allocation(run: Callable[[], Any], device: torch.device) -> int:
         most = torch.cuda.memory_stats(device)["requested_bytes.all.peak"] - before
         del kept
         return int(most)
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+    # Not torch.profiler's, which imports torch's compiler first: seconds.
+    with torch.autograd.profiler.profile(profile_memory=True) as recorded:
         kept = run()
-    assert recorded.profiler is not None
-    results = recorded.profiler.kineto_results
-    events = [event for event in results.events() if event.name() == "[memory]"]
+    assert recorded.kineto_results is not None
+    events = [event for event in recorded.kineto_results.events() if event.name() == "[memory]"]
     now = most = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
         now += event.nbytes()

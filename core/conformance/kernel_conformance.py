@@ -103,6 +103,8 @@ class KernelConformance:
 
     @classmethod
     def _selection(cls) -> Selection:
+        if cls.plugin is None and not cls.distribution:
+            raise TypeError(f"{cls.__name__} needs a distribution or a plugin to check")
         return _selected(cls.plugin, cls.distribution)
 
     def _waivers(self, label: str) -> dict[str, str]:

@@ -74,7 +74,7 @@ def select(host: PluginHost, name: str) -> Selection:
         PluginError: there is no such distribution, it could not be loaded, or it brings no kernel and no op; with those
             that do.
     """
-    mine = [record for record in host.records() if _named(record.origin, name)]
+    mine = [record for record in host.records() if _named(record.origin, name) or record.module == name]
     for record in mine:
         if record.state != "loaded":
             raise record.error or PluginError("E-KERNEL-SELECT", name, f"is {record.state}: {record.reason}")

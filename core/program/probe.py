@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pickle import PicklingError
 from typing import Any
 
 import torch
@@ -102,6 +103,8 @@ class Probe:
         )
         try:
             self._child.run(run)
+        except (PicklingError, TypeError, AttributeError) as error:
+            log.warning("kernel %s=%s is not tried in a process of its own, its call can't be sent: %s", *key, error)
         except Died as death:
             origin, words = self._host.origin(kernel), "\n    ".join(death.last_words)
             log.warning("kernel %s=%s (%s) is not used, its trial run %s\n    %s", *key, origin, death.how, words)

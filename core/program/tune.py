@@ -162,19 +162,7 @@ class Tuner:
         keywords = {"out": outs[0] if len(outs) == 1 else outs} if outs else {}
         reference_keywords = {"out": expected[0] if len(outs) == 1 else expected} if outs else {}
         label = f"kernel {op.name}={kernel.name} at {signature(instruction, self._shapes, self._target.dtype)}"
-        given = [tensor for tensor in (*mine, *outs) if isinstance(tensor, Tensor)]
-        before = [layout(tensor) for tensor in given]
-        try:
-            returned = run(*mine, **keywords)
-            devices.synchronize(self._target.device)
-        except Exception as error:
-            raise PluginError("E-KERNEL-FAILED", label, f"raised {type(error).__name__}: {error}") from error
-        if returned is not None or [layout(tensor) for tensor in given] != before:
-            found = (
-                f"it returned a {type(returned).__name__}" if returned is not None else "other memory or another shape"
-            )
-            problem = "must fill out as it is given, and return nothing"
-            raise PluginError("E-KERNEL-WRONG", label, problem, found=found, hint=_OTHER.format(op.name))
+        self._run(run, mine, outs, keywords, label, _OTHER.format(op.name))
         reference_kernel(op)(*theirs, **reference_keywords)
         mutated = [index for index, name in enumerate(op.parameters) if name in op.mutates]
         pairs = [*zip(outs, expected, strict=True), *((mine[i], theirs[i]) for i in mutated)]
@@ -190,6 +178,30 @@ class Tuner:
                 hint=_OTHER.format(op.name),
             )
         return Trial(kernel.name, round(self._time(run, mine, keywords), 2), round(worst.excess, 4))
+
+    def _run(
+        self,
+        run: Callable[..., Any],
+        args: list[Any],
+        outs: tuple[Tensor, ...],
+        keywords: dict[str, Any],
+        label: str,
+        hint: str,
+    ) -> None:
+        """Run a kernel for the first time: it fills the tensors that it is given, and returns nothing."""
+        given = [tensor for tensor in (*args, *outs) if isinstance(tensor, Tensor)]
+        before = [layout(tensor) for tensor in given]
+        try:
+            returned = run(*args, **keywords)
+            devices.synchronize(self._target.device)
+        except Exception as error:
+            raise PluginError("E-KERNEL-FAILED", label, f"raised {type(error).__name__}: {error}") from error
+        found = None if returned is None else f"it returned a {type(returned).__name__}"
+        if found is None and [layout(tensor) for tensor in given] != before:
+            found = "other memory or another shape"
+        if found is not None:
+            problem = "must fill out as it is given, and return nothing"
+            raise PluginError("E-KERNEL-WRONG", label, problem, found=found, hint=hint)
 
     def _time(self, run: Callable[..., None], args: list[Any], keywords: dict[str, Any]) -> float:
         times: list[float] = []

@@ -8,8 +8,10 @@ import faulty_kernels
 import pytest
 import torch
 
+from bestiary import PluginError
 from bestiary.core.conformance.kernel_check import KernelCheck
 from bestiary.core.conformance.kernel_report import CHECKS, KernelReport, remarks
+from bestiary.core.conformance.kernel_select import select
 from bestiary.core.conformance.kernel_worker import KernelChecker
 from bestiary.core.program.calls import load_op
 from bestiary.testing import KernelCase, KernelConformance, kernel_cases, load_plugins
@@ -105,6 +107,22 @@ def test_a_crash_is_a_result_and_the_next_kernel_is_checked() -> None:
     assert faulty.findings == checked("short").findings
 
 
+def test_what_a_distribution_brings_is_found_by_its_names() -> None:
+    own = select(HOST, "bestiary")
+    assert {fusion.name for fusion in own.fusions} == {"residual_norm", "rotary_cache"}
+    assert len(own.registered) == len([one for one in HOST.kernels() if not one.op.startswith("faulty::")])
+    assert [str(case) for case in select(HOST, "faulty_kernels").ops] == ["faulty::scale", "faulty::store"]
+    assert {kernel.name for kernel in own.only("linear").registered} >= {"torch", "invariant"}
+    with pytest.raises(PluginError, match=r"bestary: is not installed; expected one of bestiary, faulty_kernels"):
+        select(HOST, "bestary")
+    with pytest.raises(PluginError, match=r"bestiary-llama: brings no kernel and no op"):
+        select(HOST, "bestiary-llama")
+    with pytest.raises(
+        PluginError, match=r"has no kernel of this op; found linear, expected faulty::scale, faulty::store"
+    ):
+        select(HOST, "faulty_kernels").only("linear")
+
+
 def test_a_waiver_needs_a_reason_and_a_check() -> None:
     with pytest.raises(TypeError, match="determinism needs a reason in words, and has ''"):
         type("Silent", (KernelConformance,), {"waived": {"determinism": ""}})
@@ -112,6 +130,8 @@ def test_a_waiver_needs_a_reason_and_a_check() -> None:
         type("Misspelt", (KernelConformance,), {"waived": {"determinsm": "sums are made with atomics"}})
     with pytest.raises(TypeError, match=r"Overriding\.test_kernel: a check is overridden without a written reason"):
         type("Overriding", (KernelConformance,), {"test_kernel": None})
+    with pytest.raises(TypeError, match="Empty needs a distribution or a plugin"):
+        type("Empty", (KernelConformance,), {})._selection()
     with pytest.raises(TypeError, match=r"Deaf\.checker: belongs to KernelConformance"):
         type("Deaf", (KernelConformance,), {"checker": None})
 
