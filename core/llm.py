@@ -18,11 +18,13 @@ from bestiary.core.jobs import Job
 from bestiary.core.opening import check_name, open_engine, open_tokenizer
 from bestiary.core.outputs import RequestOutput, StreamPiece
 from bestiary.core.progress import Progress, Silent
+from bestiary.core.runtime import policies
 from bestiary.core.runtime.blocks import CacheEvent
 from bestiary.core.runtime.stats import EngineStats
 from bestiary.core.sampling_params import SamplingParams
 from bestiary.core.submission import Submission
 from bestiary.core.text.tokenizer import Tokenizer
+from bestiary.core.watchdog import StepLimits
 
 if TYPE_CHECKING:
     from bestiary.core.engine.load import LoadedEngine
@@ -62,6 +64,10 @@ class LLM:
         deterministic: tokens and log-probabilities that don't depend on what else runs, at a cost in speed; None: as the
             engine was built, False for a new one.
         graphs: run steps that only decode as recorded graphs, on devices that record them; None: as the engine was built.
+        step_warning: seconds that a step may take before the log says where every thread is, and ``stats().stalled`` that
+            requests wait for it; None for no limit.
+        step_timeout: seconds after which a step is thought to hang: the engine is dead, and everyone who waits for it is
+            told; None for no limit.
         plugins: modules, objects or module names to load besides the installed plugins.
         prefer: name → distribution, where two plugins claim one name.
         strict_plugins: a broken plugin is an error at once.
@@ -102,6 +108,8 @@ class LLM:
         kernels: Mapping[str, str] | None = None,
         deterministic: bool | None = None,
         graphs: bool | None = None,
+        step_warning: float | None = 30.0,
+        step_timeout: float | None = 120.0,
         plugins: Sequence[str | ModuleType | object] = (),
         prefer: Mapping[str, str] | None = None,
         strict_plugins: bool = False,
@@ -109,6 +117,9 @@ class LLM:
     ) -> None:
         from bestiary.core.plugins import PluginHost
 
+        limits = StepLimits.checked(step_warning, step_timeout)
+        policies.capacity(capacity)
+        policies.order(queue_order)
         host = PluginHost.load(plugins=plugins, strict=strict_plugins, prefer=prefer)
         said = {
             "device": device,
@@ -156,7 +167,8 @@ class LLM:
                 prefix_caching=prefix_caching,
                 capacity=capacity,
                 order=queue_order,
-            )
+            ),
+            limits,
         )
 
     @property

@@ -20,11 +20,12 @@ from bestiary.core.runtime.batch import Batch
 from bestiary.core.runtime.containment import contained
 from bestiary.core.runtime.executor import Executor, Pending
 from bestiary.core.runtime.messages import Ints, SampledMessage
+from bestiary.core.runtime.pulse import Pulse
 from bestiary.core.runtime.request import Request, State
-from bestiary.core.runtime.restrictions import Restrictions
+from bestiary.core.runtime.restrictions import Guide, Restrictions
 from bestiary.core.runtime.scheduler import Scheduler
+from bestiary.core.runtime.slow_calls import SlowCalls
 from bestiary.core.runtime.stats import EngineStats, Meters, snapshot
-from bestiary.spec import GrammarMatcher
 
 log = logging.getLogger(__name__)
 
@@ -46,13 +47,17 @@ class EngineLoop:
         executor: runs the steps.
         scheduler: holds the requests and their blocks.
         vocab_size: width of the logits.
+
+    Attributes:
+        pulse: which step is under way and since when.
     """
 
     def __init__(self, executor: Executor, scheduler: Scheduler, *, vocab_size: int) -> None:
         self.executor, self.scheduler = executor, scheduler
-        self.meters = Meters()
+        self.meters, self.pulse, self.slow_calls = Meters(), Pulse(), SlowCalls()
         self._answers = Answers(self._blame, self._stopped)
-        self._restrictions = Restrictions(vocab_size)
+        self._restrictions = Restrictions(vocab_size, self.slow_calls)
+        self._given_up: EngineError | None = None  # by another thread, while a step hung
         self._flight: _Flight | None = None
         self._ended: list[Request] = []  # in the step under way
         self._landed_at: float | None = None  # while steps follow each other
@@ -68,11 +73,11 @@ class EngineLoop:
         """What ended the engine for good."""
         return self.executor.failure
 
-    def submit(self, request: Request, answer: Answer, matcher: GrammarMatcher | None = None) -> None:
+    def submit(self, request: Request, answer: Answer, guide: Guide | None = None) -> None:
         """Queue a request.
 
         Args:
-            matcher: at the start of the grammar that its answer must match.
+            guide: at the start of the grammar that its answer must match.
 
         Raises:
             RequestError: it can never fit the KV cache.
@@ -83,7 +88,7 @@ class EngineLoop:
             raise EngineError("E-RUN-ID", f"request {request.id}", "another request of this id is under way")
         self.scheduler.submit(request)
         self._answers.add(request, answer)
-        self._restrictions.add(request, matcher)
+        self._restrictions.add(request, guide)
 
     def refuse_if_dead(self) -> None:
         """Raise what ended the engine, if anything did."""
@@ -107,6 +112,7 @@ class EngineLoop:
             EngineError: the engine is dead; every request has ended with an error that says by what. What nobody
                 contains, such as an error in the scheduler, leaves a state that nobody knows, so it ends the engine too.
         """
+        self.pulse.begin(None if self._flight is None else self._flight.batch)
         try:
             self._advance()
         except BaseException as error:
@@ -117,6 +123,8 @@ class EngineLoop:
                 with suppress(EngineError):
                     self._bury()
                 raise
+        finally:
+            self.pulse.end()
         self._bury()
         ended, self._ended = self._ended, []
         return ended
@@ -127,7 +135,10 @@ class EngineLoop:
         for request, error in self.scheduler.take_failed():
             self._blame(request, error)
         self._host += time.perf_counter() - started
+        if batch is not None:
+            self.pulse.launches(batch)
         launched = batch is not None and self._launch(batch)
+        self._go_on()
         if self._flight is not None:
             self._land(self._flight)
         elif batch is None and not self.scheduler.idle:
@@ -157,9 +168,22 @@ class EngineLoop:
         for request in [*self.scheduler.running, *self.scheduler.waiting]:
             self.abort(request)
 
+    def give_up(self, error: EngineError) -> None:
+        """The step under way does not end: the engine is dead, and everyone is told. Called by another thread than the one
+        that is in the step, which changes nothing any more should it ever come back."""
+        self._given_up = self.executor.failure = self.executor.failure or error
+        self.executor.abandon()
+        for request in self._answers.requests():
+            self._close(request, self._given_up)
+
     def stats(self) -> EngineStats:
         """Figures of this moment."""
-        return snapshot(self.meters, self.scheduler)
+        return snapshot(self.meters, self.scheduler, self.pulse, self.slow_calls)
+
+    def _go_on(self) -> None:
+        """After whatever may hang: leave the step if it was given up."""
+        if self._given_up is not None:
+            raise self._given_up
 
     def _launch(self, batch: Batch) -> bool:
         """Start a step's forward; False if that failed, which ends its requests."""
@@ -177,6 +201,7 @@ class EngineLoop:
         """Start the choice of a step's tokens."""
         started = time.perf_counter()
         wanted, failed = self._restrictions.ask(batch, self.scheduler.slots)
+        self._go_on()
         for request, error in failed:
             self._blame(request, error)
         self._host += time.perf_counter() - started
@@ -187,6 +212,7 @@ class EngineLoop:
             except BaseException as error:
                 self._fail(batch, contained(error))
                 return
+            self._go_on()
         self._flight = _Flight(batch, pending, wanted.logprobs)
 
     def _land(self, flight: _Flight) -> None:
@@ -197,6 +223,8 @@ class EngineLoop:
         except BaseException as error:
             self._fail(batch, contained(error))
             return
+        self._go_on()
+        self.pulse.landed(batch)
         now, started = time.monotonic(), time.perf_counter()
         self._take_in(batch, sampled, flight.asked, now)
         self._host += time.perf_counter() - started
@@ -210,6 +238,10 @@ class EngineLoop:
             for row in ((sampled.tokens < 0) & alive).nonzero()[0].tolist():
                 self._unusable(slots.requests[batch.slots[row]], sampled.errors.get(row))
                 alive[row] = False
+        for call in sampled.slow_calls:
+            owner = slots.requests[batch.slots[call.row]]
+            if alive[call.row] and owner is not None:
+                self.slow_calls.saw(call.plugin, owner.id, call.seconds)
         self._answers.prompt_scored(batch, sampled.scored)
         watched = [
             (row, request)
@@ -283,10 +315,15 @@ class EngineLoop:
                 self._finish(request, "error", str(failure), trusted=False)
             except Exception as error:  # its blocks are lost with the engine; whoever waits for it is told all the same
                 log.error("request %s: %s", request.id, error, exc_info=error)
-                request.state, request.finish_reason, request.stop_reason = State.FINISHED, "error", str(failure)
-                self._end(request, time.monotonic())
+                self._close(request, failure)
         self._ended = []
         raise failure
+
+    def _close(self, request: Request, failure: EngineError) -> None:
+        """End a request of a dead engine, whose blocks nobody counts any more."""
+        if request.state is not State.FINISHED:
+            request.state, request.finish_reason, request.stop_reason = State.FINISHED, "error", str(failure)
+        self._end(request, time.monotonic())
 
     def _finish(
         self,
@@ -307,6 +344,7 @@ class EngineLoop:
         """The one terminal event of a request, if it is not past."""
         if self._answers.end(request, now):
             self._restrictions.drop(request)
+            self.slow_calls.ended(request.id)
             self.meters.ended(request)
 
 
