@@ -26,12 +26,12 @@ class Clock:
 class Watched:
     """An engine on a clock of its own, whose steps can take long; the watchdog looks once in a second."""
 
-    def __init__(self, limits: StepLimits = StepLimits(), *, overlaps: bool = False) -> None:
+    def __init__(self, limits: StepLimits | None = None, *, overlaps: bool = False) -> None:
         self.engine = Engine([CacheGroup(64, 4)], overlaps=overlaps)
         self.loop, self.clock = self.engine.loop, Clock()
         self.loop.pulse.clock = self.clock
         self.reports, self.given_up = 0, list[EngineError]()
-        self.dog = Watchdog(self.loop.pulse, limits, report=self.report, give_up=self.give_up)
+        self.dog = Watchdog(self.loop.pulse, limits or StepLimits(), report=self.report, give_up=self.give_up)
         self.seconds: dict[int, float] = {}  # by number of the step
         forward = self.engine.executor.forward
 
@@ -121,7 +121,7 @@ def test_a_step_that_hangs_ends_the_engine_and_everyone_is_told_once(overlaps):
         assert watched.engine.answers[request.id].ends == 1
     assert watched.loop.idle and watched.loop.stats().finished["error"] == len(requests)
     assert watched.loop.stats().running == watched.loop.stats().waiting == 0
-    with pytest.raises(EngineError, match="takes no requests any more.*does not end.*E-RUN-DEAD"):
+    with pytest.raises(EngineError, match=r"takes no requests any more.*does not end.*E-RUN-DEAD"):
         watched.engine.submit([1, 2], 2)
     with pytest.raises(EngineError, match="E-RUN-STUCK"):
         watched.loop.step()
