@@ -29,6 +29,7 @@ TORCH_FREE = (
     "bestiary.core.runtime.packing",
     "bestiary.core.runtime.policies",
     "bestiary.core.runtime.prefixes",
+    "bestiary.core.runtime.pulse",
     "bestiary.core.runtime.queue",
     "bestiary.core.runtime.random_stream",
     "bestiary.core.runtime.request",
@@ -36,6 +37,7 @@ TORCH_FREE = (
     "bestiary.core.runtime.reuse",
     "bestiary.core.runtime.scheduler",
     "bestiary.core.runtime.slots",
+    "bestiary.core.runtime.slow_calls",
     "bestiary.core.runtime.stats",
 )
 LOW = ("bestiary.core.ops", *TORCH_FREE)

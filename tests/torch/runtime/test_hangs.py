@@ -160,8 +160,7 @@ def test_who_is_in_the_step_himself_is_told_when_it_comes_back(llm):
 def test_the_watchdog_of_an_llm_has_the_limits_of_its_options(tmp_path):
     directory = canary_model.write_config(tmp_path)
     options = {"weights": "random", "tokenizer": None, "plugins": [canary_model], "kv_cache_memory": 1 << 14}
-    with LLM(directory, step_warning=0.02, step_timeout=0.05, **options) as llm:
-        llm.generate(PROMPTS[:1], PARAMS, use_tqdm=False)
+    with LLM(directory, step_warning=0.01, step_timeout=0.03, **options) as llm:
         worker = llm._driver.loop.executor.worker
         forward, resume = worker.forward, threading.Event()
         worker.forward = lambda step: (resume.wait(60), forward(step))
