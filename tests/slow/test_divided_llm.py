@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from process_state import held
 from tiny import make_engine
 
 from bestiary import LLM, ConfigError, EngineError, SamplingParams
@@ -84,3 +85,24 @@ def test_ranks_that_hang_end_the_llm_in_time(checkpoint: Path) -> None:
         with pytest.raises(EngineError, match=r"does not end.*E-RUN-DEAD"):
             _tokens(llm)
         assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def test_what_divided_engines_held_is_given_back(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with LLM(checkpoint, **OPTIONS) as llm:
+        expected = _tokens(llm)
+    before = held()
+    for dies in (False, True):
+        with LLM(checkpoint, tensor_parallel=2, **OPTIONS) as llm:
+            assert _tokens(llm) == expected
+            stream = llm.stream([1, 2, 3], PARAMS[0])
+            next(stream)
+            del stream
+            assert len(held().children - before.children) == 2
+            if dies:
+                os.kill(llm._driver.loop.executor.pids[0], signal.SIGKILL)
+                with pytest.raises(EngineError, match="died"):
+                    _tokens(llm)
+    assert not held().more_than(before)
