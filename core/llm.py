@@ -51,7 +51,7 @@ class LLM:
             KV cache gets what the plan leaves of it.
         quantization: a method that a plugin provides; None leaves the weights as they are.
         kv_dtype: what keys and values are stored in.
-        block_size: tokens in a KV block; None: the engine's, 16 for a new one.
+        block_size: tokens in a KV block, at most 1024; None: the engine's, 16 for a new one.
         prefix_caching: reuse keys and values of equal prompt beginnings.
         capacity: ``"no-evict"`` runs a request when all it can ever need of the KV cache is free; ``"max-utilization"``
             runs more of them, and takes blocks back from the latest when there are none left.
