@@ -20,6 +20,7 @@ TORCH_FREE = (
     "bestiary.core.runtime.blocks",
     "bestiary.core.runtime.cache_groups",
     "bestiary.core.runtime.changes",
+    "bestiary.core.runtime.endings",
     "bestiary.core.runtime.executor",
     "bestiary.core.runtime.logprob_dicts",
     "bestiary.core.runtime.loop",
