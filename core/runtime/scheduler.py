@@ -24,6 +24,7 @@ from bestiary.core.runtime.packing import Packing
 from bestiary.core.runtime.queue import WaitingQueue
 from bestiary.core.runtime.request import Request, State
 from bestiary.core.runtime.reuse import Hit
+from bestiary.core.runtime.running import Running
 from bestiary.core.runtime.slots import Slots
 
 
@@ -72,19 +73,20 @@ class Scheduler:
         )
         self.slots = Slots(self.max_batch_size, max_seq_len)
         self.waiting = WaitingQueue()
-        self.running: list[Request] = []  # by rank
+        self._running = Running(self.slots, self.tables)
         self.pace = Pace()
         self.number = 0  # of the last step
         self.num_preemptions = 0
         self._max_rows = max_num_tokens if max_rows is None else max_rows
-        self._prompts: list[Request] = []  # running, with known tokens still to run; by rank
-        self._decoding: Ints = np.zeros(0, np.int32)  # slots of the other running ones
-        self._stale = False  # _decoding is
         self._opened: dict[int, Opened] = {}  # by slot, since the last step
         self._failed: list[tuple[Request, Exception]] = []
         self._arrivals = 0
         self._stuck_at = -1  # the tables' version at which the first waiting request did not fit
-        self._streams = 0  # running requests that someone reads along with
+
+    @property
+    def running(self) -> list[Request]:
+        """The requests that run, by rank."""
+        return self._running.requests
 
     @property
     def idle(self) -> bool:
@@ -129,12 +131,12 @@ class Scheduler:
         pack = Packing(self.slots, self.max_num_tokens, self._max_rows)
         decodes = self._decodes()
         pack.decode(decodes)
-        prompt_tokens = self.pace.chunk() if self._streams and len(decodes) else self.max_num_tokens
-        for request in list(self._prompts):
+        prompt_tokens = self.pace.chunk() if self._running.streams and len(decodes) else self.max_num_tokens
+        for request in list(self._running.prompts):
             prompt_tokens -= self._chunk(pack, request, prompt_tokens)
         while prompt_tokens > 0 and pack.budget > 0 and (admitted := self._admit()) is not None:
             prompt_tokens -= self._chunk(pack, admitted, prompt_tokens)
-        if pack.empty and self.running and self._all_read():
+        if pack.empty and self.running and self._running.all_read():
             self._make_progress(pack)
         if pack.empty:
             return None
@@ -143,12 +145,7 @@ class Scheduler:
 
     def _decodes(self) -> Ints:
         """The slots that run their last token, with room for it."""
-        slots = self.slots
-        if self._stale:
-            prompts = set(map(id, self._prompts))
-            chosen = [request.slot for request in self.running if id(request) not in prompts]
-            self._decoding, self._stale = np.array(chosen, np.int32), False
-        live = self._decoding
+        slots, live = self.slots, self._running.decoding()
         if not len(live):
             return live
         ready = slots.planned[live] < slots.limit[live]
@@ -176,7 +173,7 @@ class Scheduler:
                 self._preempt(request)
             else:
                 slots.room[request.slot] = room
-        if self._stale:  # some were preempted
+        if self._running.stale:  # some were preempted
             live = np.array([slot for slot in live.tolist() if slots.requests[slot] is not None], np.int32)
         return live
 
@@ -201,8 +198,7 @@ class Scheduler:
             request.prompt_step = self.number
         if end == known:
             slots.planned[slot] = known + 1
-            self._prompts.remove(request)
-            self._stale = True
+            self._running.prompt_done(request)
         return count
 
     def _admit(self) -> Request | None:
@@ -236,17 +232,8 @@ class Scheduler:
 
     def _enter(self, request: Request, hit: Hit) -> None:
         self.waiting.remove(request)
-        slot = self.slots.open(request, hit.tokens)
-        tokens = request.tokens.copy()
-        self._opened[slot] = Opened(slot, hit.tokens, request.prompt_length, tokens, request.params)
-        self.tables.admit(request, hit)
-        self.slots.room[slot] = self.tables.room(request)
-        if request.num_cached is None:
-            request.num_cached, request.cache_miss = hit.tokens, hit.miss
-        request.state = State.RUNNING
-        self._streams += request.streams
-        _insert(self.running, request)
-        _insert(self._prompts, request)
+        opened = self._running.enter(request, hit)
+        self._opened[opened.slot] = opened
 
     def retreat(self) -> bool:
         """Steps are too large for the device: halve the tokens that one may have; False if that can't be done any more."""
@@ -261,31 +248,12 @@ class Scheduler:
 
     def _preempt(self, request: Request, trusted: bool = True) -> None:
         """Take a running request's blocks; it waits, at its rank, to be computed anew."""
-        self._withdraw(request, trusted)
+        self._running.withdraw(request, self.number, trusted=trusted)
         request.preemptions += 1
         request.prompt_step = 0
         self.num_preemptions += 1
         request.state = State.WAITING
         self.waiting.add(request)
-
-    def _withdraw(self, request: Request, trusted: bool = True) -> None:
-        """Out of the running ones, its blocks given back."""
-        if trusted:
-            end = int(min(self.slots.stored[request.slot], self.slots.known[request.slot]))
-            self.tables.release(request, end, self.number)
-        else:
-            self.tables.discard(request)
-        self.running.remove(request)
-        if request in self._prompts:
-            self._prompts.remove(request)
-        self._streams -= request.streams
-        self._stale = True
-        self.slots.close(request)
-
-    def _all_read(self) -> bool:
-        """No running request has a token that is still to be read."""
-        slots = [request.slot for request in self.running if request not in self._prompts]
-        return bool((self.slots.known[slots] == self.slots.planned[slots]).all())
 
     def _make_progress(self, pack: Packing) -> None:
         """Prompts hold all blocks and none can go on: the last ones give theirs up until the first can."""
@@ -349,7 +317,7 @@ class Scheduler:
         if request.state is State.FINISHED:
             return False
         if request.state is State.RUNNING:
-            self._withdraw(request, trusted)
+            self._running.withdraw(request, self.number, trusted=trusted)
         else:
             self.waiting.remove(request)
             self._stuck_at = -1
@@ -369,11 +337,3 @@ class Scheduler:
 
 def _rank(request: Request) -> float:
     return request.rank
-
-
-def _insert(requests: list[Request], request: Request) -> None:
-    """Keep the list ordered by rank; most come last."""
-    at = len(requests)
-    while at and requests[at - 1].rank > request.rank:
-        at -= 1
-    requests.insert(at, request)

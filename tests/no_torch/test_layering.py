@@ -36,6 +36,7 @@ TORCH_FREE = (
     "bestiary.core.runtime.request",
     "bestiary.core.runtime.restrictions",
     "bestiary.core.runtime.reuse",
+    "bestiary.core.runtime.running",
     "bestiary.core.runtime.scheduler",
     "bestiary.core.runtime.slots",
     "bestiary.core.runtime.slow_calls",
