@@ -162,7 +162,7 @@ class Sampler:
         params, where = self._params, self._ids(slots)
         temperature, top_p, min_p = params.numbers[where, :3].unbind(1)
         scaled = logits / temperature.float().unsqueeze(1)
-        kept = rows_of.keep_top_rows(scaled, params.top_k[where], top_p, params.limits(slots))
+        kept = rows_of.keep_top(scaled, params.top_k[where], top_p, params.limits(slots))
         number = uniforms(params.seeds[where], self._state.stored[where] - self._state.prompt[where])
         return rows_of.draw(kept, min_p.unsqueeze(1), number.unsqueeze(1))
 
