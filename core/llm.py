@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from bestiary.core.async_answer import AsyncAnswer
-from bestiary.core.batch_progress import BatchProgress
 from bestiary.core.beam_params import BeamSearchParams
+from bestiary.core.calls import Calls, Params
 from bestiary.core.driver import Driver
 from bestiary.core.engine.start import start
 from bestiary.core.errors import EngineError, UsageError
 from bestiary.core.home import bytes_of
-from bestiary.core.jobs import Job
 from bestiary.core.opening import check_name, open_engine, open_tokenizer
 from bestiary.core.outputs import RequestOutput, StreamPiece
 from bestiary.core.progress import Progress, Silent
@@ -28,8 +27,6 @@ from bestiary.core.watchdog import StepLimits
 
 if TYPE_CHECKING:
     from bestiary.core.engine.load import LoadedEngine
-
-Params = SamplingParams | BeamSearchParams | Sequence[SamplingParams | BeamSearchParams] | None
 
 
 class LLM:
@@ -149,7 +146,7 @@ class LLM:
             reference=reference,
             progress=progress or Silent(),
         )
-        self._engine, self._closed = opened.engine, False
+        self._engine = opened.engine
         self.tokenizer = Tokenizer.load(opened.directory) if tokenizer == "auto" else named
         self._submission = Submission(
             opened.directory,
@@ -170,6 +167,7 @@ class LLM:
             ),
             limits,
         )
+        self._calls = Calls(self._driver, self._submission)
 
     @property
     def engine(self) -> LoadedEngine:
@@ -178,7 +176,7 @@ class LLM:
         Raises:
             EngineError: after ``close``, or where the ranks of a divided engine run in processes of their own.
         """
-        self._refuse_if_closed()
+        self._calls.refuse_if_closed()
         if self._engine is None:
             raise EngineError("E-RUN-RANKS", "LLM.engine", "its ranks run in processes of their own")
         return self._engine
@@ -197,21 +195,7 @@ class LLM:
             RequestError: a bad prompt or parameter; nothing has run then.
             EngineError: the model failed.
         """
-        jobs = self._prepare(prompts, sampling_params)
-        driver = self._driver
-        try:
-            for job in jobs:
-                driver.submit(job)
-            with BatchProgress(jobs, driver.loop, shown=use_tqdm) as progress:
-                driver.run(progress.done, progress.update)
-        finally:
-            # Whatever ended the call early, nothing of it stays in the engine.
-            for job in jobs:
-                driver.post(job.abort)
-        outputs = [job.output() for job in jobs]
-        if any(answer.finish_reason == "error" for out in outputs for answer in out.outputs):
-            driver.loop.refuse_if_dead()
-        return outputs
+        return self._calls.whole(prompts, sampling_params, shown=use_tqdm)
 
     def generate_async(
         self, prompt: object, sampling_params: SamplingParams | BeamSearchParams | None = None
@@ -225,9 +209,7 @@ class LLM:
             RequestError: a bad prompt or parameter.
             EngineError: the engine is dead.
         """
-        answer = AsyncAnswer(self._driver)
-        answer.begin(self._prepare_one(prompt, sampling_params, "generate_async", on_news=answer.listener()))
-        return answer
+        return self._calls.awaited(prompt, sampling_params)
 
     def chat(
         self,
@@ -267,7 +249,7 @@ class LLM:
             RequestError: a bad prompt or parameter, when called.
             EngineError: the model failed.
         """
-        return self._pieces(self._prepare_one(prompt, sampling_params, "stream"))
+        return self._calls.pieces(prompt, sampling_params)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text.
@@ -283,7 +265,7 @@ class LLM:
 
     def reset_prefix_cache(self) -> None:
         """Forget the prefixes of earlier requests."""
-        self._refuse_if_closed()
+        self._calls.refuse_if_closed()
         self._driver.post(lambda loop: loop.scheduler.reset_prefix_cache())
 
     def stats(self) -> EngineStats:
@@ -302,11 +284,7 @@ class LLM:
     def close(self) -> None:
         """End all requests and let go of the engine's memory. May be called again."""
         self._driver.close()
-        self._engine, self._closed = None, True
-
-    def _refuse_if_closed(self) -> None:
-        if self._closed:
-            raise EngineError("E-RUN-CLOSED", "LLM", "it has been closed")
+        self._engine, self._calls.closed = None, True
 
     def __enter__(self) -> Self:
         return self
@@ -315,40 +293,3 @@ class LLM:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _prepare(self, prompts: object, params: Params, **options: Any) -> list[Job]:
-        self._refuse_if_closed()
-        self._driver.loop.refuse_if_dead()
-        jobs = self._submission.prepare(prompts, params, **options)
-        for job in jobs:
-            job.check(self._driver.loop.scheduler)
-        return jobs
-
-    def _prepare_one(
-        self,
-        prompt: object,
-        params: SamplingParams | BeamSearchParams | None,
-        caller: str,
-        on_news: Callable[[], None] | None = None,
-    ) -> Job:
-        """A job that someone reads along with."""
-        if isinstance(prompt, list) and prompt and isinstance(prompt[0], Mapping) and "role" in prompt[0]:
-            prompt = self._submission.chat_prompts(prompt, None, {})
-        jobs = self._prepare(prompt, params, streams=True, on_news=on_news)
-        if len(jobs) != 1:
-            raise UsageError("E-REQ-STREAM", caller, "takes one prompt", found=f"{len(jobs)} prompts")
-        return jobs[0]
-
-    def _pieces(self, job: Job) -> Iterator[StreamPiece]:
-        driver = self._driver
-        driver.submit(job)
-        try:
-            done = False
-            while not done:
-                if not job.finished:
-                    driver.step()
-                # Another call's steps may have finished it.
-                done = job.finished
-                yield from job.pieces()
-        finally:
-            driver.post(job.abort)
