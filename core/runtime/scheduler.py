@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from bestiary.core.outputs import FinishReason
-from bestiary.core.runtime import policies, reuse
-from bestiary.core.runtime.admission import check_fit
+from bestiary.core.runtime import policies
+from bestiary.core.runtime.admission import Admission, check_fit
 from bestiary.core.runtime.batch import Batch, Segment
 from bestiary.core.runtime.block_tables import BlockTables
 from bestiary.core.runtime.cache_groups import CacheGroup
@@ -62,7 +62,7 @@ class Scheduler:
     ) -> None:
         # Every running request can have a token in every step, so none waits for a turn.
         self.max_batch_size, self.max_num_tokens = min(max_batch_size, max_num_tokens), max_num_tokens
-        self._order, promise = policies.order(order), policies.capacity(capacity).promise
+        ranks, promise = policies.order(order), policies.capacity(capacity).promise
         self.tables = BlockTables(
             groups,
             max_num_tokens=max_num_tokens,
@@ -72,21 +72,23 @@ class Scheduler:
             clock=clock,
         )
         self.slots = Slots(self.max_batch_size, max_seq_len)
-        self.waiting = WaitingQueue()
+        self._admission = Admission(self.tables, ranks)
         self._running = Running(self.slots, self.tables)
         self.pace = Pace()
         self.number = 0  # of the last step
         self.num_preemptions = 0
         self._max_rows = max_num_tokens if max_rows is None else max_rows
         self._opened: dict[int, Opened] = {}  # by slot, since the last step
-        self._failed: list[tuple[Request, Exception]] = []
-        self._arrivals = 0
-        self._stuck_at = -1  # the tables' version at which the first waiting request did not fit
 
     @property
     def running(self) -> list[Request]:
         """The requests that run, by rank."""
         return self._running.requests
+
+    @property
+    def waiting(self) -> WaitingQueue:
+        """The requests that wait, by rank."""
+        return self._admission.waiting
 
     @property
     def idle(self) -> bool:
@@ -95,8 +97,7 @@ class Scheduler:
 
     def take_failed(self) -> list[tuple[Request, Exception]]:
         """Waiting requests that could not be looked at, and why; they are still to be finished."""
-        failed, self._failed = self._failed, []
-        return failed
+        return self._admission.take_failed()
 
     def submit(self, request: Request) -> None:
         """Queue a request.
@@ -105,13 +106,7 @@ class Scheduler:
             RequestError: it could not run even alone.
         """
         self.admissible(request)
-        self._arrivals += 1
-        if request.follows is not None:
-            request.rank = request.follows.rank
-        else:
-            request.rank = self._order(request.params.priority, self._arrivals)
-        self.waiting.add(request)
-        self._stuck_at = -1
+        self._admission.add(request)
 
     def admissible(self, request: Request) -> None:
         """Work out what the request needs.
@@ -203,35 +198,13 @@ class Scheduler:
 
     def _admit(self) -> Request | None:
         """Let the first waiting request that can run do so, if it fits."""
-        if not self.slots.num_free or self._stuck_at == self.tables.version:
+        found = self._admission.next(self.number, len(self.running)) if self.slots.num_free else None
+        if found is None:
             return None
-        for request in self.waiting:
-            sibling = request.sibling
-            if sibling is not None and sibling.state is State.RUNNING and not 0 < sibling.prompt_step < self.number:
-                continue  # its prompt is being computed by the one before it
-            try:
-                hit = self._hit(request)
-            except Exception as error:
-                self._failed.append((request, error))
-                continue
-            # Without promises, a block for each that runs keeps them from being preempted at once.
-            if not self.tables.fits(request, hit, spare=len(self.running)):
-                self._stuck_at = self.tables.version
-                return None
-            self._enter(request, hit)
-            return request
-        return None
-
-    def _hit(self, request: Request) -> Hit:
-        sibling = request.sibling
-        if sibling is not None and sibling.state is State.RUNNING and not len(request.tokens) > request.prompt_length:
-            forked = reuse.fork(request, self.tables.groups)
-            if forked is not None:
-                return forked
-        return self.tables.match(request, self.number)
+        self._enter(*found)
+        return found[0]
 
     def _enter(self, request: Request, hit: Hit) -> None:
-        self.waiting.remove(request)
         opened = self._running.enter(request, hit)
         self._opened[opened.slot] = opened
 
@@ -319,8 +292,7 @@ class Scheduler:
         if request.state is State.RUNNING:
             self._running.withdraw(request, self.number, trusted=trusted)
         else:
-            self.waiting.remove(request)
-            self._stuck_at = -1
+            self._admission.remove(request)
         request.state = State.FINISHED
         request.finish_reason, request.stop_reason = reason, stop_reason
         request.sibling = None
