@@ -47,6 +47,7 @@ class Watched:
     def give_up(self, error: EngineError) -> None:
         self.given_up.append(error)
         self.loop.give_up(error)
+        self.known = {request.id: request.output for request in self.engine.requests}
 
     def wait(self, seconds: float, look: float = 1.0) -> None:
         for _ in range(round(seconds / look)):
@@ -119,6 +120,7 @@ def test_a_step_that_hangs_ends_the_engine_and_everyone_is_told_once(overlaps):
     for request in requests:
         assert request.finish_reason == "error" and "E-RUN-STUCK" in request.stop_reason
         assert watched.engine.answers[request.id].ends == 1
+        assert request.output == watched.known[request.id], "nothing is added after the end"
     assert watched.loop.idle and watched.loop.stats().finished["error"] == len(requests)
     assert watched.loop.stats().running == watched.loop.stats().waiting == 0
     with pytest.raises(EngineError, match=r"takes no requests any more.*does not end.*E-RUN-DEAD"):
