@@ -14,6 +14,7 @@ from types import FrameType
 from bestiary.core.errors import BestiaryError, EngineError
 from bestiary.core.jobs import Job
 from bestiary.core.runtime.loop import EngineLoop
+from bestiary.core.watchdog import StepLimits, Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -26,10 +27,18 @@ class Driver:
 
     What changes the loop between steps is put into an inbox, which never waits for a step. Ctrl-C waits for the step under
     way: in its middle it would leave blocks that were promised and never written.
+
+    Args:
+        limits: of a step. Who waits for one that is longer than the second is told that the engine is dead; the thread that is
+            in it can't be ended, and is told when it comes back.
     """
 
-    def __init__(self, loop: EngineLoop) -> None:
+    def __init__(self, loop: EngineLoop, limits: StepLimits | None = None) -> None:
         self.loop = loop
+        self._watchdog = Watchdog(
+            loop.pulse, limits or StepLimits(), report=loop.executor.report, give_up=self._give_up
+        )
+        self._given_up = False  # whoever has the turn may never give it back
         self._turn = threading.Lock()
         self._stepping: int | None = None  # the thread whose turn it is
         self._inbox: deque[Callable[[EngineLoop], object]] = deque()
@@ -66,6 +75,7 @@ class Driver:
             EngineError: as for :meth:`run`.
         """
         self._refuse_inside()
+        self._watchdog.start()
         if not self._turn.acquire(timeout=_TURN):
             return
         try:
@@ -100,14 +110,36 @@ class Driver:
         self._refuse_inside()
         self._closed = True
         self._work.set()
-        with self._turn, self._my_turn():
-            self._take_in()
-            self.loop.abort_all()
+        if self._next_turn():
+            try:
+                with self._my_turn():
+                    self._take_in()
+                    self.loop.abort_all()
+                    self.loop.executor.close()
+            finally:
+                self._turn.release()
+        else:
+            log.warning("a thread is still in a step that hangs: the engine's memory stays taken until it comes back")
             self.loop.executor.close()
+        self._watchdog.stop()
         self._notify()
         if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join()
+            self._thread.join(_TURN if self._given_up else None)
             atexit.unregister(self._leave)
+
+    def _next_turn(self) -> bool:
+        """Wait for the turn; False where whoever has it does not come back."""
+        while not self._turn.acquire(timeout=_TURN):
+            if self._given_up:
+                return False
+        return True
+
+    def _give_up(self, error: EngineError) -> None:
+        """The step under way does not end. The watchdog's thread calls it."""
+        self.loop.give_up(error)
+        self._given_up = True
+        self._empty_inbox()
+        self._notify()
 
     @contextmanager
     def _my_turn(self) -> Iterator[None]:
@@ -129,16 +161,25 @@ class Driver:
 
     def _empty_inbox(self) -> None:
         """Take in what was put there, unless someone is at it who will look again when he is done."""
-        while self._inbox and self._stepping != threading.get_ident() and self._turn.acquire(blocking=False):
-            try:
-                with self._my_turn():
-                    self._take_in()
-            finally:
-                self._turn.release()
+        while self._inbox and self._stepping != threading.get_ident():
+            if self._turn.acquire(blocking=False):
+                try:
+                    with self._my_turn():
+                        self._take_in()
+                finally:
+                    self._turn.release()
+            elif self._given_up:
+                self._take_in()  # a dead loop only refuses
+                self._notify()
+            else:
+                return
 
     def _take_in(self) -> None:
-        while self._inbox:
-            change = self._inbox.popleft()
+        while True:
+            try:
+                change = self._inbox.popleft()
+            except IndexError:  # empty, or emptied by another thread where the engine was given up
+                return
             try:
                 change(self.loop)
             except Exception as error:
@@ -163,7 +204,7 @@ class Driver:
         self._closed = True
         self._work.set()
         if self._thread is not None:
-            self._thread.join(_LEAVING)
+            self._thread.join(0 if self._given_up else _LEAVING)
 
 
 def _start(job: Job, loop: EngineLoop) -> None:

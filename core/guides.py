@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from bestiary.core.errors import RequestError
 from bestiary.core.plugins import PluginHost, resolve
-from bestiary.spec import Grammar, GrammarMatcher, GrammarProvider, GrammarVocabulary
+from bestiary.core.runtime.restrictions import Guide
+from bestiary.spec import Grammar, GrammarProvider, GrammarVocabulary
 
 if TYPE_CHECKING:
     from bestiary.core.guided import Guided
@@ -24,8 +27,8 @@ class Guides:
         self._providers: dict[str, GrammarProvider] = {}
         self._tokens: list[bytes | None] | None = None
 
-    def matcher(self, params: ResolvedParams) -> GrammarMatcher | None:
-        """A matcher at the start of the request's grammar; None without one.
+    def guide(self, params: ResolvedParams) -> Guide | None:
+        """The request's grammar, at its start; None without one.
 
         Raises:
             RequestError: no backend for it, or the backend refuses the grammar.
@@ -39,8 +42,9 @@ class Guides:
         if self._tokens is None:
             self._tokens = [] if self._tokenizer is None else self._tokenizer.token_bytes()
         vocabulary = GrammarVocabulary(size=self._vocab_size, tokens=self._tokens, end_token_ids=params.end_token_ids)
+        began = time.perf_counter()
         try:
-            return self._providers[grammar.name].compile(guided, vocabulary)
+            matcher = self._providers[grammar.name].compile(guided, vocabulary)
         except ValueError as error:
             raise RequestError(
                 "E-REQ-GUIDED",
@@ -48,6 +52,8 @@ class Guides:
                 f"the backend {grammar.name} refuses the {guided.form}: {error}",
                 hint="correct the grammar",
             ) from error
+        plugin = f"grammar {grammar.name} ({self._host.origin(grammar)})"
+        return Guide(matcher, plugin, time.perf_counter() - began)
 
     def check_processors(self, params: ResolvedParams) -> None:
         """Refuse names of logits processors that nobody registered. Raises RequestError."""
@@ -81,6 +87,17 @@ class Guides:
         return able[0]
 
 
+@dataclass(frozen=True)
+class Processor:
+    """A registered logits processor, and whose it is."""
+
+    run: Callable[..., Any]
+    plugin: str
+
+    def __call__(self, prompt: list[int], output: list[int], logits: Any) -> Any:
+        return self.run(prompt, output, logits)
+
+
 def processors(host: PluginHost) -> Callable[[str], Callable[..., Any]]:
     """The functions of registered logits processors, by name."""
 
@@ -88,6 +105,6 @@ def processors(host: PluginHost) -> Callable[[str], Callable[..., Any]]:
     def find(name: str) -> Callable[..., Any]:
         registered = next(one for one in host.logits_processors() if one.name == name)
         function: Callable[..., Any] = resolve(registered.run, needed_by=f"logits processor {name}")
-        return function
+        return Processor(function, f"logits processor {name} ({host.origin(registered)})")
 
     return find

@@ -12,8 +12,8 @@ from bestiary.core.errors import BestiaryError
 from bestiary.core.outputs import RequestOutput, StreamPiece
 from bestiary.core.runtime.loop import EngineLoop
 from bestiary.core.runtime.request import Request, State
+from bestiary.core.runtime.restrictions import Guide
 from bestiary.core.runtime.scheduler import Scheduler
-from bestiary.spec import GrammarMatcher
 
 
 class Job(Protocol):
@@ -47,7 +47,7 @@ class Part(NamedTuple):
 
     request: Request
     answer: TextAnswer
-    matcher: GrammarMatcher | None = None
+    guide: Guide | None = None
 
 
 class SamplingJob:

@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from bestiary.core.async_answer import AsyncAnswer
-from bestiary.core.batch_progress import BatchProgress
 from bestiary.core.beam_params import BeamSearchParams
+from bestiary.core.calls import Calls, Params
 from bestiary.core.driver import Driver
 from bestiary.core.engine.start import start
 from bestiary.core.errors import EngineError, UsageError
 from bestiary.core.home import bytes_of
-from bestiary.core.jobs import Job
 from bestiary.core.llm_options import check_options
 from bestiary.core.opening import check_name, open_engine, open_tokenizer
 from bestiary.core.outputs import RequestOutput, StreamPiece
 from bestiary.core.progress import Progress, Silent
+from bestiary.core.runtime import policies
 from bestiary.core.runtime.blocks import CacheEvent
 from bestiary.core.runtime.stats import EngineStats
 from bestiary.core.sampling_params import SamplingParams
 from bestiary.core.submission import Submission
 from bestiary.core.text.tokenizer import Tokenizer
+from bestiary.core.watchdog import StepLimits
 
 if TYPE_CHECKING:
     from bestiary.core.engine.load import LoadedEngine
-
-Params = SamplingParams | BeamSearchParams | Sequence[SamplingParams | BeamSearchParams] | None
 
 
 class LLM:
@@ -50,7 +49,7 @@ class LLM:
             KV cache gets what the plan leaves of it.
         quantization: a method that a plugin provides; None leaves the weights as they are.
         kv_dtype: what keys and values are stored in.
-        block_size: tokens in a KV block; None: the engine's, 16 for a new one.
+        block_size: tokens in a KV block, at most 1024; None: the engine's, 16 for a new one.
         prefix_caching: reuse keys and values of equal prompt beginnings.
         capacity: ``"no-evict"`` runs a request when all it can ever need of the KV cache is free; ``"max-utilization"``
             runs more of them, and takes blocks back from the latest when there are none left.
@@ -63,6 +62,10 @@ class LLM:
         deterministic: tokens and log-probabilities that don't depend on what else runs, at a cost in speed; None: as the
             engine was built, False for a new one.
         graphs: run steps that only decode as recorded graphs, on devices that record them; None: as the engine was built.
+        step_warning: seconds that a step may take before the log says where every thread is, and ``stats().stalled`` that
+            requests wait for it; None for no limit.
+        step_timeout: seconds after which a step is thought to hang: the engine is dead, and everyone who waits for it is
+            told; None for no limit.
         plugins: modules, objects or module names to load besides the installed plugins.
         prefer: name → distribution, where two plugins claim one name.
         strict_plugins: a broken plugin is an error at once.
@@ -105,6 +108,8 @@ class LLM:
         kernels: Mapping[str, str] | None = None,
         deterministic: bool | None = None,
         graphs: bool | None = None,
+        step_warning: float | None = 30.0,
+        step_timeout: float | None = 120.0,
         plugins: Sequence[str | ModuleType | object] = (),
         prefer: Mapping[str, str] | None = None,
         strict_plugins: bool = False,
@@ -115,6 +120,9 @@ class LLM:
 
         flags = {"prefix_caching": prefix_caching, "reference": reference, "strict_plugins": strict_plugins}
         check_options(plugins=plugins, prefer=prefer, kernels=kernels, lock=lock, progress=progress, flags=flags)
+        limits = StepLimits.checked(step_warning, step_timeout)
+        policies.capacity(capacity)
+        policies.order(queue_order)
         host = PluginHost.load(
             plugins=tuple(plugins),
             strict=strict_plugins,
@@ -149,7 +157,7 @@ class LLM:
             reference=reference,
             progress=progress or Silent(),
         )
-        self._engine, self._closed = opened.engine, False
+        self._engine = opened.engine
         self.tokenizer = Tokenizer.load(opened.directory) if tokenizer == "auto" else named
         self._submission = Submission(
             opened.directory,
@@ -167,8 +175,10 @@ class LLM:
                 prefix_caching=prefix_caching,
                 capacity=capacity,
                 order=queue_order,
-            )
+            ),
+            limits,
         )
+        self._calls = Calls(self._driver, self._submission)
 
     @property
     def engine(self) -> LoadedEngine:
@@ -177,7 +187,7 @@ class LLM:
         Raises:
             EngineError: after ``close``, or where the ranks of a divided engine run in processes of their own.
         """
-        self._refuse_if_closed()
+        self._calls.refuse_if_closed()
         if self._engine is None:
             raise EngineError("E-RUN-RANKS", "LLM.engine", "its ranks run in processes of their own")
         return self._engine
@@ -196,21 +206,7 @@ class LLM:
             RequestError: a bad prompt or parameter; nothing has run then.
             EngineError: the model failed.
         """
-        jobs = self._prepare(prompts, sampling_params)
-        driver = self._driver
-        try:
-            for job in jobs:
-                driver.submit(job)
-            with BatchProgress(jobs, driver.loop, shown=use_tqdm) as progress:
-                driver.run(progress.done, progress.update)
-        finally:
-            # Whatever ended the call early, nothing of it stays in the engine.
-            for job in jobs:
-                driver.post(job.abort)
-        outputs = [job.output() for job in jobs]
-        if any(answer.finish_reason == "error" for out in outputs for answer in out.outputs):
-            driver.loop.refuse_if_dead()
-        return outputs
+        return self._calls.whole(prompts, sampling_params, shown=use_tqdm)
 
     def generate_async(
         self, prompt: object, sampling_params: SamplingParams | BeamSearchParams | None = None
@@ -224,9 +220,7 @@ class LLM:
             RequestError: a bad prompt or parameter.
             EngineError: the engine is dead.
         """
-        answer = AsyncAnswer(self._driver)
-        answer.begin(self._prepare_one(prompt, sampling_params, "generate_async", on_news=answer.listener()))
-        return answer
+        return self._calls.awaited(prompt, sampling_params)
 
     def chat(
         self,
@@ -266,7 +260,7 @@ class LLM:
             RequestError: a bad prompt or parameter, when called.
             EngineError: the model failed.
         """
-        return self._pieces(self._prepare_one(prompt, sampling_params, "stream"))
+        return self._calls.pieces(prompt, sampling_params)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text.
@@ -282,7 +276,7 @@ class LLM:
 
     def reset_prefix_cache(self) -> None:
         """Forget the prefixes of earlier requests."""
-        self._refuse_if_closed()
+        self._calls.refuse_if_closed()
         self._driver.post(lambda loop: loop.scheduler.reset_prefix_cache())
 
     def stats(self) -> EngineStats:
@@ -301,11 +295,7 @@ class LLM:
     def close(self) -> None:
         """End all requests and let go of the engine's memory. May be called again."""
         self._driver.close()
-        self._engine, self._closed = None, True
-
-    def _refuse_if_closed(self) -> None:
-        if self._closed:
-            raise EngineError("E-RUN-CLOSED", "LLM", "it has been closed")
+        self._engine, self._calls.closed = None, True
 
     def __enter__(self) -> Self:
         return self
@@ -314,40 +304,3 @@ class LLM:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _prepare(self, prompts: object, params: Params, **options: Any) -> list[Job]:
-        self._refuse_if_closed()
-        self._driver.loop.refuse_if_dead()
-        jobs = self._submission.prepare(prompts, params, **options)
-        for job in jobs:
-            job.check(self._driver.loop.scheduler)
-        return jobs
-
-    def _prepare_one(
-        self,
-        prompt: object,
-        params: SamplingParams | BeamSearchParams | None,
-        caller: str,
-        on_news: Callable[[], None] | None = None,
-    ) -> Job:
-        """A job that someone reads along with."""
-        if isinstance(prompt, list) and prompt and isinstance(prompt[0], Mapping) and "role" in prompt[0]:
-            prompt = self._submission.chat_prompts(prompt, None, {})
-        jobs = self._prepare(prompt, params, streams=True, on_news=on_news)
-        if len(jobs) != 1:
-            raise UsageError("E-REQ-STREAM", caller, "takes one prompt", found=f"{len(jobs)} prompts")
-        return jobs[0]
-
-    def _pieces(self, job: Job) -> Iterator[StreamPiece]:
-        driver = self._driver
-        driver.submit(job)
-        try:
-            done = False
-            while not done:
-                if not job.finished:
-                    driver.step()
-                # Another call's steps may have finished it.
-                done = job.finished
-                yield from job.pieces()
-        finally:
-            driver.post(job.abort)

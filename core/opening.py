@@ -45,11 +45,12 @@ def open_engine(
         said: the build options that the caller named.
 
     Raises:
-        ConfigError: ``said`` contradicts an engine that is already built.
+        ConfigError: ``said`` contradicts an engine that is already built, or ``kv_cache_memory`` is no size.
     """
     from bestiary.core.engine.engine import EngineManifest, is_engine
     from bestiary.core.engine.facts import EngineFacts
     from bestiary.core.engine.load import load_engine
+    from bestiary.core.engine.memory_cap import check_memory
     from bestiary.core.engine.start import in_process, in_ranks
     from bestiary.core.prepare import prepare
 
@@ -57,6 +58,7 @@ def open_engine(
         raise UsageError("E-USE-SEED", "seed", "is not an integer", found=repr(seed)[:80], expected="an integer")
     if weights not in ("auto", "random"):
         raise UsageError("E-USE-WEIGHTS", "weights", "unknown", found=repr(weights), expected='"auto" or "random"')
+    check_memory(kv_cache_memory)
     memory: dict[str, Any] = {"kv_cache_memory": kv_cache_memory, "memory_limit": memory_limit, "reference": reference}
     if weights == "random":
         engine = _random(Path(model), host, BuildOptions(**said), seed, progress, memory)

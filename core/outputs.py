@@ -75,6 +75,8 @@ class RequestOutput:
     """A request and its answers.
 
     Args:
+        prompt: the text as it was given, also where ``truncate_prompt_tokens`` left some of it out; None if ids were given.
+        prompt_token_ids: the tokens that were used.
         prompt_logprobs: one entry a prompt token, the first is None; None unless asked for.
         num_cached_tokens: prompt tokens whose keys and values were reused from other requests.
         cache_miss: why not all but the last one, which is always computed; None if they were. ``"unseen"``: nobody had the

@@ -42,6 +42,7 @@ def prepare(
 
     Raises:
         MissingInputError: there is no such model, or it has no tokenizer.
+        ConfigError: a device, kernel or quantization method that there is not; nothing was converted then.
     """
     reports, cache = progress or Silent(), home or Home()
     source = recognise(model, host)
@@ -50,10 +51,15 @@ def prepare(
         if needs_tokenizer:
             tokenizer_file(source.path)
         return source.path
+    # Before anything is converted:
+    if options.device != "auto":
+        from bestiary.core import device as devices
+
+        devices.choose(options.device)
     if options.kernels or options.quantization:
         from bestiary.core.engine.network import check_options
 
-        check_options(options, host)  # before anything is converted
+        check_options(options, host)
     path = source.path or fetch(str(model), reports)
     if needs_tokenizer:
         _check_tokenizer(path)

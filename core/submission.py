@@ -126,7 +126,7 @@ class Submission:
             encode=None if self.tokenizer is None else partial(self.tokenizer.encode, add_special_tokens=False),
         )
         self._guides.check_processors(resolved)
-        matcher = self._guides.matcher(resolved)
+        guide = self._guides.guide(resolved)
         parts: list[Part] = []
         for index in range(resolved.best_of):
             own = resolved.answer(index)
@@ -141,7 +141,7 @@ class Submission:
                 streams=streams,
             )
             answer = TextAnswer(request, self.tokenizer, index=index, on_news=on_news)
-            parts.append(Part(request, answer, matcher.fork() if matcher is not None and index else matcher))
+            parts.append(Part(request, answer, guide.fork() if guide is not None and index else guide))
         return SamplingJob(
             read.text,
             parts,

@@ -31,11 +31,14 @@ def run(
     from bestiary.core.cli.report import progress
     from bestiary.core.cli.session import session_of
     from bestiary.core.errors import UsageError
+    from bestiary.core.home import bytes_of
     from bestiary.core.opening import check_built
     from bestiary.core.prepare import prepare
     from bestiary.core.text.tokenizer import tokenizer_file
 
     session, params, options = session_of(ctx), sampling.params(), building.options()
+    if memory_limit is not None:
+        bytes_of(memory_limit, "memory_limit")  # refused before anything is converted
     if prompt is None and not sys.stdin.isatty():
         prompt = sys.stdin.read().strip()
         if not prompt:
@@ -52,15 +55,15 @@ def run(
             progress=steps,
         )
         check_built(engine, building.said())
+        templated = not raw and answer.has_chat_template(*([tokenizer] if tokenizer else []), engine)
+        if prompt is not None and system and not templated:
+            raise UsageError("E-CLI-SYSTEM", "--system", "this prompt goes to the model without a chat template")
         with answer.open_llm(
             engine, session, steps, tokenizer=tokenizer, memory_limit=memory_limit, **building.at_load()
         ) as llm:
-            templated = not raw and answer.has_chat_template(*([tokenizer] if tokenizer else []), engine)
             if prompt is None:
                 converse(llm, params, system=system, json=json)
                 return
-            if system and not templated:
-                raise UsageError("E-CLI-SYSTEM", "--system", "this prompt goes to the model without a chat template")
             question: answer.Prompt = answer.conversation(prompt, system) if templated else prompt
             got = answer.stream(llm, question, params, silent=json)
     if json:

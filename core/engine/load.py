@@ -18,7 +18,7 @@ from bestiary.core.engine.engine import EngineManifest, plan_file
 from bestiary.core.engine.fallback import announce, check_fallback
 from bestiary.core.engine.family import config_of, family_of
 from bestiary.core.engine.memory import mapped_dtypes
-from bestiary.core.engine.memory_cap import MemoryCap, says_memory
+from bestiary.core.engine.memory_cap import MemoryCap, check_memory
 from bestiary.core.engine.network import Network, make_network
 from bestiary.core.engine.options import BuildOptions
 from bestiary.core.errors import ConfigError
@@ -230,14 +230,7 @@ def plan_cache(
 
 def _budget(memory: float | int, network: Network, place: Place) -> int:
     """Bytes for this rank's cache."""
-    if not says_memory(memory):
-        raise ConfigError(
-            "E-KV-MEMORY",
-            "kv_cache_memory",
-            "is neither a fraction of the free memory nor a number of bytes",
-            found=repr(memory),
-            expected="a fraction in (0, 1], or an integer of bytes",
-        )
+    check_memory(memory)
     if memory > 1:
         return int(memory)
     device = network.target.device

@@ -83,3 +83,15 @@ def says_memory(asked: object) -> bool:
     if isinstance(asked, float):
         return 0 < asked <= 1
     return isinstance(asked, int) and not isinstance(asked, bool) and asked > 0
+
+
+def check_memory(asked: object) -> None:
+    """Refuse what ``kv_cache_memory`` can't be (ConfigError)."""
+    if not says_memory(asked):
+        raise ConfigError(
+            "E-KV-MEMORY",
+            "kv_cache_memory",
+            "is neither a fraction of the free memory nor a number of bytes",
+            found=f"{asked!r:.80}",
+            expected="a fraction in (0, 1], or an integer of bytes",
+        )

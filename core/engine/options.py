@@ -13,6 +13,8 @@ AT_LOAD = ("device", "max_batch_size", "max_seq_len", "kernels", "graphs")
 
 #: Longest sequence of an engine unless the user says otherwise: what most machines can hold several of.
 DEFAULT_SEQ_LEN = 4096
+#: Larger blocks would be of no use: a request wastes half of its last one.
+_LONGEST_BLOCK = 1024
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -27,7 +29,7 @@ class BuildOptions:
         max_batch_size: most requests that run at a time.
         max_seq_len: most tokens of a request, prompt and output; None: the model's, 4096 at most.
         max_num_tokens: most tokens in one step.
-        block_size: tokens in a block of the cache.
+        block_size: tokens in a block of the cache, at most 1024.
         tensor_parallel: ranks that share each layer.
         pipeline_parallel: stages that the layers are divided among.
         quantization: a registered method's name.
@@ -54,6 +56,9 @@ class BuildOptions:
     def __post_init__(self) -> None:
         for name in ("max_batch_size", "max_num_tokens", "block_size", "tensor_parallel", "pipeline_parallel"):
             _positive(name, getattr(self, name))
+        if self.block_size > _LONGEST_BLOCK:
+            found, expected = str(self.block_size), f"at most {_LONGEST_BLOCK}"
+            raise ConfigError("E-BUILD-OPTION", "block_size", "is too large", found=found, expected=expected)
         if self.max_seq_len is not None:
             _positive("max_seq_len", self.max_seq_len)
         for name in ("deterministic", "graphs"):

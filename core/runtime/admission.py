@@ -1,12 +1,17 @@
-"""Refusing what can never run, with the arithmetic."""
+"""Who may run: refusing what never can, with the arithmetic, and letting in who waits, in order."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from bestiary.core.errors import RequestError
+from bestiary.core.runtime import reuse
+from bestiary.core.runtime.block_tables import BlockTables
 from bestiary.core.runtime.cache_groups import CacheGroup
-from bestiary.core.runtime.request import Request
+from bestiary.core.runtime.policies import Order
+from bestiary.core.runtime.queue import WaitingQueue
+from bestiary.core.runtime.request import Request, State
+from bestiary.core.runtime.reuse import Hit
 
 
 def check_fit(request: Request, groups: Sequence[CacheGroup]) -> None:
@@ -28,3 +33,70 @@ def check_fit(request: Request, groups: Sequence[CacheGroup]) -> None:
                 expected=f"at most {group.num_blocks} blocks",
                 hint="lower max_tokens, shorten the prompt, or give the KV cache more memory",
             )
+
+
+class Admission:
+    """The queue, and who of it may run next.
+
+    Attributes:
+        waiting: the queue, by rank.
+    """
+
+    def __init__(self, tables: BlockTables, order: Order) -> None:
+        self._tables, self._order = tables, order
+        self.waiting = WaitingQueue()
+        self._arrivals = 0
+        self._stuck_at = -1  # the tables' version at which the first waiting request did not fit
+        self._failed: list[tuple[Request, Exception]] = []
+
+    def add(self, request: Request) -> None:
+        """A request arrives and gets its rank."""
+        self._arrivals += 1
+        if request.follows is not None:
+            request.rank = request.follows.rank
+        else:
+            request.rank = self._order(request.params.priority, self._arrivals)
+        self.waiting.add(request)
+        self._stuck_at = -1
+
+    def remove(self, request: Request) -> None:
+        """A waiting request ends."""
+        self.waiting.remove(request)
+        self._stuck_at = -1
+
+    def take_failed(self) -> list[tuple[Request, Exception]]:
+        """Waiting requests that could not be looked at, and why."""
+        failed, self._failed = self._failed, []
+        return failed
+
+    def next(self, number: int, running: int) -> tuple[Request, Hit] | None:
+        """The first waiting request that can run in the step ``number``, and what of its blocks is there; it leaves the queue.
+
+        Args:
+            running: how many run. Without promises, a block for each of them keeps them from being preempted at once.
+        """
+        if self._stuck_at == self._tables.version:
+            return None
+        for request in self.waiting:
+            sibling = request.sibling
+            if sibling is not None and sibling.state is State.RUNNING and not 0 < sibling.prompt_step < number:
+                continue  # its prompt is being computed by the one before it
+            try:
+                hit = self._hit(request, number)
+            except Exception as error:
+                self._failed.append((request, error))
+                continue
+            if not self._tables.fits(request, hit, spare=running):
+                self._stuck_at = self._tables.version
+                return None
+            self.waiting.remove(request)
+            return request, hit
+        return None
+
+    def _hit(self, request: Request, number: int) -> Hit:
+        sibling = request.sibling
+        if sibling is not None and sibling.state is State.RUNNING and not len(request.tokens) > request.prompt_length:
+            forked = reuse.fork(request, self._tables.groups)
+            if forked is not None:
+                return forked
+        return self._tables.match(request, number)

@@ -45,6 +45,7 @@ class Answers:
     ) -> None:
         self._blame, self._stopped = blame, stopped
         self._open: dict[str, Answer] = {}
+        self._requests: dict[str, Request] = {}
 
     def __len__(self) -> int:
         return len(self._open)
@@ -56,6 +57,11 @@ class Answers:
         """A request begins."""
         request.watched = answer.watches
         self._open[request.id] = answer
+        self._requests[request.id] = request
+
+    def requests(self) -> list[Request]:
+        """Those that have not ended. May be called from any thread."""
+        return list(self._requests.values())
 
     def first_token(self, request: Request, now: float) -> None:
         """The request's first token is there."""
@@ -108,6 +114,7 @@ class Answers:
     def end(self, request: Request, now: float) -> bool:
         """The one terminal event of a request; False if it is past."""
         answer = self._open.pop(request.id, None)
+        self._requests.pop(request.id, None)
         if answer is None:
             return False
         try:

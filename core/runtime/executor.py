@@ -36,5 +36,11 @@ class Executor(Protocol):
     def sample(self, wanted: SampleMessage) -> Pending:
         """Launch the choice of tokens from the logits of the step launched last."""
 
+    def report(self) -> None:
+        """A step hangs: have other processes of the engine say where they are. Called beside the step."""
+
+    def abandon(self) -> None:
+        """A step hangs and ``failure`` says so: end other processes of the engine. Called beside the step."""
+
     def close(self) -> None:
         """End it and let go of its memory. May be called again."""

@@ -45,6 +45,12 @@ class InProcess:
             self._examine()
             raise
 
+    def report(self) -> None:
+        pass  # the threads are this process's own
+
+    def abandon(self) -> None:
+        pass  # a thread can't be ended from outside
+
     def close(self) -> None:
         self._worker = None
         self.failure = self.failure or EngineError("E-RUN-CLOSED", "engine", "it has been closed")

@@ -6,7 +6,7 @@ no order of tokens decides anything. A removed token has logit -inf.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -34,34 +34,6 @@ def penalize(
     return logits - frequency * counts - presence * (counts > 0)
 
 
-def keep_top(logits: Tensor, top_k: Sequence[int], top_p: Sequence[float]) -> Tensor:
-    """Remove what is below each row's top_k and top_p; ties with the last kept token are kept.
-
-    top_p acts on what top_k left, renormalized: the smallest set of likeliest tokens whose probabilities reach top_p.
-
-    Args:
-        logits: [R, V] float32, temperature applied.
-        top_k: per row, -1 for no limit.
-        top_p: per row, 1.0 for no limit.
-    """
-    limited = [row for row, k in enumerate(top_k) if k > 0]
-    if limited:
-        rows = torch.tensor(limited, device=logits.device)
-        ks = torch.tensor([top_k[row] for row in limited], device=logits.device).unsqueeze(1)
-        some = logits[rows]
-        best = some.topk(int(max(top_k)), dim=-1).values
-        threshold = best.gather(1, ks - 1)
-        logits = logits.index_copy(0, rows, some.masked_fill(some < threshold, -torch.inf))
-    nucleus = [row for row, p in enumerate(top_p) if p < 1.0]
-    if nucleus:
-        rows = torch.tensor(nucleus, device=logits.device)
-        some = logits[rows]
-        ps = torch.tensor([top_p[row] for row in nucleus], dtype=torch.float64, device=logits.device).unsqueeze(1)
-        some = some.masked_fill(some < _nucleus_threshold(some, ps), -torch.inf)
-        logits = logits.index_copy(0, rows, some)
-    return logits
-
-
 class Limits(NamedTuple):
     """What the host knows of a batch's top_k and top_p, so that the device need not be asked.
 
@@ -83,10 +55,10 @@ class Limits(NamedTuple):
         return cls(max((k for k, _ in rows if k > 0), default=0), bool(below), all(0 < k <= _NUCLEUS for k in below))
 
 
-def keep_top_rows(logits: Tensor, top_k: Tensor, top_p: Tensor, limits: Limits) -> Tensor:
-    """:func:`keep_top` with each row's limits on the device.
+def keep_top(logits: Tensor, top_k: Tensor, top_p: Tensor, limits: Limits) -> Tensor:
+    """Remove what is below each row's top_k and top_p; ties with the last kept token are kept.
 
-    Nothing waits for the device, unless some row has a top_p without a top_k of at most 1024.
+    top_p acts on what top_k left, renormalized: the smallest set of likeliest tokens whose probabilities reach top_p. Nothing waits for the device, unless some row has a top_p without a top_k of at most 1024.
 
     Args:
         logits: [R, V] float32, temperature applied.

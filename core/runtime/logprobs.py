@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from bestiary.core.outputs import LogprobDict
 from bestiary.core.runtime.exact_rows import largest, log_probabilities
-from bestiary.core.runtime.logprob_dicts import logprob_dict
 
 #: Rows whose float32 copy is made at a time: a step may have hundreds of rows of a large vocabulary.
 ROWS_AT_A_TIME = 128
@@ -27,14 +24,6 @@ class LogprobRows(NamedTuple):
     ranks: Tensor
     best_values: Tensor
     best_ids: Tensor
-
-    def listed(self, chosen: Sequence[int], count: Sequence[int]) -> list[LogprobDict]:
-        """Per row the chosen token and the ``count`` likeliest ones; waits for the device."""
-        values, ranks, best_values, best_ids = (part.tolist() for part in self)
-        return [
-            logprob_dict(token, values[row], ranks[row], best_ids[row][: count[row]], best_values[row][: count[row]])
-            for row, token in enumerate(chosen)
-        ]
 
 
 def logprob_rows(logits: Tensor, chosen: Tensor, most: int) -> LogprobRows:
@@ -57,17 +46,3 @@ def _some(logits: Tensor, chosen: Tensor, most: int) -> LogprobRows:
     own = values.gather(1, chosen.clamp(min=0).unsqueeze(1))
     best_values, best_ids = largest(values, most)
     return LogprobRows(own.squeeze(1), (values > own).sum(dim=-1) + 1, best_values, best_ids)
-
-
-def logprobs(logits: Tensor, chosen: Sequence[int], count: Sequence[int]) -> list[LogprobDict]:
-    """Per row the chosen token and the ``count`` likeliest ones, without their texts.
-
-    Args:
-        logits: [R, V], the model's.
-        chosen: per row a token id.
-        count: per row how many of the likeliest tokens to give.
-    """
-    if not chosen:
-        return []
-    ids = torch.tensor(chosen, dtype=torch.int64, device=logits.device)
-    return logprob_rows(logits, ids, max(count)).listed(chosen, count)

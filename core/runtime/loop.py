@@ -14,17 +14,18 @@ from typing import NamedTuple
 import numpy as np
 
 from bestiary.core.errors import EngineError
-from bestiary.core.outputs import FinishReason
-from bestiary.core.runtime.answers import Answer, Answers
+from bestiary.core.runtime.answers import Answer
 from bestiary.core.runtime.batch import Batch
 from bestiary.core.runtime.containment import contained
+from bestiary.core.runtime.endings import Endings
 from bestiary.core.runtime.executor import Executor, Pending
 from bestiary.core.runtime.messages import Ints, SampledMessage
-from bestiary.core.runtime.request import Request, State
-from bestiary.core.runtime.restrictions import Restrictions
+from bestiary.core.runtime.pulse import Pulse
+from bestiary.core.runtime.request import Request
+from bestiary.core.runtime.restrictions import Guide
 from bestiary.core.runtime.scheduler import Scheduler
+from bestiary.core.runtime.slow_calls import SlowCalls
 from bestiary.core.runtime.stats import EngineStats, Meters, snapshot
-from bestiary.spec import GrammarMatcher
 
 log = logging.getLogger(__name__)
 
@@ -46,44 +47,45 @@ class EngineLoop:
         executor: runs the steps.
         scheduler: holds the requests and their blocks.
         vocab_size: width of the logits.
+
+    Attributes:
+        pulse: which step is under way and since when.
     """
 
     def __init__(self, executor: Executor, scheduler: Scheduler, *, vocab_size: int) -> None:
         self.executor, self.scheduler = executor, scheduler
-        self.meters = Meters()
-        self._answers = Answers(self._blame, self._stopped)
-        self._restrictions = Restrictions(vocab_size)
+        self.meters, self.pulse, self.slow_calls = Meters(), Pulse(), SlowCalls()
+        self._endings = Endings(executor, scheduler, self.meters, self.slow_calls, vocab_size=vocab_size)
+        self._given_up: EngineError | None = None  # by another thread, while a step hung
         self._flight: _Flight | None = None
-        self._ended: list[Request] = []  # in the step under way
         self._landed_at: float | None = None  # while steps follow each other
         self._host = 0.0  # seconds of the host's own work since the last step was read
 
     @property
     def idle(self) -> bool:
         """No request is under way."""
-        return not self._answers
+        return not self._endings.answers
 
     @property
     def failure(self) -> EngineError | None:
         """What ended the engine for good."""
         return self.executor.failure
 
-    def submit(self, request: Request, answer: Answer, matcher: GrammarMatcher | None = None) -> None:
+    def submit(self, request: Request, answer: Answer, guide: Guide | None = None) -> None:
         """Queue a request.
 
         Args:
-            matcher: at the start of the grammar that its answer must match.
+            guide: at the start of the grammar that its answer must match.
 
         Raises:
             RequestError: it can never fit the KV cache.
             EngineError: the engine is dead, or another request of this id is under way.
         """
         self.refuse_if_dead()
-        if request in self._answers:
+        if request in self._endings.answers:
             raise EngineError("E-RUN-ID", f"request {request.id}", "another request of this id is under way")
         self.scheduler.submit(request)
-        self._answers.add(request, answer)
-        self._restrictions.add(request, matcher)
+        self._endings.begin(request, answer, guide)
 
     def refuse_if_dead(self) -> None:
         """Raise what ended the engine, if anything did."""
@@ -107,6 +109,7 @@ class EngineLoop:
             EngineError: the engine is dead; every request has ended with an error that says by what. What nobody
                 contains, such as an error in the scheduler, leaves a state that nobody knows, so it ends the engine too.
         """
+        self.pulse.begin(None if self._flight is None else self._flight.batch)
         try:
             self._advance()
         except BaseException as error:
@@ -117,17 +120,22 @@ class EngineLoop:
                 with suppress(EngineError):
                     self._bury()
                 raise
+        finally:
+            self.pulse.end()
         self._bury()
-        ended, self._ended = self._ended, []
+        ended, self._endings.ended = self._endings.ended, []
         return ended
 
     def _advance(self) -> None:
         started = time.perf_counter()
         batch = self.scheduler.decide()
         for request, error in self.scheduler.take_failed():
-            self._blame(request, error)
+            self._endings.blame(request, error)
         self._host += time.perf_counter() - started
+        if batch is not None:
+            self.pulse.launches(batch)
         launched = batch is not None and self._launch(batch)
+        self._go_on()
         if self._flight is not None:
             self._land(self._flight)
         elif batch is None and not self.scheduler.idle:
@@ -148,8 +156,8 @@ class EngineLoop:
 
     def abort(self, request: Request) -> bool:
         """End a request in any state; False if it had ended already."""
-        ended = self._finish(request, "abort")
-        self._ended.clear()
+        ended = self._endings.finish(request, "abort")
+        self._endings.ended.clear()
         return ended
 
     def abort_all(self) -> None:
@@ -157,9 +165,21 @@ class EngineLoop:
         for request in [*self.scheduler.running, *self.scheduler.waiting]:
             self.abort(request)
 
+    def give_up(self, error: EngineError) -> None:
+        """The step under way does not end: the engine is dead, and everyone is told. Called by another thread than the one
+        that is in the step, which changes nothing any more should it ever come back."""
+        self._given_up = self.executor.failure = self.executor.failure or error
+        self.executor.abandon()
+        self._endings.give_up(self._given_up)
+
     def stats(self) -> EngineStats:
         """Figures of this moment."""
-        return snapshot(self.meters, self.scheduler)
+        return snapshot(self.meters, self.scheduler, self.pulse, self.slow_calls)
+
+    def _go_on(self) -> None:
+        """After whatever may hang: leave the step if it was given up."""
+        if self._given_up is not None:
+            raise self._given_up
 
     def _launch(self, batch: Batch) -> bool:
         """Start a step's forward; False if that failed, which ends its requests."""
@@ -176,9 +196,10 @@ class EngineLoop:
     def _choose(self, batch: Batch) -> None:
         """Start the choice of a step's tokens."""
         started = time.perf_counter()
-        wanted, failed = self._restrictions.ask(batch, self.scheduler.slots)
+        wanted, failed = self._endings.restrictions.ask(batch, self.scheduler.slots)
+        self._go_on()
         for request, error in failed:
-            self._blame(request, error)
+            self._endings.blame(request, error)
         self._host += time.perf_counter() - started
         pending = None
         if len(wanted.slots) or wanted.scored:
@@ -187,6 +208,7 @@ class EngineLoop:
             except BaseException as error:
                 self._fail(batch, contained(error))
                 return
+            self._go_on()
         self._flight = _Flight(batch, pending, wanted.logprobs)
 
     def _land(self, flight: _Flight) -> None:
@@ -197,6 +219,8 @@ class EngineLoop:
         except BaseException as error:
             self._fail(batch, contained(error))
             return
+        self._go_on()
+        self.pulse.landed(batch)
         now, started = time.monotonic(), time.perf_counter()
         self._take_in(batch, sampled, flight.asked, now)
         self._host += time.perf_counter() - started
@@ -208,28 +232,30 @@ class EngineLoop:
         self.meters.output_tokens += int(alive.sum())
         if len(sampled.tokens) and int(sampled.tokens.min()) < 0:
             for row in ((sampled.tokens < 0) & alive).nonzero()[0].tolist():
-                self._unusable(slots.requests[batch.slots[row]], sampled.errors.get(row))
+                owner = slots.requests[batch.slots[row]]
+                if owner is not None:
+                    self._endings.unusable(owner, sampled.errors.get(row))
                 alive[row] = False
-        self._answers.prompt_scored(batch, sampled.scored)
+        for call in sampled.slow_calls:
+            owner = slots.requests[batch.slots[call.row]]
+            if alive[call.row] and owner is not None:
+                self.slow_calls.saw(call.plugin, owner.id, call.seconds)
+        answers = self._endings.answers
+        answers.prompt_scored(batch, sampled.scored)
         watched = [
             (row, request)
             for row in (slots.watched[batch.slots] & alive).nonzero()[0].tolist()
             if (request := slots.requests[batch.slots[row]]) is not None
         ]
         for request in self.scheduler.land(batch, sampled.tokens):
-            self._ended.append(request)
+            self._endings.ended.append(request)
         for request in batch.landed(alive):
             if request.num_output == 1:
                 self.meters.began(request)
-                self._answers.first_token(request, now)
-        self._answers.added(watched, asked, sampled.logprobs)
-        for request in self._ended:
-            self._end(request, now)
-
-    def _stopped(self, request: Request, stop: str) -> None:
-        """A stop string is there, perhaps with a token that had ended the request already."""
-        if not self._finish(request, "stop", stop) and request.finish_reason == "length":
-            request.finish_reason, request.stop_reason = "stop", stop
+                answers.first_token(request, now)
+        answers.added(watched, asked, sampled.logprobs)
+        for request in self._endings.ended:
+            self._endings.tell(request, now)
 
     def _count(self, batch: Batch, now: float) -> None:
         self.meters.steps += 1
@@ -239,80 +265,18 @@ class EngineLoop:
             self.scheduler.pace.saw(batch.message.decodes, batch.prompt_tokens, whole)
         self._landed_at, self._host = now, 0.0
 
-    def _unusable(self, request: Request | None, cause: str | None) -> None:
-        """A row that gave no token: its own code failed, or its numbers are broken and so are its keys and values."""
-        if request is not None:
-            reason = cause or "numerical_error: the logits have no finite maximum"
-            if cause is None and request.restricted:
-                reason += ", or its own restrictions (grammar, bans, allowed tokens) leave no token"
-            self._finish(request, "error", reason, trusted=cause is not None)
-
-    def _blame(self, request: Request, error: BaseException) -> None:
-        """End a request whose own processing failed; if it had ended already, its reason is corrected."""
-        log.error("request %s failed: %s", request.id, error, exc_info=error)
-        reason = f"{type(error).__name__}: {error}"
-        if not self._finish(request, "error", reason):
-            request.finish_reason, request.stop_reason = "error", reason
-
     def _fail(self, batch: Batch, error: BaseException) -> None:
-        """A step failed: its requests end, and what they stored is not trusted. If there was no memory for it, they are
-        computed again in smaller steps instead, as long as steps can be made smaller."""
-        log.error("step %d failed: %s", batch.number, error, exc_info=error)
-        reason = f"{type(error).__name__}: {error}"
-        again = _out_of_memory(error) and self.executor.failure is None and self.scheduler.retreat()
-        if again:
-            log.warning("steps have at most %d tokens from now on", self.scheduler.max_num_tokens)
-        owners = [self.scheduler.slots.requests[slot] for slot in batch.slots.tolist()]
-        of_step = [request for request in owners if request is not None]
-        of_step += [segment.request for segment in batch.segments]
-        for request in dict.fromkeys(of_step):
-            if again:
-                self.scheduler.repeat(request)
-            else:
-                self._finish(request, "error", reason, trusted=False)
+        """A step failed."""
+        self._endings.fail(batch, error)
         self._landed_at = None
 
     def _bury(self) -> None:
         """If the executor is dead, end everything and say so."""
         failure = self.executor.failure
-        if failure is None:
-            return
-        self._flight = None
-        for request in [*self.scheduler.running, *self.scheduler.waiting]:
-            try:
-                self._finish(request, "error", str(failure), trusted=False)
-            except Exception as error:  # its blocks are lost with the engine; whoever waits for it is told all the same
-                log.error("request %s: %s", request.id, error, exc_info=error)
-                request.state, request.finish_reason, request.stop_reason = State.FINISHED, "error", str(failure)
-                self._end(request, time.monotonic())
-        self._ended = []
-        raise failure
-
-    def _finish(
-        self,
-        request: Request,
-        reason: FinishReason,
-        stop_reason: int | str | None = None,
-        *,
-        trusted: bool = True,
-    ) -> bool:
-        """End a request for a reason that is not its token; False if it had ended already."""
-        if not self.scheduler.finish(request, reason, stop_reason, trusted=trusted):
-            return False
-        self._ended.append(request)
-        self._end(request, time.monotonic())
-        return True
-
-    def _end(self, request: Request, now: float) -> None:
-        """The one terminal event of a request, if it is not past."""
-        if self._answers.end(request, now):
-            self._restrictions.drop(request)
-            self.meters.ended(request)
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    """Of the host or a device; torch's own class is known by its name, since nothing here knows torch."""
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+        if failure is not None:
+            self._flight = None
+            self._endings.bury(failure)
+            raise failure
 
 
 def _broken(error: BaseException) -> EngineError:

@@ -154,6 +154,14 @@ class Logprobs(NamedTuple):
     values: npt.NDArray[np.float32]
 
 
+class SlowCall(NamedTuple):
+    """A logits processor of a sampling row took long: which, with its distribution, and how many seconds."""
+
+    row: int
+    plugin: str
+    seconds: float
+
+
 @dataclass(frozen=True, slots=True)
 class SampledMessage:
     """A step's results.
@@ -163,9 +171,11 @@ class SampledMessage:
         logprobs: of the rows that asked, in their order.
         scored: one for each :class:`Scored`.
         errors: sampling row → what a logits processor of its request raised.
+        slow_calls: of logits processors.
     """
 
     tokens: Ints
     logprobs: Logprobs | None = None
     scored: tuple[Logprobs, ...] = ()
     errors: dict[int, str] = field(default_factory=dict)
+    slow_calls: tuple[SlowCall, ...] = ()

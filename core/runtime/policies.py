@@ -73,7 +73,7 @@ def order(name: str) -> Order:
 
 
 def _known(field: str, name: str, table: Mapping[str, T]) -> T:
-    if name not in table:
+    if not isinstance(name, str) or name not in table:
         raise ConfigError(
             "E-RUN-POLICY",
             field,

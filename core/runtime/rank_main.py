@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import select
 import shutil
@@ -17,7 +18,7 @@ from typing import Any, NoReturn, Protocol
 from bestiary.core.errors import BestiaryError, EngineError, PluginError
 from bestiary.core.ops.collective import ALONE, Place, Ranks
 from bestiary.core.runtime.messages import SampledMessage, SampleMessage, StepMessage
-from bestiary.core.runtime.rank_messages import Close, Failed, Numbered, Ready, Setup, codec
+from bestiary.core.runtime.rank_messages import STACKS, Close, Failed, Numbered, Ready, Setup, codec
 from bestiary.core.runtime.transport import Channel
 
 
@@ -48,6 +49,7 @@ class Worker(Protocol):
 def main() -> None:
     """Serve the parent at the other end of a socket. Arguments: its descriptor, the directory where the ranks meet."""
     connection, directory = socket.socket(fileno=int(sys.argv[1])), sys.argv[2]
+    faulthandler.register(STACKS, all_threads=True)
     threading.Thread(target=_end_with, args=(connection, directory), daemon=True).start()
     channel = Channel(connection, codec())
     try:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from bestiary.core.resolved_params import ResolvedParams
 from bestiary.core.runtime import messages
 from bestiary.core.runtime.transport import Codec
+
+#: The signal at which a rank writes the stacks of its threads to stderr, be it in a kernel that never returns.
+STACKS: Final = signal.SIGUSR1
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from bestiary.core import errors
 from bestiary.core.errors import BestiaryError, ConfigError, EngineError
-from bestiary.core.runtime.rank_messages import Close, Failed, Numbered, Ready, Setup, codec
+from bestiary.core.runtime.rank_messages import STACKS, Close, Failed, Numbered, Ready, Setup, codec
 from bestiary.core.runtime.transport import Channel
 
 if TYPE_CHECKING:
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("bestiary.ranks")
 
 _GRACE = 0.3  # seconds in which ranks that fail because another did are told from it
-_PATIENCE = 30.0  # seconds of silence that are worth a warning
-_STUCK = 600.0  # seconds of silence that end the engine: no step takes as long
 _CLOSING = 10.0  # seconds that ranks have to end when asked to
 
 
@@ -119,9 +117,19 @@ class RankExecutor:
         """
         self._number += 1
         self._tell(Numbered(self._number, wanted), *self._ranks)
-        answer = Answer(self._look, self._stuck)
+        answer = Answer(self._look)
         self._expected.append(answer)
         return answer
+
+    def report(self) -> None:
+        """Have each rank write the stacks of its threads to stderr."""
+        for rank in self._ranks:
+            rank.process.send_signal(STACKS)
+
+    def abandon(self) -> None:
+        """Kill the ranks; whoever waits for one of them sees it."""
+        for rank in self._ranks:
+            rank.process.kill()
 
     def close(self) -> None:
         """End the ranks, and kill those that don't. May be called again."""
@@ -157,21 +165,6 @@ class RankExecutor:
             else:
                 self._expected.popleft().message = message
 
-    def _stuck(self, seconds: float) -> None:
-        """No rank has said anything for so long, though an answer is due."""
-        if seconds < _STUCK:
-            log.warning("the ranks have been silent for %.0f seconds", seconds)
-            return
-        self.failure = EngineError(
-            "E-RUN-STUCK",
-            "ranks",
-            "do not answer",
-            found=f"{seconds:.0f} seconds of silence",
-            hint="a rank was stopped, or its device hangs: load the engine again",
-        )
-        self._end()
-        raise self.failure
-
     def _heard(self, seconds: float | None) -> Iterator[tuple[_Rank, Any]]:
         """A message of each rank that has one, None for the end of it."""
         ready = {descriptor for descriptor, _ in self._poll.poll(None if seconds is None else seconds * 1000)}
@@ -184,6 +177,9 @@ class RankExecutor:
 
     def _fail(self, rank: _Rank, words: Failed | None) -> NoReturn:
         """A rank is dead: find out which of them was the first, end all, and raise what killed it."""
+        if self.failure is not None:  # they were abandoned
+            self._end()
+            raise self.failure
         last: list[tuple[_Rank, Failed | None]] = [(rank, words)]
         self._poll.unregister(rank.channel)
         deadline = time.monotonic() + _GRACE
@@ -204,8 +200,8 @@ class RankExecutor:
 class Answer:
     """Results of a sampling on their way; see :class:`~bestiary.core.runtime.executor.Pending`."""
 
-    def __init__(self, look: Callable[[float | None], None], stuck: Callable[[float], None]) -> None:
-        self._look, self._stuck = look, stuck
+    def __init__(self, look: Callable[[float | None], None]) -> None:
+        self._look = look
         self.message: SampledMessage | None = None
 
     def read(self) -> SampledMessage:
@@ -214,12 +210,8 @@ class Answer:
         Raises:
             EngineError: a rank has died.
         """
-        began = time.monotonic()
         while self.message is None:
-            self._look(_PATIENCE)
-            silent = time.monotonic() - began
-            if self.message is None and silent >= _PATIENCE:
-                self._stuck(silent)
+            self._look(None)
         return self.message
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import NamedTuple
 
 import numpy as np
@@ -14,19 +15,41 @@ from bestiary.core.runtime.messages import Bans, History, Ints, Masks, SampleMes
 from bestiary.core.runtime.ngrams import NgramIndex
 from bestiary.core.runtime.request import Request
 from bestiary.core.runtime.slots import Slots
+from bestiary.core.runtime.slow_calls import SlowCalls
 from bestiary.spec import GrammarMatcher
+
+
+class Guide(NamedTuple):
+    """A request's grammar.
+
+    Args:
+        matcher: where its answer stands.
+        plugin: the backend and its distribution.
+        seconds: that compiling it took.
+    """
+
+    matcher: GrammarMatcher
+    plugin: str
+    seconds: float = 0.0
+
+    def fork(self) -> Guide:
+        """For another answer to the same prompt."""
+        return Guide(self.matcher.fork(), self.plugin)
 
 
 class Restriction:
     """One request's.
 
-    Args:
-        matcher: where its answer stands in its grammar.
+    Attributes:
+        plugin: whose grammar it is; empty without one.
+        seconds: spent in the grammar's code since :meth:`bans` was called.
     """
 
-    def __init__(self, request: Request, vocab_size: int, matcher: GrammarMatcher | None) -> None:
+    def __init__(self, request: Request, vocab_size: int, guide: Guide | None) -> None:
         params = request.params
-        self._request, self._vocab_size, self._matcher = request, vocab_size, matcher
+        self._request, self._vocab_size = request, vocab_size
+        self._matcher = None if guide is None else guide.matcher
+        self.plugin, self.seconds = "" if guide is None else guide.plugin, 0.0
         self._seen = request.prompt_length
         self._ngrams = NgramIndex(params.no_repeat_ngram_size, request.prompt) if params.no_repeat_ngram_size else None
         self._bad_words = BadWords(params.bad_token_ids) if params.bad_token_ids else None
@@ -40,6 +63,7 @@ class Restriction:
         Raises:
             ValueError: the grammar does not admit a token that was chosen.
         """
+        self.seconds = 0.0
         self._catch_up()
         params, found = self._request.params, set[int]()
         if self._seen - self._request.prompt_length < params.min_tokens:
@@ -55,7 +79,11 @@ class Restriction:
         if self._matcher is None:
             return None
         row = np.zeros(words(self._vocab_size), np.int32)
-        self._matcher.fill(row)
+        began = time.perf_counter()
+        try:
+            self._matcher.fill(row)
+        finally:
+            self.seconds += time.perf_counter() - began
         if not row.any():
             raise ValueError("the grammar allows no token here")
         return row
@@ -74,21 +102,34 @@ class Restriction:
             self._seen += 1
             if self._ngrams is not None:
                 self._ngrams.append(token)
-            if self._matcher is not None and not self._matcher.accept(token):
+            if self._matcher is not None and not self._accepts(self._matcher, token):
                 raise ValueError(f"the grammar does not admit token {token}, which was chosen")
+
+    def _accepts(self, matcher: GrammarMatcher, token: int) -> bool:
+        began = time.perf_counter()
+        try:
+            return matcher.accept(token)
+        finally:
+            self.seconds += time.perf_counter() - began
 
 
 class Restrictions:
-    """Those of all requests under way."""
+    """Those of all requests under way.
 
-    def __init__(self, vocab_size: int) -> None:
-        self._vocab_size = vocab_size
+    Args:
+        slow_calls: told how long grammars take.
+    """
+
+    def __init__(self, vocab_size: int, slow_calls: SlowCalls) -> None:
+        self._vocab_size, self._slow_calls = vocab_size, slow_calls
         self._known: dict[str, Restriction] = {}
 
-    def add(self, request: Request, matcher: GrammarMatcher | None) -> None:
+    def add(self, request: Request, guide: Guide | None) -> None:
         """A request began."""
         if request.restricted:
-            self._known[request.id] = Restriction(request, self._vocab_size, matcher)
+            self._known[request.id] = Restriction(request, self._vocab_size, guide)
+        if guide is not None:
+            self._slow_calls.saw(guide.plugin, request.id, guide.seconds)
 
     def drop(self, request: Request) -> None:
         """It has ended."""
@@ -136,6 +177,8 @@ class Restrictions:
             except BaseException as error:
                 failed.append((request, contained(error)))
                 continue
+            finally:
+                self._slow_calls.saw(restriction.plugin, request.id, restriction.seconds)
             if mask is not None:
                 guided.append((row, mask))
             if restriction.allowed is not None:

@@ -10,7 +10,9 @@ R rows · V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -21,21 +23,30 @@ from bestiary.core.runtime import logits as rows_of
 from bestiary.core.runtime.containment import contained
 from bestiary.core.runtime.inputs import SlotState
 from bestiary.core.runtime.logprobs import LogprobRows, logprob_rows
-from bestiary.core.runtime.messages import Bans, History, Ints, Masks, Opened, SampleMessage
+from bestiary.core.runtime.messages import Bans, History, Ints, Masks, Opened, SampleMessage, SlowCall
 from bestiary.core.runtime.random_numbers import uniforms
 from bestiary.core.runtime.slot_params import SlotParams
+from bestiary.core.runtime.slow_calls import SLOW, described
 from bestiary.core.runtime.token_counts import TokenCounts
 from bestiary.core.runtime.token_masks import keep_masked, without
 
 
 class Sampled(NamedTuple):
     """A step's results on the device: tokens [n] int64, -1 where there is none; log-probabilities of the rows that asked;
-    prompt log-probabilities by :class:`Scored`; and what a row's logits processor raised."""
+    prompt log-probabilities by :class:`Scored`; what a row's logits processor raised, and which of them took long."""
 
     tokens: Tensor
     logprobs: LogprobRows | None
     scored: tuple[LogprobRows, ...]
     errors: dict[int, str]
+    slow_calls: list[SlowCall]
+
+
+class _Trouble(NamedTuple):
+    """What logits processors did to the step."""
+
+    errors: dict[int, str]
+    slow_calls: list[SlowCall]
 
 
 class Sampler:
@@ -64,24 +75,24 @@ class Sampler:
             logits: [rows of the step, V] fp32; left as they are.
         """
         rows = logits if wanted.rows is None else logits[self._ids(wanted.rows)]
-        errors: dict[int, str] = {}
-        tokens = rows_of.likeliest(rows) if wanted.plain else self._tokens(rows, wanted, errors)
+        trouble = _Trouble({}, [])
+        tokens = rows_of.likeliest(rows) if wanted.plain else self._tokens(rows, wanted, trouble)
         self._counts.add(wanted.slots, tokens)
         self.chose(wanted, tokens)
-        return Sampled(tokens, self._logprobs(rows, tokens, wanted), self._scores(logits, wanted), errors)
+        return Sampled(tokens, self._logprobs(rows, tokens, wanted), self._scores(logits, wanted), *trouble)
 
     def chose(self, wanted: SampleMessage, tokens: Tensor) -> None:
         """These are the slots' last tokens now."""
         self._state.last.index_copy_(0, self._ids(wanted.slots), tokens.clamp(min=0))
 
-    def _tokens(self, rows: Tensor, wanted: SampleMessage, errors: dict[int, str]) -> Tensor:
+    def _tokens(self, rows: Tensor, wanted: SampleMessage, trouble: _Trouble) -> Tensor:
         other = self._other(wanted)
         if len(other) == len(rows):
-            return self._processed_tokens(rows, wanted.slots, other, wanted, errors)
+            return self._processed_tokens(rows, wanted.slots, other, wanted, trouble)
         tokens = rows_of.likeliest(rows)
         if len(other):
             where = self._ids(other)
-            found = self._processed_tokens(rows[where], wanted.slots[other], other, wanted, errors)
+            found = self._processed_tokens(rows[where], wanted.slots[other], other, wanted, trouble)
             tokens.index_copy_(0, where, found)
         return tokens
 
@@ -95,7 +106,7 @@ class Sampler:
         return other.nonzero()[0].astype(np.int32)
 
     def _processed_tokens(
-        self, logits: Tensor, slots: Ints, rows: Ints, wanted: SampleMessage, errors: dict[int, str]
+        self, logits: Tensor, slots: Ints, rows: Ints, wanted: SampleMessage, trouble: _Trouble
     ) -> Tensor:
         """One token a row. logits [r, V] of the sampling rows ``rows`` [r]."""
         place = np.full(len(wanted.slots), -1, np.int32)
@@ -103,7 +114,7 @@ class Sampler:
         logits = self._removed(self._params.biased(logits, slots), place, wanted.bans)
         logits = self._counts.penalized(logits, slots, self._params)
         logits = self._kept(logits, place, wanted.allowed)
-        logits = self._by_processors(logits, place, slots, wanted.histories, errors)
+        logits = self._by_processors(logits, place, slots, wanted.histories, trouble)
         logits = self._kept(logits, place, wanted.guided)
         drawn = self._params.drawn[slots].nonzero()[0]
         if not len(drawn):
@@ -124,7 +135,7 @@ class Sampler:
         return keep_masked(logits, bits, self._ids(place[masks.rows]))
 
     def _by_processors(
-        self, logits: Tensor, place: Ints, slots: Ints, histories: tuple[History, ...], errors: dict[int, str]
+        self, logits: Tensor, place: Ints, slots: Ints, histories: tuple[History, ...], trouble: _Trouble
     ) -> Tensor:
         """Each row through its request's own functions; what one raises ends its row only."""
         if histories:
@@ -135,13 +146,14 @@ class Sampler:
             try:
                 for given in self._params.processors[int(slots[row])]:
                     run = self._processor(given) if isinstance(given, str) else given
-                    made = run(prompt, output, logits[row].clone())
+                    with _timed(run, history.row, trouble):
+                        made = run(prompt, output, logits[row].clone())
                     if not isinstance(made, Tensor) or made.shape != logits[row].shape:
                         raise TypeError(f"it returned {_shape(made)}, not logits [{logits.shape[-1]}]")
                     logits[row] = made
             except BaseException as error:
                 contained(error)
-                errors[history.row] = f"logits processor: {type(error).__name__}: {error}"
+                trouble.errors[history.row] = f"logits processor: {type(error).__name__}: {error}"
                 logits[row] = torch.nan
         return logits
 
@@ -150,7 +162,7 @@ class Sampler:
         params, where = self._params, self._ids(slots)
         temperature, top_p, min_p = params.numbers[where, :3].unbind(1)
         scaled = logits / temperature.float().unsqueeze(1)
-        kept = rows_of.keep_top_rows(scaled, params.top_k[where], top_p, params.limits(slots))
+        kept = rows_of.keep_top(scaled, params.top_k[where], top_p, params.limits(slots))
         number = uniforms(params.seeds[where], self._state.stored[where] - self._state.prompt[where])
         return rows_of.draw(kept, min_p.unsqueeze(1), number.unsqueeze(1))
 
@@ -172,6 +184,17 @@ class Sampler:
 
     def _ids(self, values: object) -> Tensor:
         return self._state.device_ints(values)
+
+
+@contextmanager
+def _timed(run: Callable[..., Tensor], row: int, trouble: _Trouble) -> Iterator[None]:
+    began = time.perf_counter()
+    try:
+        yield
+    finally:
+        taken = time.perf_counter() - began
+        if taken >= SLOW:
+            trouble.slow_calls.append(SlowCall(row, described(run), taken))
 
 
 def _shape(made: object) -> str:

@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from bestiary.core.outputs import FinishReason
-from bestiary.core.runtime import policies, reuse
-from bestiary.core.runtime.admission import check_fit
+from bestiary.core.runtime import policies
+from bestiary.core.runtime.admission import Admission, check_fit
 from bestiary.core.runtime.batch import Batch, Segment
 from bestiary.core.runtime.block_tables import BlockTables
 from bestiary.core.runtime.cache_groups import CacheGroup
@@ -24,6 +24,7 @@ from bestiary.core.runtime.packing import Packing
 from bestiary.core.runtime.queue import WaitingQueue
 from bestiary.core.runtime.request import Request, State
 from bestiary.core.runtime.reuse import Hit
+from bestiary.core.runtime.running import Running
 from bestiary.core.runtime.slots import Slots
 
 
@@ -61,7 +62,7 @@ class Scheduler:
     ) -> None:
         # Every running request can have a token in every step, so none waits for a turn.
         self.max_batch_size, self.max_num_tokens = min(max_batch_size, max_num_tokens), max_num_tokens
-        self._order, promise = policies.order(order), policies.capacity(capacity).promise
+        ranks, promise = policies.order(order), policies.capacity(capacity).promise
         self.tables = BlockTables(
             groups,
             max_num_tokens=max_num_tokens,
@@ -71,20 +72,23 @@ class Scheduler:
             clock=clock,
         )
         self.slots = Slots(self.max_batch_size, max_seq_len)
-        self.waiting = WaitingQueue()
-        self.running: list[Request] = []  # by rank
+        self._admission = Admission(self.tables, ranks)
+        self._running = Running(self.slots, self.tables)
         self.pace = Pace()
         self.number = 0  # of the last step
         self.num_preemptions = 0
         self._max_rows = max_num_tokens if max_rows is None else max_rows
-        self._prompts: list[Request] = []  # running, with known tokens still to run; by rank
-        self._decoding: Ints = np.zeros(0, np.int32)  # slots of the other running ones
-        self._stale = False  # _decoding is
         self._opened: dict[int, Opened] = {}  # by slot, since the last step
-        self._failed: list[tuple[Request, Exception]] = []
-        self._arrivals = 0
-        self._stuck_at = -1  # the tables' version at which the first waiting request did not fit
-        self._streams = 0  # running requests that someone reads along with
+
+    @property
+    def running(self) -> list[Request]:
+        """The requests that run, by rank."""
+        return self._running.requests
+
+    @property
+    def waiting(self) -> WaitingQueue:
+        """The requests that wait, by rank."""
+        return self._admission.waiting
 
     @property
     def idle(self) -> bool:
@@ -93,8 +97,7 @@ class Scheduler:
 
     def take_failed(self) -> list[tuple[Request, Exception]]:
         """Waiting requests that could not be looked at, and why; they are still to be finished."""
-        failed, self._failed = self._failed, []
-        return failed
+        return self._admission.take_failed()
 
     def submit(self, request: Request) -> None:
         """Queue a request.
@@ -103,13 +106,7 @@ class Scheduler:
             RequestError: it could not run even alone.
         """
         self.admissible(request)
-        self._arrivals += 1
-        if request.follows is not None:
-            request.rank = request.follows.rank
-        else:
-            request.rank = self._order(request.params.priority, self._arrivals)
-        self.waiting.add(request)
-        self._stuck_at = -1
+        self._admission.add(request)
 
     def admissible(self, request: Request) -> None:
         """Work out what the request needs.
@@ -129,12 +126,12 @@ class Scheduler:
         pack = Packing(self.slots, self.max_num_tokens, self._max_rows)
         decodes = self._decodes()
         pack.decode(decodes)
-        prompt_tokens = self.pace.chunk() if self._streams and len(decodes) else self.max_num_tokens
-        for request in list(self._prompts):
+        prompt_tokens = self.pace.chunk() if self._running.streams and len(decodes) else self.max_num_tokens
+        for request in list(self._running.prompts):
             prompt_tokens -= self._chunk(pack, request, prompt_tokens)
         while prompt_tokens > 0 and pack.budget > 0 and (admitted := self._admit()) is not None:
             prompt_tokens -= self._chunk(pack, admitted, prompt_tokens)
-        if pack.empty and self.running and self._all_read():
+        if pack.empty and self.running and self._running.all_read():
             self._make_progress(pack)
         if pack.empty:
             return None
@@ -143,12 +140,7 @@ class Scheduler:
 
     def _decodes(self) -> Ints:
         """The slots that run their last token, with room for it."""
-        slots = self.slots
-        if self._stale:
-            prompts = set(map(id, self._prompts))
-            chosen = [request.slot for request in self.running if id(request) not in prompts]
-            self._decoding, self._stale = np.array(chosen, np.int32), False
-        live = self._decoding
+        slots, live = self.slots, self._running.decoding()
         if not len(live):
             return live
         ready = slots.planned[live] < slots.limit[live]
@@ -176,7 +168,7 @@ class Scheduler:
                 self._preempt(request)
             else:
                 slots.room[request.slot] = room
-        if self._stale:  # some were preempted
+        if self._running.stale:  # some were preempted
             live = np.array([slot for slot in live.tolist() if slots.requests[slot] is not None], np.int32)
         return live
 
@@ -201,52 +193,20 @@ class Scheduler:
             request.prompt_step = self.number
         if end == known:
             slots.planned[slot] = known + 1
-            self._prompts.remove(request)
-            self._stale = True
+            self._running.prompt_done(request)
         return count
 
     def _admit(self) -> Request | None:
         """Let the first waiting request that can run do so, if it fits."""
-        if not self.slots.num_free or self._stuck_at == self.tables.version:
+        found = self._admission.next(self.number, len(self.running)) if self.slots.num_free else None
+        if found is None:
             return None
-        for request in self.waiting:
-            sibling = request.sibling
-            if sibling is not None and sibling.state is State.RUNNING and not 0 < sibling.prompt_step < self.number:
-                continue  # its prompt is being computed by the one before it
-            try:
-                hit = self._hit(request)
-            except Exception as error:
-                self._failed.append((request, error))
-                continue
-            # Without promises, a block for each that runs keeps them from being preempted at once.
-            if not self.tables.fits(request, hit, spare=len(self.running)):
-                self._stuck_at = self.tables.version
-                return None
-            self._enter(request, hit)
-            return request
-        return None
-
-    def _hit(self, request: Request) -> Hit:
-        sibling = request.sibling
-        if sibling is not None and sibling.state is State.RUNNING and not len(request.tokens) > request.prompt_length:
-            forked = reuse.fork(request, self.tables.groups)
-            if forked is not None:
-                return forked
-        return self.tables.match(request, self.number)
+        self._enter(*found)
+        return found[0]
 
     def _enter(self, request: Request, hit: Hit) -> None:
-        self.waiting.remove(request)
-        slot = self.slots.open(request, hit.tokens)
-        tokens = request.tokens.copy()
-        self._opened[slot] = Opened(slot, hit.tokens, request.prompt_length, tokens, request.params)
-        self.tables.admit(request, hit)
-        self.slots.room[slot] = self.tables.room(request)
-        if request.num_cached is None:
-            request.num_cached, request.cache_miss = hit.tokens, hit.miss
-        request.state = State.RUNNING
-        self._streams += request.streams
-        _insert(self.running, request)
-        _insert(self._prompts, request)
+        opened = self._running.enter(request, hit)
+        self._opened[opened.slot] = opened
 
     def retreat(self) -> bool:
         """Steps are too large for the device: halve the tokens that one may have; False if that can't be done any more."""
@@ -261,31 +221,12 @@ class Scheduler:
 
     def _preempt(self, request: Request, trusted: bool = True) -> None:
         """Take a running request's blocks; it waits, at its rank, to be computed anew."""
-        self._withdraw(request, trusted)
+        self._running.withdraw(request, self.number, trusted=trusted)
         request.preemptions += 1
         request.prompt_step = 0
         self.num_preemptions += 1
         request.state = State.WAITING
         self.waiting.add(request)
-
-    def _withdraw(self, request: Request, trusted: bool = True) -> None:
-        """Out of the running ones, its blocks given back."""
-        if trusted:
-            end = int(min(self.slots.stored[request.slot], self.slots.known[request.slot]))
-            self.tables.release(request, end, self.number)
-        else:
-            self.tables.discard(request)
-        self.running.remove(request)
-        if request in self._prompts:
-            self._prompts.remove(request)
-        self._streams -= request.streams
-        self._stale = True
-        self.slots.close(request)
-
-    def _all_read(self) -> bool:
-        """No running request has a token that is still to be read."""
-        slots = [request.slot for request in self.running if request not in self._prompts]
-        return bool((self.slots.known[slots] == self.slots.planned[slots]).all())
 
     def _make_progress(self, pack: Packing) -> None:
         """Prompts hold all blocks and none can go on: the last ones give theirs up until the first can."""
@@ -349,10 +290,9 @@ class Scheduler:
         if request.state is State.FINISHED:
             return False
         if request.state is State.RUNNING:
-            self._withdraw(request, trusted)
+            self._running.withdraw(request, self.number, trusted=trusted)
         else:
-            self.waiting.remove(request)
-            self._stuck_at = -1
+            self._admission.remove(request)
         request.state = State.FINISHED
         request.finish_reason, request.stop_reason = reason, stop_reason
         request.sibling = None
@@ -369,11 +309,3 @@ class Scheduler:
 
 def _rank(request: Request) -> float:
     return request.rank
-
-
-def _insert(requests: list[Request], request: Request) -> None:
-    """Keep the list ordered by rank; most come last."""
-    at = len(requests)
-    while at and requests[at - 1].rank > request.rank:
-        at -= 1
-    requests.insert(at, request)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import statistics
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from bestiary.core.runtime.request import Request, State
+
 if TYPE_CHECKING:
-    from bestiary.core.runtime.request import Request
+    from bestiary.core.runtime.pulse import Pulse
     from bestiary.core.runtime.scheduler import Scheduler
+    from bestiary.core.runtime.slow_calls import SlowCalls
 
 _STEPS = 1024  # whose times are kept
 
@@ -27,6 +31,10 @@ class EngineStats:
         steps: so far.
         step_seconds: median of the last 1024 steps, from one step's results to the next's.
         host_seconds: median of the time in which the host decided, asked and took in, without launching or waiting.
+        step_under_way: seconds since the step under way began; None between steps.
+        since_last_step: seconds since the last step ended; None before the first.
+        stalled: the step under way takes longer than ``step_warning``.
+        slow_calls: plugin → how many calls of its grammars and logits processors took a second or more.
     """
 
     running: int
@@ -42,6 +50,10 @@ class EngineStats:
     steps: int
     step_seconds: float
     host_seconds: float
+    step_under_way: float | None
+    since_last_step: float | None
+    stalled: bool
+    slow_calls: dict[str, int]
 
     @property
     def kv_use(self) -> float:
@@ -73,12 +85,13 @@ class Meters:
         self.finished[reason] = self.finished.get(reason, 0) + 1
 
 
-def snapshot(meters: Meters, scheduler: Scheduler) -> EngineStats:
+def snapshot(meters: Meters, scheduler: Scheduler, pulse: Pulse, slow_calls: SlowCalls) -> EngineStats:
     """The figures of this moment."""
     pools, times = scheduler.tables.pools, list(meters.times)
+    now, began, ended = pulse.clock(), pulse.began, pulse.ended
     return EngineStats(
-        running=len(scheduler.running),
-        waiting=len(scheduler.waiting),
+        running=_live(scheduler.running),
+        waiting=_live(scheduler.waiting),
         finished=dict(meters.finished),
         preemptions=scheduler.num_preemptions,
         prompt_tokens=meters.prompt_tokens,
@@ -90,4 +103,13 @@ def snapshot(meters: Meters, scheduler: Scheduler) -> EngineStats:
         steps=meters.steps,
         step_seconds=statistics.median(whole for whole, _ in times) if times else 0.0,
         host_seconds=statistics.median(host for _, host in times) if times else 0.0,
+        step_under_way=None if began is None else now - began,
+        since_last_step=None if ended is None else now - ended,
+        stalled=pulse.late,
+        slow_calls=dict(slow_calls.counts),
     )
+
+
+def _live(requests: Iterable[Request]) -> int:
+    """Those that have not ended: an engine that was given up in the middle of a step still holds the others."""
+    return sum(request.state is not State.FINISHED for request in requests)

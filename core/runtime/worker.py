@@ -52,7 +52,7 @@ class Worker:
             if self._place.samples:
                 sampled = self._sampler.sample(self.outputs["logits"], wanted)
             else:
-                sampled = Sampled(self.runner.inputs.state.device_ints(wanted.slots), None, (), {})
+                sampled = Sampled(self.runner.inputs.state.device_ints(wanted.slots), None, (), {}, [])
             if self._place.count > 1:
                 self._place.share(sampled.tokens)
                 self._sampler.chose(wanted, sampled.tokens)
@@ -63,7 +63,7 @@ class Reading:
     """A step's results on their way to the host."""
 
     def __init__(self, sampled: Sampled) -> None:
-        self._errors = sampled.errors
+        self._errors, self._slow_calls = sampled.errors, tuple(sampled.slow_calls)
         self._tokens = devices.fetch(sampled.tokens)
         self._logprobs = None if sampled.logprobs is None else _fetched(sampled.logprobs)
         self._scored = tuple(_fetched(rows) for rows in sampled.scored)
@@ -77,6 +77,7 @@ class Reading:
             None if self._logprobs is None else _message(self._logprobs),
             tuple(_message(rows) for rows in self._scored),
             self._errors,
+            self._slow_calls,
         )
 
 

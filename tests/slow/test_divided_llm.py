@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from process_state import held
 from tiny import make_engine
 
 from bestiary import LLM, ConfigError, EngineError, SamplingParams
@@ -68,3 +70,39 @@ def test_what_a_rank_refuses_is_what_the_llm_refuses(checkpoint: Path) -> None:
         LLM(checkpoint, tensor_parallel=2, **{**OPTIONS, "kv_cache_memory": 5000})
     with pytest.raises(ConfigError, match="the reference mode runs the whole model"):
         LLM(checkpoint, tensor_parallel=2, reference=True, **OPTIONS)
+
+
+def test_ranks_that_hang_end_the_llm_in_time(checkpoint: Path) -> None:
+    """A stopped rank says nothing and does not close its connection; the other one waits for it."""
+    with LLM(checkpoint, tensor_parallel=2, step_warning=None, step_timeout=0.3, **OPTIONS) as llm:
+        llm._driver._watchdog.stop()  # not before the ranks are warm, however busy the machine
+        _tokens(llm)
+        llm._driver._watchdog._thread, llm._driver._watchdog._stop = None, threading.Event()
+        pids = llm._driver.loop.executor.pids
+        os.kill(pids[1], signal.SIGSTOP)
+        with pytest.raises(EngineError, match=r"does not end.*E-RUN-STUCK"):
+            _tokens(llm)
+        with pytest.raises(EngineError, match=r"does not end.*E-RUN-DEAD"):
+            _tokens(llm)
+        assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def test_what_divided_engines_held_is_given_back(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with LLM(checkpoint, **OPTIONS) as llm:
+        expected = _tokens(llm)
+    before = held()
+    for dies in (False, True):
+        with LLM(checkpoint, tensor_parallel=2, **OPTIONS) as llm:
+            assert _tokens(llm) == expected
+            stream = llm.stream([1, 2, 3], PARAMS[0])
+            next(stream)
+            del stream
+            assert len(held().children - before.children) == 2
+            if dies:
+                os.kill(llm._driver.loop.executor.pids[0], signal.SIGKILL)
+                with pytest.raises(EngineError, match="died"):
+                    _tokens(llm)
+    assert not held().more_than(before)

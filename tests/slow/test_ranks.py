@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import types
 from collections.abc import Callable, Iterator
@@ -111,6 +112,39 @@ def test_a_rank_that_dies_ends_all_with_its_reason(shape: tuple[int, int], how: 
         ranks.forward(step(3, [1]))
     ranks.close()
     assert ranks.failure is caught.value
+
+
+def test_ranks_say_where_they_are_and_go_on(capfd: pytest.CaptureFixture[str]) -> None:
+    ranks = _start(2, 1)
+    said = ""
+
+    def heard() -> bool:
+        nonlocal said
+        said += capfd.readouterr().err
+        return said.count("in serve\n") == 2
+
+    ranks.report()
+    _until(heard)
+    check_three_steps(ranks)
+    ranks.close()
+
+
+def test_abandoned_ranks_wake_who_waits_for_them() -> None:
+    ranks = _start(2, 1, rank=0, step=1, how="sleep")
+    ranks.forward(step(1, [1, 2]))
+    answer = ranks.sample(SampleMessage(EMPTY))
+    failure = EngineError("E-RUN-STUCK", "engine", "step 1 does not end")
+
+    def abandon() -> None:
+        ranks.failure = failure
+        ranks.abandon()
+
+    timer = threading.Timer(0.2, abandon)
+    timer.start()
+    with pytest.raises(EngineError, match="step 1 does not end"):
+        answer.read()
+    timer.join()
+    assert ranks.failure is failure and not any(map(_alive, ranks.pids))
 
 
 def test_a_rank_that_refuses_to_start_is_quoted() -> None:

@@ -194,6 +194,12 @@ class CanaryExecutor:
         for each in launched:
             each()
 
+    def report(self) -> None:
+        pass
+
+    def abandon(self) -> None:
+        pass
+
     def close(self) -> None:
         self.failure = EngineError("E-RUN-CLOSED", "engine", "it has been closed")
 

@@ -92,7 +92,7 @@ def test_the_search_finds_an_order_that_starves(monkeypatch):
     options = {"batch": 2, "tokens": 12, "max_seq_len": 40, "order": "priority"}
     assert not waiting_too_long(Engine([CacheGroup(10, 4)], **options))
     strict = Engine([CacheGroup(10, 4)], **options)
-    strict.scheduler._order = lambda priority, arrival: priority * 1e9 + arrival
+    strict.scheduler._admission._order = lambda priority, arrival: priority * 1e9 + arrival
     assert waiting_too_long(strict)
 
 
@@ -110,6 +110,7 @@ def test_prompts_that_hold_each_other_up_give_way(monkeypatch):
         engine.step()
         engine.step()
         better = engine.submit([2] * 39, 1, priority=-1)
+        engine.scheduler.waiting.remove(better)
         engine.scheduler._enter(better, engine.scheduler.tables.match(better, engine.scheduler.number))
         return engine
 
@@ -143,8 +144,8 @@ def test_the_search_finds_a_queue_that_forgets(monkeypatch):
     def preempt(self: Scheduler, request: Request) -> None:
         real(self, request)
         self.waiting.remove(request)
-        self._arrivals += 1
-        request.rank = self._arrivals + 1e6
+        self._admission._arrivals += 1
+        request.rank = self._admission._arrivals + 1e6
         self.waiting.add(request)
 
     monkeypatch.setattr(Scheduler, "_preempt", preempt)

@@ -202,7 +202,7 @@ def test_an_end_token_before_min_tokens_does_not_end():
     engine.scheduler.decide()
     engine.scheduler.slots.tokens[made.slot, 2:5] = alone(engine.groups, [1, 2], 3)
     engine.scheduler.slots.known[made.slot] = 5
-    slots = engine.scheduler._decoding[:0]
+    slots = engine.scheduler._running.decoding()[:0]
     assert engine.scheduler._ended(slots, slots) == [] and made.num_output == 3
     import numpy as np
 

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from row_oracles import logprobs_listed
 
 from bestiary.core.runtime import logits as rows_of
 from bestiary.core.runtime.exact_rows import ONE, largest, log_probabilities, units
-from bestiary.core.runtime.logprobs import logprobs
 
 V = 32003
 
@@ -18,7 +18,7 @@ def rows(count, ties=False):
 def limited(x, k, p):
     """As the sampler calls it."""
     ks, ps = torch.full((len(x),), k), torch.full((len(x),), p, dtype=torch.float64)
-    return rows_of.keep_top_rows(x, ks, ps, rows_of.Limits.of([(k, p)] * len(x)))
+    return rows_of.keep_top(x, ks, ps, rows_of.Limits.of([(k, p)] * len(x)))
 
 
 FUNCTIONS = {
@@ -84,5 +84,5 @@ def test_equal_tokens_are_listed_by_id_however_many_are_asked():
     mixed = rows(3, ties=True)
     assert torch.equal(largest(mixed, 5)[1], largest(mixed, 90)[1][:, :5])
     assert torch.equal(largest(mixed, 90)[0], mixed.topk(90).values)
-    few, many = logprobs(mixed, [1, 2, 3], [3, 3, 3]), logprobs(mixed, [1, 2, 3], [3, 20, 3])
+    few, many = logprobs_listed(mixed, [1, 2, 3], [3, 3, 3]), logprobs_listed(mixed, [1, 2, 3], [3, 20, 3])
     assert few[0] == many[0] and few[2] == many[2]

@@ -108,6 +108,12 @@ def test_prompts_come_in_many_forms(llm, prompt):
         assert len(outs) == (2 if prompts is not prompt else 1) and {o.outputs[0].text for o in outs} == {"hello"}
 
 
+def test_a_cut_prompt_keeps_its_text_and_says_which_tokens_were_used(llm):
+    whole = llm.generate("hello world", use_tqdm=False)[0].prompt_token_ids
+    cut = llm.generate("hello world", SamplingParams(truncate_prompt_tokens=2), use_tqdm=False)[0]
+    assert len(whole) > 2 and cut.prompt_token_ids == whole[-2:] and cut.prompt == "hello world"
+
+
 def test_no_prompts_give_no_answers(llm):
     assert llm.generate([], use_tqdm=False) == []
 

@@ -7,12 +7,13 @@ import random
 import numpy as np
 import pytest
 import torch
+from row_oracles import keep_top_listed, listed, logprobs_listed
 from transformers import NoBadWordsLogitsProcessor, NoRepeatNGramLogitsProcessor
 
 from bestiary.core.runtime.bad_words import BadWords
 from bestiary.core.runtime.bitmasks import bitmask
-from bestiary.core.runtime.logits import Limits, keep_top, keep_top_rows
-from bestiary.core.runtime.logprobs import logprob_rows, logprobs
+from bestiary.core.runtime.logits import Limits, keep_top
+from bestiary.core.runtime.logprobs import logprob_rows
 from bestiary.core.runtime.ngrams import NgramIndex
 from bestiary.core.runtime.random_numbers import as_int64, uniforms
 from bestiary.core.runtime.random_stream import uniform
@@ -113,11 +114,9 @@ def test_limits_on_the_device_keep_what_limits_in_lists_keep(limits, kind, width
     x = normal(len(limits), width, scale=0.1 if kind == "flat" else 3.0)
     x = x.round() if kind == "tied" else x
     ks, ps = torch.tensor([k for k, _ in limits]), torch.tensor([p for _, p in limits], dtype=torch.float64)
-    found = keep_top_rows(x, ks, ps, Limits.of(limits))
-    assert torch.equal(found, keep_top(x, [k for k, _ in limits], [p for _, p in limits]))
-    alone = [
-        keep_top_rows(x[i : i + 1], ks[i : i + 1], ps[i : i + 1], Limits.of([limits[i]])) for i in range(len(limits))
-    ]
+    found = keep_top(x, ks, ps, Limits.of(limits))
+    assert torch.equal(found, keep_top_listed(x, [k for k, _ in limits], [p for _, p in limits]))
+    alone = [keep_top(x[i : i + 1], ks[i : i + 1], ps[i : i + 1], Limits.of([limits[i]])) for i in range(len(limits))]
     assert torch.equal(found, torch.cat(alone))
 
 
@@ -132,11 +131,11 @@ def test_logprobs_stay_on_the_device_until_they_are_listed():
     x, chosen, count = normal(200, 50), [i % 50 for i in range(200)], [i % 4 for i in range(200)]
     rows = logprob_rows(x, torch.tensor(chosen), 3)
     assert [tuple(part.shape) for part in rows] == [(200,), (200,), (200, 3), (200, 3)]
-    assert rows.listed(chosen, count) == logprobs(x, chosen, count)
+    assert listed(rows, chosen, count) == logprobs_listed(x, chosen, count)
     whole = torch.log_softmax(x, dim=-1)
     for row in (0, 127, 128, 199):
         order = whole[row].argsort(descending=True).tolist()
-        entry = logprobs(x, chosen, count)[row]
+        entry = logprobs_listed(x, chosen, count)[row]
         assert set(entry) == {chosen[row], *order[: count[row]]}
         assert all(value.rank == order.index(token) + 1 for token, value in entry.items())
         assert all(value.logprob == pytest.approx(float(whole[row, token])) for token, value in entry.items())
@@ -144,5 +143,4 @@ def test_logprobs_stay_on_the_device_until_they_are_listed():
 
 def test_no_likeliest_tokens_and_rows_without_a_token():
     rows = logprob_rows(normal(2, 5), torch.tensor([-1, 3]), 0)
-    assert rows.best_ids.shape == (2, 0) and rows.listed([0, 3], [0, 0])[1].keys() == {3}
-    assert logprobs(normal(0, 5), [], []) == []
+    assert rows.best_ids.shape == (2, 0) and listed(rows, [0, 3], [0, 0])[1].keys() == {3}

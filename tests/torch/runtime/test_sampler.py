@@ -194,7 +194,7 @@ def kept(x, k, p):
     """The logits that top_k and top_p leave, each row's limits alike."""
     count = len(x)
     top_k, top_p = torch.full((count,), k), torch.full((count,), p, dtype=torch.float64)
-    return rows_of.keep_top_rows(x, top_k, top_p, rows_of.Limits.of([(k, p)] * count))
+    return rows_of.keep_top(x, top_k, top_p, rows_of.Limits.of([(k, p)] * count))
 
 
 @pytest.mark.parametrize("k", [1, 2, 5, 50, V])
