@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from allocations import peak
 from gguf import GGUFWriter
 from safetensors.torch import load_file
 from transformers import MistralConfig, MistralForCausalLM, MixtralConfig, MixtralForCausalLM
@@ -15,6 +14,7 @@ from transformers import MistralConfig, MistralForCausalLM, MixtralConfig, Mixtr
 from bestiary import BestiaryError, PluginError
 from bestiary.converters.convert import convert, foresee
 from bestiary.converters.export import export
+from bestiary.core.device import peak_allocation
 from bestiary.core.plugins import PluginHost
 
 SIZES: dict[str, Any] = {
@@ -198,5 +198,5 @@ def test_stacking_experts_takes_no_more_than_twice_the_stack(dtype: str, host: P
     sizes = {"hidden_size": 64, "intermediate_size": 512, "num_hidden_layers": 1, "num_local_experts": 32}
     MixtralForCausalLM(MixtralConfig(**{**SIZES, **sizes})).save_pretrained(tmp_path / "hf")
     stack = 32 * 512 * 64 * (4 if dtype == "auto" else 2)
-    took = peak(lambda: convert(tmp_path / "hf", tmp_path / "ckpt", host=host, dtype=dtype) and None)
+    took = peak_allocation(lambda: convert(tmp_path / "hf", tmp_path / "ckpt", host=host, dtype=dtype) and None)
     assert stack <= took <= 2 * stack + 2**20
