@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from foreign_models import CONFIGS, save, tokens
 from safetensors.torch import load_file, save_file
 from tiny import load, logits, opened, step, whole
 
@@ -15,8 +16,6 @@ from bestiary.converters.convert import convert
 from bestiary.converters.export import export
 from bestiary.core.checkpoint.verify import verify
 from bestiary.testing import check_op, op_cases
-
-from .conftest import CONFIGS, save, tokens
 
 PLUGIN = "bestiary_transformers.plugin"
 

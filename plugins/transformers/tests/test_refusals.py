@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from foreign_models import CONFIGS, SMALL
 
 from bestiary import LLM, BestiaryError, ConfigError, PluginError
 from bestiary.core.plugins import PluginHost
 from bestiary_transformers.config import TransformersConfig, why_not
 from bestiary_transformers.module import make_module
-
-from .conftest import CONFIGS, SMALL
 
 PLUGIN = "bestiary_transformers.plugin"
 
