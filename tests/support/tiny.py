@@ -8,14 +8,14 @@ from typing import Any
 import torch
 
 from bestiary.converters.convert import convert
-from bestiary.core.conformance.model_steps import logits, step, whole
+from bestiary.core.conformance.model_steps import logits, opened, step, whole
 from bestiary.core.engine.build import build
 from bestiary.core.engine.load import LoadedEngine, load_engine
 from bestiary.core.engine.options import BuildOptions
 from bestiary.core.plugins import PluginHost
 from bestiary_llama.conformance import SMALL, LlamaConformance
 
-__all__ = ["CONFIGS", "SMALL", "load", "logits", "make_engine", "make_hf", "step", "whole"]
+__all__ = ["CONFIGS", "SMALL", "load", "logits", "make_engine", "make_hf", "opened", "step", "whole"]
 
 #: One configuration for each way in which Llamas differ.
 CONFIGS = LlamaConformance.configs

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from math import prod
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
 from .config import TransformersConfig, cannot, foreign_config
+
+# Elements; no buffer has as many.
+_LARGE = 2**24
 
 
 def make_module(config: TransformersConfig) -> Any:
@@ -24,21 +31,20 @@ def make_module(config: TransformersConfig) -> Any:
     subject = f"architecture {found.architectures[0]}"
     try:
         # Buffers are made for real, wherever the caller wants tensors: no checkpoint has them.
-        with torch.device("cpu"), _UninitializedOnMeta():
+        with torch.device("cpu"), _WeightsOnMeta(), _parameters_on_meta():
             module = AutoModelForCausalLM.from_config(found, dtype=torch.float32, trust_remote_code=False)
     except Exception as error:
         raise cannot(subject, f"transformers can't make it: {type(error).__name__}: {error}") from error
     if getattr(module, "_is_stateful", False):
         raise cannot(subject, "it keeps a recurrent state, and the fallback's cache holds keys and values only")
     _adopt_buffers(module)
-    _to_meta(module)
     if lost := [name for name, buffer in module.named_buffers() if buffer.is_meta]:
         raise cannot(subject, f"its buffer {lost[0]} is filled in a way that is not understood")
     return module.eval()
 
 
-class _UninitializedOnMeta(TorchFunctionMode):
-    """Weights, which are made as memory that nobody has written yet, take none."""
+class _WeightsOnMeta(TorchFunctionMode):
+    """Weights take no memory, not even while they are made: memory that nobody has written yet, and large constants."""
 
     def __torch_function__(
         self,
@@ -48,9 +54,27 @@ class _UninitializedOnMeta(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         given = dict(kwargs or {})
-        if func is torch.empty:
+        sizes = args[0] if args and isinstance(args[0], (tuple, list)) else args
+        if func is torch.empty or (func in (torch.zeros, torch.ones, torch.rand, torch.randn) and prod(sizes) > _LARGE):
             given["device"] = "meta"
         return func(*args, **given)
+
+
+@contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Parameters of modules that this thread makes lose their values as soon as they have their place."""
+    thread = threading.get_ident()
+
+    def moved(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+        if parameter is None or parameter.is_meta or threading.get_ident() != thread:
+            return None  # as it is; a shared one stays one
+        return nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
+
+    hook = register_module_parameter_registration_hook(moved)  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _adopt_buffers(module: nn.Module) -> None:
@@ -59,14 +83,4 @@ def _adopt_buffers(module: nn.Module) -> None:
         for name, buffer in list(child.named_buffers(recurse=False)):
             if name not in child._non_persistent_buffers_set and buffer.is_floating_point():
                 delattr(child, name)
-                child.register_parameter(name, nn.Parameter(buffer, requires_grad=False))
-
-
-def _to_meta(module: nn.Module) -> None:
-    """Move parameters there; one that has several places keeps them."""
-    moved: dict[nn.Parameter, nn.Parameter] = {}
-    for child in module.modules():
-        for name, parameter in list(child.named_parameters(recurse=False, remove_duplicate=False)):
-            if parameter not in moved:
-                moved[parameter] = nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
-            setattr(child, name, moved[parameter])
+                child.register_parameter(name, nn.Parameter(buffer.to("meta"), requires_grad=False))

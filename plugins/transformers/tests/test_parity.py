@@ -9,14 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import load, logits, opened, step, whole
+from unported_models import CONFIGS, save, tokens
 
 from bestiary import LLM, SamplingParams
 from bestiary.converters.convert import convert
 from bestiary.converters.export import export
 from bestiary.core.checkpoint.verify import verify
 from bestiary.testing import check_op, op_cases
-
-from .conftest import CONFIGS, save, tokens
 
 PLUGIN = "bestiary_transformers.plugin"
 

@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from unported_models import CONFIGS, SMALL
 
 from bestiary import LLM, BestiaryError, ConfigError, PluginError
 from bestiary.core.plugins import PluginHost
 from bestiary_transformers.config import TransformersConfig, why_not
 from bestiary_transformers.module import make_module
-
-from .conftest import CONFIGS, SMALL
 
 PLUGIN = "bestiary_transformers.plugin"
 
@@ -73,13 +72,30 @@ def test_code_that_comes_with_a_checkpoint_is_never_run(tmp_path: Path) -> None:
     assert type(make_module(config)).__module__ == "transformers.models.gpt2.modeling_gpt2"
 
 
-def test_a_large_module_takes_no_memory() -> None:
+@pytest.mark.parametrize(
+    ("model_type", "architecture", "values"),
+    [
+        ("gpt2", "GPT2LMHeadModel", {"n_embd": 2**18, "n_layer": 2, "n_head": 64, "vocab_size": 2**17}),
+        pytest.param(  # its experts are made as zeros
+            "llama4_text",
+            "Llama4ForCausalLM",
+            {
+                **SMALL,
+                "hidden_size": 2**16,
+                "num_hidden_layers": 2,
+                "num_local_experts": 2**8,
+                "intermediate_size": 2**15,
+            },
+            id="zeros",
+        ),
+    ],
+)
+def test_a_large_module_takes_no_memory(model_type: str, architecture: str, values: Any) -> None:
     """Weights of a hundred times what a machine has are shapes only, and tied ones stay one."""
-    config = parse("gpt2", "GPT2LMHeadModel", n_embd=2**16, n_layer=64, n_head=64, vocab_size=2**17)
-    module = make_module(config)
+    module = make_module(parse(model_type, architecture, tie_word_embeddings=True, **values))
     assert sum(p.numel() for p in module.parameters()) > 10**12
     assert all(p.is_meta for p in module.parameters()) and not any(b.is_meta for b in module.buffers())
-    assert module.lm_head.weight is module.transformer.wte.weight
+    assert module.lm_head.weight is module.get_input_embeddings().weight
 
 
 @pytest.mark.parametrize(
