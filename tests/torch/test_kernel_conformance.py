@@ -10,10 +10,13 @@ import torch
 
 from bestiary import PluginError
 from bestiary.core.conformance.kernel_check import KernelCheck
+from bestiary.core.conformance.kernel_memory import AROUND_INPUTS, Banded
 from bestiary.core.conformance.kernel_report import CHECKS, KernelReport, remarks
 from bestiary.core.conformance.kernel_select import select
 from bestiary.core.conformance.kernel_worker import KernelChecker
+from bestiary.core.ops.declare import Tolerance
 from bestiary.core.program.calls import load_op
+from bestiary.core.program.compare import Deviation, deviation
 from bestiary.testing import KernelCase, KernelConformance, kernel_cases, load_plugins
 
 HOST = load_plugins(faulty_kernels)
@@ -78,6 +81,45 @@ def test_a_kernel_gets_constants_as_it_packed_them() -> None:
 def test_a_kernel_that_lacks_what_it_requires_is_declined_which_is_no_pass() -> None:
     report = checked("unmet")
     assert (report.verdict, report.declined) == ("declined", {"no-such-package is not installed": 1})
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.arange(12.0).view(3, 4),
+        torch.arange(24.0).view(3, 8)[:, 1:5],
+        torch.arange(12.0).view(4, 3).t(),
+        torch.arange(4.0).expand(3, 4),
+        torch.empty(0, 4),
+        torch.tensor(3),
+        torch.tensor([[True, False]]),
+    ],
+    ids=["whole", "slice", "transposed", "shared", "empty", "number", "bool"],
+)
+def test_a_banded_copy_has_the_values_the_strides_and_the_alignment(tensor: torch.Tensor) -> None:
+    copy = Banded.copy(tensor, around=AROUND_INPUTS)
+    assert torch.equal(copy.tensor, tensor) and copy.tensor.stride() == tensor.stride()
+    assert copy.tensor.data_ptr() % 64 == tensor.data_ptr() % 64
+    assert copy.change_inside() is None and copy.change_outside() is None
+    if tensor.numel():
+        last = tuple(size - 1 for size in tensor.shape)
+        copy.tensor[last] = not tensor[last] if tensor.dtype is torch.bool else tensor[last] + 1
+        assert copy.change_inside() is not None and copy.change_outside() is None
+
+
+def test_a_deviation_is_told_in_units_of_the_tolerance_and_without() -> None:
+    tolerances = {"float32": Tolerance(0.1, 0.01)}
+    wanted = torch.tensor([[0.0, 10.0], [100.0, -1.0]])
+    found = wanted + torch.tensor([[0.05, 0.1], [-3.3, 0.0]])
+    differs = deviation(found, wanted, tolerances)
+    assert (differs.excess, differs.index) == (pytest.approx(3.0, rel=1e-4), (1, 0))
+    assert (differs.absolute, differs.relative) == (pytest.approx(3.3, rel=1e-4), float("inf"))
+    assert deviation(wanted, wanted, tolerances) == Deviation()
+    nan = torch.tensor([[0.0, float("nan")], [100.0, -1.0]])
+    assert deviation(nan, wanted, tolerances).excess == float("inf")
+    assert deviation(nan, wanted, tolerances).index == (0, 1)
+    assert deviation(torch.tensor([1, 2]), torch.tensor([1, 3]), {}).excess == float("inf")
+    assert deviation(wanted[0], wanted, tolerances).excess == float("inf")
 
 
 @pytest.mark.parametrize("op", ["linear", "logits", "gated_activation", "paged_attention"])
