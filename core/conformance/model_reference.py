@@ -22,7 +22,7 @@ def make(config: Mapping[str, Any], model: Model, reference: Reference | None, d
 
     Norms of 1 and biases of 0 would hide that they are not applied, so noise is added to every parameter.
     """
-    said = {"architectures": [model.architectures[0]], "model_type": model.name, **config}
+    said = {"architectures": list(model.architectures[:1]), "model_type": model.name, **config}
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(0)
         module = (reference(dict(said)) if reference is not None else _of_transformers(said)).float().eval()

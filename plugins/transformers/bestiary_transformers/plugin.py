@@ -15,6 +15,7 @@ def bestiary_register_models(register: Callable[[Model], None]) -> None:
             config="bestiary_transformers.config:TransformersConfig",
             model="bestiary_transformers.model:Wrapped",
             weights={"hf": "bestiary_transformers.convert:hf"},
+            conformance="bestiary_transformers.conformance:TransformersConformance",
         )
     )
 

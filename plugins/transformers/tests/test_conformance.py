@@ -1,0 +1,5 @@
+from bestiary_transformers.conformance import TransformersConformance
+
+
+class TestTransformers(TransformersConformance):
+    plugins = ("bestiary_transformers.plugin",)
