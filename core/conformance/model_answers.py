@@ -15,6 +15,10 @@ from bestiary.core.outputs import RequestOutput
 from bestiary.core.runtime.kv_store import demands
 from bestiary.core.sampling_params import SamplingParams
 
+#: Tokens in a step of the engines that compute in pieces. What a window keeps of a sequence depends on it too: with few,
+#: a cache for one sequence is small even where all layers have short windows.
+_FEW = 9
+
 
 class _Request(NamedTuple):
     prompt: list[int]
@@ -50,7 +54,7 @@ def batch_composition(case: Case, findings: Findings) -> None:
     with case.llm(prefix_caching=False) as llm:
         alone = [_answers(llm, [request])[0] for request in requests]
         together = _answers(llm, requests)
-    with case.llm(build={"max_num_tokens": 9}, prefix_caching=False) as llm:
+    with case.llm(build={"max_num_tokens": _FEW}, prefix_caching=False) as llm:
         narrow = _answers(llm, requests)
     for answers in (alone, together, narrow):
         _check(case, requests, answers, findings)
@@ -74,7 +78,7 @@ def prefix_reuse(case: Case, findings: Findings) -> None:
 def preemption(case: Case, findings: Findings) -> None:
     """A request that gave up its blocks and came back says what it would have said."""
     requests = _requests(case, crowd=True)
-    with _crowded(case, build={}) as llm:
+    with _crowded(case, build={"max_num_tokens": _FEW}) as llm:
         _check(case, requests, _answers(llm, requests), findings)
         assert llm.stats().preemptions > 0, "nobody was preempted"
 
@@ -93,9 +97,9 @@ def deterministic(case: Case, findings: Findings, *, thorough: bool) -> None:
         with case.llm(build=build) as llm:
             for how in ("together", "from the cache"):
                 assert [_exact(a) for a in _answers(llm, requests)] == alone, f"{dtype}, {how}: not what it is alone"
-        with case.llm(build={**build, "max_num_tokens": 7}) as llm:
+        with case.llm(build={**build, "max_num_tokens": _FEW}) as llm:
             assert [_exact(a) for a in _answers(llm, requests)] == alone, f"{dtype}, in chunks: not what it is alone"
-        with _crowded(case, build=build) as llm:
+        with _crowded(case, build={**build, "max_num_tokens": _FEW}) as llm:
             assert [_exact(a) for a in _answers(llm, requests)] == alone, f"{dtype}, preempted: not what it is alone"
             assert llm.stats().preemptions > 0, "nobody was preempted"
 

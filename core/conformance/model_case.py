@@ -23,6 +23,8 @@ from bestiary.core.plugins import PluginHost
 
 #: Tokens of the longest sequence that the kit runs, where the model has the positions.
 LENGTH = 48
+#: Positions that a config must have.
+SHORTEST = 32
 BLOCK = 8
 _OPTIONS: dict[str, Any] = {"device": "cpu", "max_batch_size": 8, "max_num_tokens": 64, "block_size": BLOCK}
 _CACHE = 2**24
@@ -91,7 +93,9 @@ class Case:
     @property
     def length(self) -> int:
         """Tokens of the longest sequence: where rotation stretches with the length, up to the first length."""
-        return min(LENGTH, self.config.max_position_embeddings)
+        longest = self.config.max_position_embeddings
+        assert longest >= SHORTEST, f"config {self.name}: give it {SHORTEST} positions at least, it has {longest}"
+        return min(LENGTH, longest)
 
     def engine(self, **options: Any) -> Path:
         """An engine of the checkpoint, built once for each set of options."""

@@ -9,7 +9,8 @@ from typing import Any
 SETTINGS = ("model", "configs", "reference", "waived", "plugins", "prefer")
 _SHORTEST = 12
 _SKIPPING = ("skip", "skipif", "xfail")
-_PYTEST = ("setup_class", "teardown_class", "setup_method", "teardown_method", "__test__", "__getattribute__")
+# Names through which pytest, or a class with a mind of its own, would lose checks.
+_PYTEST = ("setup_class", "setup_method", "teardown_class", "teardown_method", "__test__", "__init__", "__new__")
 
 
 class Guarded(type):

@@ -63,6 +63,7 @@ class Report:
     plugin: str
     distribution: str
     version: str
+    architectures: tuple[str, ...]
     long: bool
     gguf: bool
     reference: str
@@ -126,6 +127,7 @@ def run(
         plugin=origin.plugin,
         distribution=origin.distribution,
         version=origin.version,
+        architectures=model.architectures,
         long=long,
         gguf="gguf" in model.weights,
         reference="transformers" if cls.reference is None else model.conformance,

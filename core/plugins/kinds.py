@@ -28,7 +28,10 @@ Claims = tuple[tuple[str, str], ...]
 
 # The command line's own words. A plugin can't take one of them over.
 RESERVED_COMMANDS = frozenset(
-    ("run", "convert", "verify", "build", "generate", "chat", "export", "plugins", "kernels", "cache", "plan-memory")
+    [
+        *("run", "convert", "verify", "build", "generate", "chat", "export"),
+        *("plugins", "kernels", "check", "cache", "plan-memory"),
+    ]
 )
 
 

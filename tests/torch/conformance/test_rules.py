@@ -13,6 +13,7 @@ from broken_families import TINY
 
 from bestiary.core.conformance.model_rules import checks_of
 from bestiary.core.conformance.model_run import Check, _Recorder, _run_pytest
+from bestiary.core.errors import UsageError
 from bestiary.core.progress import Silent
 from bestiary.testing import ModelConformance
 
@@ -67,6 +68,7 @@ REFUSED: Mapping[str, tuple[Callable[[], Any], str]] = {
     "a fixture of its own": (lambda: made(case=_nothing), r"case: belongs to the conformance kit"),
     "findings of its own": (lambda: made(findings=_nothing), r"findings: belongs to the conformance kit"),
     "its own parametrization": (lambda: made(pytest_generate_tests=_nothing), r"pytest_generate_tests: belongs"),
+    "a constructor, for which pytest leaves a class out": (lambda: made(__init__=_nothing), r"__init__: belongs to"),
     "a setup that could skip": (lambda: made(setup_method=_nothing), r"setup_method: belongs to"),
     "fewer configs below": (
         lambda: made(parent=made(), configs={"other": TINY}),
@@ -183,3 +185,13 @@ def test_what_was_not_run_is_a_failure() -> None:
     checks = {one.check: one for one in _outcomes(cls, ["tiny"], _Recorder(frozenset(), Silent()), False)}
     assert {one.outcome for one in checks.values()} == {"failed"}
     assert checks["test_prefill"].text == "it was not run"
+
+
+def test_the_form_has_to_be_one_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    from bestiary.core.conformance.model import _long
+
+    monkeypatch.setenv("BESTIARY_CONFORMANCE", "Long")
+    with pytest.raises(UsageError, match="BESTIARY_CONFORMANCE: names no form; found 'Long', expected short or long"):
+        _long()
+    monkeypatch.setenv("BESTIARY_CONFORMANCE", "long")
+    assert _long()
