@@ -187,7 +187,7 @@ def test_what_the_keys_mean(keys: dict[str, Any], expected: dict[str, Any], qwen
         ({"attention.causal": False}, "qwen3.attention.causal: changes"),
         ({"pooling_type": 3}, "qwen3.pooling_type: changes"),
         ({"block_count": None}, "qwen3.block_count: is missing"),
-        ({"block_count": 5}, "tensor blk.4.attn_norm.weight: is missing"),
+        ({"block_count": 4}, "tensor blk.3.attn_norm.weight: is missing"),
         ({"rope.dimension_count": 8}, "qwen3.rope.dimension_count: differs from the size of a head"),
         ({"attention.value_length": 8}, "qwen3.attention.value_length: differs"),
         ({"attention.head_count": 0}, "qwen3.attention.head_count: is not one number above zero"),

@@ -8,7 +8,7 @@ SMALL: dict[str, Any] = {
     "vocab_size": 96,
     "hidden_size": 48,
     "intermediate_size": 80,
-    "num_hidden_layers": 4,
+    "num_hidden_layers": 3,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "num_experts": 6,
@@ -30,6 +30,11 @@ class Qwen2MoeConformance(ModelConformance):
         "renormalized": {**SMALL, "norm_topk_prob": True, "num_experts_per_tok": 3},
         "every_other_sparse": {**SMALL, "decoder_sparse_step": 2},
         "some_dense": {**SMALL, "mlp_only_layers": [1]},
-        "unbiased": {**SMALL, "qkv_bias": False},
-        "windowed": {**SMALL, **WINDOW, "mlp_only_layers": [0], "tie_word_embeddings": True},
+        "windowed_unbiased": {
+            **SMALL,
+            **WINDOW,
+            "mlp_only_layers": [0],
+            "qkv_bias": False,
+            "tie_word_embeddings": True,
+        },
     }
