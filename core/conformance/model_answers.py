@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -78,9 +78,8 @@ def prefix_reuse(case: Case, findings: Findings) -> None:
 def preemption(case: Case, findings: Findings) -> None:
     """A request that gave up its blocks and came back says what it would have said."""
     requests = _requests(case, crowd=True)
-    with _crowded(case, build={"max_num_tokens": _FEW}) as llm:
-        _check(case, requests, _answers(llm, requests), findings)
-        assert llm.stats().preemptions > 0, "nobody was preempted"
+    for answers in _crowded(case, requests, build={"max_num_tokens": _FEW}):
+        _check(case, requests, answers, findings)
 
 
 def deterministic(case: Case, findings: Findings, *, thorough: bool) -> None:
@@ -89,7 +88,7 @@ def deterministic(case: Case, findings: Findings, *, thorough: bool) -> None:
     Args:
         thorough: in bfloat16 as well as in float32.
     """
-    requests = _requests(case, crowd=True, logprobs=3, temperature=0.8)
+    requests = _requests(case, crowd=True, answer=8, logprobs=3, temperature=0.8)
     for dtype in ("float32", "bfloat16") if thorough else ("float32",):
         build = {"deterministic": True, "dtype": dtype}
         with case.llm(build=build, prefix_caching=False) as llm:
@@ -97,21 +96,21 @@ def deterministic(case: Case, findings: Findings, *, thorough: bool) -> None:
         with case.llm(build=build) as llm:
             for how in ("together", "from the cache"):
                 assert [_exact(a) for a in _answers(llm, requests)] == alone, f"{dtype}, {how}: not what it is alone"
-        with case.llm(build={**build, "max_num_tokens": _FEW}) as llm:
-            assert [_exact(a) for a in _answers(llm, requests)] == alone, f"{dtype}, in chunks: not what it is alone"
-        with _crowded(case, build={**build, "max_num_tokens": _FEW}) as llm:
-            assert [_exact(a) for a in _answers(llm, requests)] == alone, f"{dtype}, preempted: not what it is alone"
-            assert llm.stats().preemptions > 0, "nobody was preempted"
+        for answers in _crowded(case, requests, build={**build, "max_num_tokens": _FEW}):
+            assert [_exact(a) for a in answers] == alone, f"{dtype}, in chunks and preempted: not what it is alone"
 
 
-def _requests(case: Case, *, crowd: bool = False, temperature: float = 0.0, logprobs: int = 0) -> list[_Request]:
+def _requests(
+    case: Case, *, crowd: bool = False, answer: int | None = None, temperature: float = 0.0, logprobs: int = 0
+) -> list[_Request]:
     """Five requests, four of which begin alike; each prompt and answer fill at most the case's length.
 
     Args:
+        answer: tokens of each of the five; None, as for the others: half of the length.
         crowd: six more before them that begin with a block each and grow, so that a small cache runs out.
     """
     total = case.length
-    room = total // 2
+    room = [answer or total // 2] * 5
     shared = case.tokens(total, seed=12)
     prompts = [shared[: total // 2]] + [
         shared[:same] + case.tokens(total, seed=13 + same)[:own]
@@ -119,10 +118,13 @@ def _requests(case: Case, *, crowd: bool = False, temperature: float = 0.0, logp
     ]
     if crowd:
         prompts = [case.tokens(2 + seed % 3, seed=50 + seed) for seed in range(6)] + prompts
+        room = [total // 2] * 6 + room
     return [
         _Request(
             prompt,
-            SamplingParams(temperature=temperature, seed=seed, max_tokens=room, ignore_eos=True, logprobs=logprobs),
+            SamplingParams(
+                temperature=temperature, seed=seed, max_tokens=room[seed], ignore_eos=True, logprobs=logprobs
+            ),
         )
         for seed, prompt in enumerate(prompts)
     ]
@@ -154,8 +156,10 @@ def _exact(answer: RequestOutput) -> Any:
     return answer.outputs[0].token_ids, answer.outputs[0].logprobs
 
 
-def _crowded(case: Case, build: dict[str, Any]) -> LLM:
-    """An engine whose cache holds little more than one of the longest sequences, and which overbooks it."""
+def _crowded(case: Case, requests: Sequence[_Request], build: dict[str, Any]) -> Iterator[list[RequestOutput]]:
+    """Answers of engines that overbook a cache for one of the longest sequences, or a few blocks more, until somebody
+    was preempted: which sizes do that depends on the windows.
+    """
     network = case.load(build=build).network
     geometry = network.geometry
     needs = demands(
@@ -165,5 +169,11 @@ def _crowded(case: Case, build: dict[str, Any]) -> LLM:
         max_seq_len=case.length,
         max_num_tokens=network.limits.tokens,
     )
-    memory = sum(need.nbytes(1) + need.block_bytes * (need.blocks // 4) for need in needs)
-    return case.llm(build=build, max_seq_len=case.length, kv_cache_memory=memory, capacity="max-utilization")
+    for spare in range(4):
+        memory = sum(need.nbytes(1) + spare * need.block_bytes for need in needs)
+        said: dict[str, Any] = {"kv_cache_memory": memory, "max_seq_len": case.length, "capacity": "max-utilization"}
+        with case.llm(build=build, **said) as llm:
+            yield _answers(llm, requests)
+            if llm.stats().preemptions > 0:
+                return
+    raise AssertionError("nobody was preempted")
