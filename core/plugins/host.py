@@ -99,18 +99,19 @@ class PluginHost:
         requires = api_range(candidate.distribution) if candidate.distribution else ""
         for note in notes:
             log.warning("%s", note)
-        began = time.perf_counter()
-        try:
-            staged = loading.load(candidate)
-        except PluginError as error:
-            if raising:
-                raise
-            log.info("%s", error)
-            took = time.perf_counter() - began
-            self._records.append(
-                PluginRecord(origin, module, "broken", clause(error), notes, {}, error, requires, took)
-            )
-            return
+        # Not to get a turn is no fault of this plugin's, so that is raised in any case.
+        with loading.turn.of(candidate):
+            began = time.perf_counter()
+            try:
+                staged = loading.load(candidate)
+            except PluginError as error:
+                if raising:
+                    raise
+                log.info("%s", error)
+                took = time.perf_counter() - began
+                broken = PluginRecord(origin, module, "broken", clause(error), notes, {}, error, requires, took)
+                self._records.append(broken)
+                return
         provides, took = self._registry.commit(origin, staged), time.perf_counter() - began
         self._records.append(PluginRecord(origin, module, "loaded", "", notes, provides, None, requires, took))
         self._references.append(candidate.reference)

@@ -42,6 +42,7 @@ class _Turn:
 
     @contextmanager
     def of(self, candidate: Candidate) -> Iterator[None]:
+        """Hold the turn while a plugin is loaded. Raises PluginError where another thread does not let go of it."""
         if not self._lock.acquire(timeout=WAIT_SECONDS):
             problem = f"another thread has been loading {self._holder} for {WAIT_SECONDS:.0f} s"
             hint = "load hosts outside of imports and hooks; BESTIARY_PLUGINS=NAME,NAME leaves a plugin out"
@@ -54,7 +55,7 @@ class _Turn:
 
 
 # An import is the process's anyway, so engines do not fight over this.
-_turn = _Turn()
+turn = _Turn()
 
 
 def refuse_reentry() -> None:
@@ -72,11 +73,6 @@ def load(candidate: Candidate) -> Staged:
         KeyboardInterrupt: as it came. Who raised it can't be told, and swallowing the user's would be worse than
             passing on a plugin's; the log names the plugin.
     """
-    with _turn.of(candidate):
-        return _load(candidate)
-
-
-def _load(candidate: Candidate) -> Staged:
     token = _loading.set(_label(candidate))
     try:
         with _guard(candidate, f"importing {candidate.module}"), _watch(candidate, "importing", SLOW_IMPORT_SECONDS):

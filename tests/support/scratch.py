@@ -154,5 +154,6 @@ class Environment:
         done = subprocess.run(
             [sys.executable, "-P", "-c", code, *arguments],
             capture_output=True, text=True, check=False, env=environment, cwd=self.folder, stdin=subprocess.DEVNULL,
+            timeout=300,
         )  # fmt: skip
         return Ran(done.returncode, done.stdout, done.stderr)
