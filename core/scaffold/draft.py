@@ -130,7 +130,7 @@ def _class(raw: Mapping[str, Any]) -> str | None:
 def _tensors(placement: Placement) -> list[str]:
     found = []
     for one in placement.left:
-        many = f"{one.count} tensors, each " if one.count > 1 else ""
+        many = f"{one.tensors} tensors, each " if one.tensors > 1 else ""
         found.append(f"tensor `{one.name}` ({many}{list(one.shape)}): {one.reason}")
     needed = {"embed", "norm", "attention.o"}
     if "attention" not in placement.modules:

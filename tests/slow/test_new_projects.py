@@ -37,6 +37,20 @@ def test_the_page_of_the_first_plugin(scratch):
     assert [state(scratch, name) for name in ("seed", "quick", "curves")] == ["loaded"] * 3
 
 
+def test_what_is_made_is_typed(scratch):
+    """mypy in strict mode, as each project's CI runs it; the repository's cache knows bestiary already."""
+    scratch.run(
+        "bestiary new model plain --no-input\n"
+        "bestiary new kernel quick --triton --no-input\n"
+        "bestiary new op curves --no-input\n"
+        "pip install ./bestiary-plain ./bestiary-quick ./bestiary-curves"
+    )
+    names = "-p bestiary_plain -p bestiary_quick -p bestiary_curves"
+    scratch.run(
+        f"python -m mypy --config-file bestiary-plain/pyproject.toml --cache-dir {documents.ROOT}/.mypy_cache {names}"
+    )
+
+
 def test_the_model_template_as_it_is(scratch):
     """A Llama of another name: its own tests pass, and a random model of it answers."""
     scratch.run("bestiary new model plain --no-input && pip install ./bestiary-plain && cd bestiary-plain && pytest")
