@@ -103,7 +103,7 @@ def draft(directory: Path) -> Draft:
     features = Features.of(raw, placement)
     left = [*_tensors(placement), *features.left, *_keys(raw, features)]
     values = {
-        "source": directory.resolve().name.replace("`", "'").replace("\n", " "),
+        "source": re.sub(r"[^A-Za-z0-9._-]", "_", directory.resolve().name),
         "left": left,
         "spellings": sorted((spellings | features.spellings).items()),
         "prefix": placement.prefix,
