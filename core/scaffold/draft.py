@@ -103,7 +103,7 @@ def draft(directory: Path) -> Draft:
     features = Features.of(raw, placement)
     left = [*_tensors(placement), *features.left, *_keys(raw, features)]
     values = {
-        "source": directory.resolve().name.replace("`", "'").replace("\n", " "),
+        "source": re.sub(r"[^A-Za-z0-9._-]", "_", directory.resolve().name),
         "left": left,
         "spellings": sorted((spellings | features.spellings).items()),
         "prefix": placement.prefix,
@@ -130,7 +130,7 @@ def _class(raw: Mapping[str, Any]) -> str | None:
 def _tensors(placement: Placement) -> list[str]:
     found = []
     for one in placement.left:
-        many = f"{one.number} tensors, each " if one.number > 1 else ""
+        many = f"{one.tensors} tensors, each " if one.tensors > 1 else ""
         found.append(f"tensor `{one.name}` ({many}{list(one.shape)}): {one.reason}")
     needed = {"embed", "norm", "attention.o"}
     if "attention" not in placement.modules:

@@ -147,7 +147,9 @@ class Features:
         self._field(raw, experts, "PositiveInt", None)
         # transformers writes another of these names than it reads.
         self.spellings = {key: experts for key in EXPERTS if key != experts}
-        self._field(raw, "num_experts_per_tok", "PositiveInt", None)
+        if not self._field(raw, "num_experts_per_tok", "PositiveInt", None):
+            self.fields.append(("num_experts_per_tok", "PositiveInt", None))
+            self.left.append("key `num_experts_per_tok`: config.json does not say how many experts a token goes to")
         if size != "intermediate_size":
             self._field(raw, size, "PositiveInt", None)
         renormalize = "c.norm_topk_prob" if self._field(raw, "norm_topk_prob", "bool", "False") else "True"
@@ -170,7 +172,7 @@ class Features:
         }
         shared = ", and a shared one" if "moe.shared.gate" in placement.modules else ""
         self.facts.append(
-            ("experts", f"{raw.get(experts)}, {raw.get('num_experts_per_tok')} of them for a token{shared}")
+            ("experts", f"{raw.get(experts)!r:.20}, {raw.get('num_experts_per_tok')!r:.20} of them for a token{shared}")
         )
 
     def _shared(self, raw: Mapping[str, Any], placement: Placement, size: str) -> str | None:

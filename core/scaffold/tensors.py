@@ -68,7 +68,7 @@ class Left(NamedTuple):
     """Tensors of one name (``{}`` for indices) that found no place, and why."""
 
     name: str
-    number: int
+    tensors: int
     shape: Shape
     reason: str
 

@@ -185,6 +185,14 @@ def test_what_strangers_wrote_becomes_no_code(drafted, here):
     assert "EvilForCausalLM" in text(project, "plugin")
 
 
+def test_a_folders_name_becomes_no_code_either(here, capsys):
+    name = 'a""" + open("pwned")\n`{{ 7 }}'
+    headers.write(here / name, CONFIG, SHAPES)
+    assert invoke(["new", "model", "quiet", "--from", name, "--no-input"]) == 0
+    for path in (here / "bestiary-quiet").rglob("*.py"):
+        assert "open(" not in path.read_text() and ast.parse(path.read_text())
+
+
 @pytest.mark.parametrize(
     ("damage", "status"),
     [

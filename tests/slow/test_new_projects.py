@@ -37,6 +37,19 @@ def test_the_page_of_the_first_plugin(scratch):
     assert [state(scratch, name) for name in ("seed", "quick", "curves")] == ["loaded"] * 3
 
 
+def test_what_is_made_is_typed(scratch):
+    """mypy in strict mode, as each project's CI runs it; the repository's cache knows bestiary already."""
+    kinds = {"plain": "model", "quick": "kernel --triton", "curves": "op"}
+    scratch.run("\n".join(f"bestiary new {kind} {name} --no-input" for name, kind in kinds.items()))
+    path = ":".join([str(documents.ROOT), *(str(scratch.work / f"bestiary-{name}") for name in kinds)])
+    options = f"--config-file bestiary-plain/pyproject.toml --cache-dir {documents.ROOT}/.mypy_cache"
+    packages = " ".join(f"-p bestiary_{name}" for name in kinds)
+    said = scratch.run(f"MYPYPATH={path} python -m mypy {options} {packages} || true")
+    assert "source files" in said
+    # bestiary's own files are held to its own configuration, by make lint.
+    assert [line for line in said.splitlines() if line.startswith("bestiary-")] == []
+
+
 def test_the_model_template_as_it_is(scratch):
     """A Llama of another name: its own tests pass, and a random model of it answers."""
     scratch.run("bestiary new model plain --no-input && pip install ./bestiary-plain && cd bestiary-plain && pytest")
