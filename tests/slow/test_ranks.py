@@ -121,7 +121,7 @@ def test_ranks_say_where_they_are_and_go_on(capfd: pytest.CaptureFixture[str]) -
     def heard() -> bool:
         nonlocal said
         said += capfd.readouterr().err
-        return said.count("in serve\n") == 2
+        return said.count("in main\n") == 2
 
     ranks.report()
     _until(heard)
