@@ -31,9 +31,11 @@ def make_plan(
     """
     chosen = []
     for targets, choices in weights.transfers(expected.shapes):
-        transfer = next((choice for choice in choices if all(name in source for name in choice.sources)), None)
-        if transfer is None:
+        present = [choice for choice in choices if all(name in source for name in choice.sources)]
+        if not present:
             raise _missing(targets, choices, source, expected)
+        # Alternatives may read one tensor in several shapes; where none fits, the first is what the error speaks of.
+        transfer = next((choice for choice in present if _fits(choice, expected, source)), present[0])
         _check_shapes(transfer, expected, source, config)
         chosen.append(transfer)
     equal = _tied(weights, expected, source, chosen)
@@ -68,6 +70,11 @@ def _missing(
 def _files(source: Mapping[str, SourceTensor]) -> str:
     names = sorted({tensor.file for tensor in source.values()})
     return names[0] if len(names) == 1 else f"{names[0]} to {names[-1]} ({len(names)} files)"
+
+
+def _fits(transfer: Transfer, expected: Parameters, source: Mapping[str, SourceTensor]) -> bool:
+    shapes = transfer.operation.source_shapes([expected.shapes[target] for target in transfer.targets])
+    return all(source[name].shape == shape for name, shape in zip(transfer.sources, shapes, strict=True))
 
 
 def _check_shapes(

@@ -47,8 +47,8 @@ GGUF = WeightMap(
         f"{L}.moe.experts.gate": f"{B}.ffn_gate_exps.weight",
         f"{L}.moe.experts.up": f"{B}.ffn_up_exps.weight",
         f"{L}.moe.experts.down": f"{B}.ffn_down_exps.weight",
-        # A vector there, the only row of a matrix here.
-        f"{L}.moe.shared_gate": stack_experts(f"{B}.ffn_gate_inp_shexp"),
+        # A vector in most files, the only row of a matrix here and in some.
+        f"{L}.moe.shared_gate": (stack_experts(f"{B}.ffn_gate_inp_shexp"), f"{B}.ffn_gate_inp_shexp"),
         f"{L}.moe.shared.gate": f"{B}.ffn_gate_shexp",
         f"{L}.moe.shared.up": f"{B}.ffn_up_shexp",
         f"{L}.moe.shared.down": f"{B}.ffn_down_shexp",
