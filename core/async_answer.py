@@ -20,7 +20,8 @@ class AsyncAnswer(AsyncIterator[StreamPiece]):
     aborts the request, and so does cancelling the task that waits for it.
     """
 
-    def __init__(self, driver: Driver) -> None:
+    def __init__(self, driver: Driver, prepare: Callable[[Callable[[], None]], Job]) -> None:
+        """Start the job that ``prepare(on_news)`` makes."""
         self._driver = driver
         try:
             self._here = asyncio.get_running_loop()
@@ -33,9 +34,11 @@ class AsyncAnswer(AsyncIterator[StreamPiece]):
             ) from None
         self._news = asyncio.Event()
         self._gathered: deque[StreamPiece] = deque()
-        self._job: Job | None = None
+        self._job = prepare(self._listener())
+        driver.start()
+        driver.submit(self._job)
 
-    def listener(self) -> Callable[[], None]:
+    def _listener(self) -> Callable[[], None]:
         """What the engine calls when something came. It does not keep this object alive."""
         driver, here = self._driver, weakref.ref(self)
 
@@ -46,24 +49,17 @@ class AsyncAnswer(AsyncIterator[StreamPiece]):
 
         return news
 
-    def begin(self, job: Job) -> None:
-        """Start the job whose news come here."""
-        self._job = job
-        self._driver.start()
-        self._driver.submit(job)
-
     def abort(self) -> None:
         """End the request; its blocks are free within two steps. What came so far stays."""
-        job = self._job
-        if job is not None and not job.finished:
-            self._driver.post(job.abort)
+        if not self._job.finished:
+            self._driver.post(self._job.abort)
 
     async def __anext__(self) -> StreamPiece:
         try:
             while not self._gathered:
                 self._news.clear()
-                done = self._running.finished
-                self._gathered.extend(self._running.pieces())
+                done = self._job.finished
+                self._gathered.extend(self._job.pieces())
                 if self._gathered:
                     break
                 if done:
@@ -79,24 +75,19 @@ class AsyncAnswer(AsyncIterator[StreamPiece]):
 
     async def _whole(self) -> RequestOutput:
         try:
-            while not self._running.finished:
+            while not self._job.finished:
                 self._news.clear()
-                if self._running.finished:
+                if self._job.finished:
                     break
                 await self._news.wait()
         except asyncio.CancelledError:
             self.abort()
             raise
-        return self._running.output()
+        return self._job.output()
 
     def __del__(self) -> None:
         if getattr(self, "_job", None) is not None:
             self.abort()
-
-    @property
-    def _running(self) -> Job:
-        assert self._job is not None
-        return self._job
 
     def _wake(self) -> None:
         if not self._here.is_closed():

@@ -67,9 +67,9 @@ class Calls:
 
     def awaited(self, prompt: object, params: One) -> AsyncAnswer:
         """One answer, in asyncio."""
-        answer = AsyncAnswer(self._driver)
-        answer.begin(self._prepare_one(prompt, params, "generate_async", on_news=answer.listener()))
-        return answer
+        return AsyncAnswer(
+            self._driver, lambda on_news: self._prepare_one(prompt, params, "generate_async", on_news=on_news)
+        )
 
     def _prepare(self, prompts: object, params: Params, **options: Any) -> list[Job]:
         self.refuse_if_closed()

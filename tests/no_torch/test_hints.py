@@ -14,7 +14,12 @@ from bestiary.core.hints import HINTS
 from bestiary.core.sampling_params import SamplingParams
 
 ROOT = Path(__file__).resolve().parents[2]
-ROOMS = ("core", "layers", "converters", "models/llama/bestiary_llama")
+ROOMS = (
+    "core",
+    "layers",
+    "converters",
+    *(path.parent.relative_to(ROOT).as_posix() for path in ROOT.glob("*/*/*/py.typed")),
+)
 CODE = re.compile(r"E(-[A-Z]+){2,}")
 # Where codes stand for no error of ours: exceptions of other libraries in --json, and the table itself.
 NOT_RAISED = ("core/cli/failures.py", "core/hints.py")

@@ -31,7 +31,7 @@ def records(host: PluginHost, name: str) -> list[PluginRecord]:
 @pytest.mark.parametrize(
     ("requirement", "fits"),
     [
-        pytest.param("bestiary>=0.1,<0.2", True, id="in range"),
+        pytest.param("bestiary>=1.0,<2", True, id="in range"),
         pytest.param("bestiary>=99", False, id="too new"),
         pytest.param("bestiary<0.1", False, id="too old"),
         pytest.param("Bestiary (<0.1)", False, id="another spelling"),

@@ -46,7 +46,7 @@ class Distribution:
     name: str
     plugin: str
     version: str = "1.0"
-    requires: tuple[str, ...] = ("bestiary>=0.1,<0.2",)
+    requires: tuple[str, ...] = ("bestiary>=1.0,<2",)
     entry: str = ""
     files: Mapping[str, str] = field(default_factory=dict)
 

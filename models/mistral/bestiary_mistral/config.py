@@ -19,8 +19,6 @@ class BaseConfig(ModelConfig):
         "attention_bias": (None, False),
         "mlp_bias": (None, False),
         "partial_rotary_factor": (None, 1.0, 1),
-        "attn_logit_softcapping": (None,),
-        "final_logit_softcapping": (None,),
     }
     #: The window of a config that does not say; a null says that there is none.
     unsaid_window: ClassVar[int | None] = 4096

@@ -19,8 +19,6 @@ class QwenConfig(ModelConfig):
         "partial_rotary_factor": (None, 1.0, 1),
         "use_mrope": (None, False),
         "dual_chunk_attention_config": (None,),
-        "attn_logit_softcapping": (None,),
-        "final_logit_softcapping": (None,),
     }
 
     max_position_embeddings: PositiveInt = 32768

@@ -99,7 +99,7 @@ def report(**changes: Any) -> Report:
         Check("test_bfloat16", configs[0], "passed", 1.0, 0.91, 1.25),
         Check("test_bfloat16", configs[1], "short"),
     ]
-    environment = {"bestiary": "0.1.0", "torch": "2", "platform": "Linux x86_64"}
+    environment = {"bestiary": "1.0.0", "torch": "2", "platform": "Linux x86_64"}
     said = {
         "model": "m", "plugin": "m", "distribution": "bestiary-m", "version": "1", "architectures": ("M",), "long": False, "gguf": False,
         "reference": "transformers", "environment": environment, "configs": configs, "checks": tuple(checks),
