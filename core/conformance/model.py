@@ -22,8 +22,9 @@ from bestiary.core.errors import UsageError
 
 #: Set to ``long``, every check runs on every config.
 VARIABLE = "BESTIARY_CONFORMANCE"
-#: Checks that run on the first and the last config only, unless the form is long.
-COSTLY = ("test_bfloat16", "test_preemption", "test_prefix_reuse", "test_batch_composition", "test_deterministic")
+#: Checks that the short form runs on the first and the last config only, and on the last only.
+ENDS = ("test_bfloat16", "test_preemption", "test_prefix_reuse", "test_batch_composition")
+LAST = ("test_deterministic",)
 #: Checks that may have nothing to check.
 OPTIONAL = ("test_gguf_map", "test_quantization")
 _SUITE = pytest.StashKey[Suite]()
@@ -62,9 +63,7 @@ class ModelConformance(metaclass=Guarded):
         """Each check runs on each config; a plugin's own tests may ask for ``case`` too."""
         check_marks(type(self), metafunc.definition)
         if "case" in metafunc.fixturenames:
-            names = list(self.configs)
-            if metafunc.function.__name__ in COSTLY and not _long():
-                names = list(dict.fromkeys((names[0], names[-1])))
+            names = configs_of(type(self), metafunc.function.__name__, long=_long())
             metafunc.parametrize("case", names, indirect=True)
 
     @pytest.fixture
@@ -177,6 +176,14 @@ class ModelConformance(metaclass=Guarded):
     def test_pipeline_parallel(self, case: Case, findings: Findings, request: pytest.FixtureRequest) -> None:
         """Two pipeline stages give the logits of one process, or the build refuses with the arithmetic."""
         ranks.pipeline_parallel(case, findings, _selected(request))
+
+
+def configs_of(cls: Any, check: str, *, long: bool) -> list[str]:
+    """The configs that a check runs on in the short or long form."""
+    names = list(cls.configs)
+    if long or check not in (*ENDS, *LAST):
+        return names
+    return names[-1:] if check in LAST else list(dict.fromkeys((names[0], names[-1])))
 
 
 def _long() -> bool:

@@ -194,7 +194,7 @@ def _run_pytest(
 
 def _outcomes(cls: Any, configs: Sequence[str], recorder: _Recorder, long: bool) -> Iterator[Check]:
     """Every check of every config, those that never ran included; then the class's own tests."""
-    from bestiary.core.conformance.model import COSTLY
+    from bestiary.core.conformance.model import configs_of
     from bestiary.core.conformance.model_rules import checks_of, waiver
 
     for check in checks_of(cls):
@@ -202,7 +202,7 @@ def _outcomes(cls: Any, configs: Sequence[str], recorder: _Recorder, long: bool)
             reason = waiver(cls, check, config)
             if reports := recorder.reports.pop((check, config), []):
                 yield _outcome(check, config, reports, reason)
-            elif not long and check in COSTLY and config not in _ends(cls):
+            elif config not in configs_of(cls, check, long=long):
                 yield Check(check, config, "short")
             else:
                 yield Check(check, config, "failed", text="\n".join(recorder.broken) or "it was not run")
@@ -235,11 +235,6 @@ def _outcome(check: str, config: str, reports: Sequence[Any], reason: str | None
         measured["error"] = float(f"{error:.3g}")
     took = round(sum(report.duration for report in reports), 3)
     return Check(check, config, outcome, took, text=text, **measured)
-
-
-def _ends(cls: Any) -> tuple[str, str]:
-    names = list(cls.configs)
-    return names[0], names[-1]
 
 
 def _skip_reason(report: Any) -> str:
