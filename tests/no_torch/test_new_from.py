@@ -177,7 +177,9 @@ def test_what_strangers_wrote_becomes_no_code(drafted, here):
     evil = "model.layers.0.x\"; open('pwned', 'w').write('x'); \"{{ cookiecutter }}.weight"
     config = {**CONFIG, "model_type": "{{ 7*7 }}", "architectures": ["{{ 7*7 }}"], 'a"]; raise SystemExit': 1}
     config |= {"hidden_act": '"{{ 1 }}', "note": '{{ 7*7 }}"\n```', "rope_parameters": {"rope_type": '"{{', '"}': 1}}
-    report, project = drafted(config, {**SHAPES, evil: (3,), "model.layers.0.a\nb.weight": (3,)}, "evil")
+    head = 'a": open("pwned"), ".lm_head.weight'
+    shapes = {head: SHAPES["lm_head.weight"], **SHAPES, evil: (3,), "model.layers.0.a\nb.weight": (3,)}
+    report, project = drafted(config, shapes, "evil")
     assert report["placed"] == len(SHAPES) and "architecture" not in report
     for path in project.rglob("*.py"):
         tree = ast.parse(path.read_text())

@@ -22,7 +22,8 @@ def reference(config: dict[str, Any]) -> nn.Module:
 class {{ cookiecutter.__class }}Conformance(ModelConformance):
     model = "{{ cookiecutter.name }}"
 {% if d.reference %}
-    reference = staticmethod(reference)
+    # mypy takes a function in a class variable for a method.
+    reference = staticmethod(reference)  # type: ignore[assignment]
 {% endif %}
     configs: ClassVar[dict[str, dict[str, Any]]] = {
 {% for name, pairs in d.configs %}
