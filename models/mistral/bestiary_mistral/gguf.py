@@ -44,7 +44,12 @@ def dense_config(file: GGUF, model_type: str) -> dict[str, Any]:
             problem = "changes the mathematics in a way this family does not implement"
             raise wrong(file, key, problem, keys[key], str(neutral[0]))
     if any(value != 1.0 for value in _rope_factors(file)):
-        raise DataError("E-GGUF-ROPE", f"{file.name}, tensor rope_freqs.weight", "scales the rotary frequencies")
+        raise DataError(
+            "E-GGUF-ROPE",
+            f"{file.name}, tensor rope_freqs.weight",
+            "scales the rotary frequencies, which this family does not do",
+            hint="convert the Hugging Face model instead",
+        )
     config: dict[str, Any] = {"model_type": model_type}
     for field, key in _FIELDS.items():
         config[field] = needed(file, keys, key)
