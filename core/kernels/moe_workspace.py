@@ -12,6 +12,7 @@ from bestiary.spec import Call
 _WIDE = 4  # bytes of fp32
 _INDEX = 8  # bytes of int64
 _PART = 2048  # rows of a weight that are widened at a time
+_GROUPS = 1 << 17  # of the library, for grouped products of any size
 _ARCHITECTURES = ("sm_90", "sm_100")
 
 
@@ -58,7 +59,7 @@ def moe_grouped(call: Call) -> int:
     tokens, hidden, features, chosen = _sizes(call)
     width = itemsize(call.arguments["x"].dtype)
     rows = (2 * hidden + 3 * features) * width + (features + 2 * hidden) * _WIDE
-    return tokens * chosen * rows + _ordered(call)
+    return _GROUPS + tokens * chosen * rows + _ordered(call)
 
 
 def on_processor(call: Call) -> str | None:

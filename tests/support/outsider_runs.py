@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
 from collections.abc import Callable
@@ -12,8 +13,6 @@ import torch
 from safetensors.torch import save_file
 
 from bestiary import LLM, SamplingParams
-from bestiary_heron.conformance import SMALL
-from bestiary_heron.reference import HeronReference
 
 PROMPTS: list[Any] = [{"prompt_token_ids": [3 + (7 * i + n) % 90 for i in range(n)]} for n in (1, 5, 19, 40)]
 OURS = {"*": "anvil"}  # wherever Anvil has a kernel that can run the call
@@ -21,7 +20,8 @@ OURS = {"*": "anvil"}  # wherever Anvil has a kernel that can run the call
 
 def heron(folder: Path) -> Path:
     """A random Heron as a Hugging Face directory."""
-    import json
+    from bestiary_heron.conformance import SMALL
+    from bestiary_heron.reference import HeronReference
 
     torch.manual_seed(0)
     config = {**SMALL, "windows": [7, None]}
