@@ -181,11 +181,25 @@ def test_a_module_and_a_distribution_of_the_name_are_collisions(here, tmp_path, 
     assert list(here.iterdir()) == []
 
 
-def test_an_architecture_that_is_served_or_is_no_class_is_refused(here, capsys):
-    assert new("model", "x1", "--architecture", "LlamaForCausalLM") == 2
-    assert "bestiary-llama" in capsys.readouterr().err
-    assert new("model", "x1", "--architecture", "{{ 7 }}") == 2
+SERVING = """
+from bestiary import Model, hookimpl
+
+@hookimpl
+def bestiary_register_models(register):
+    register(Model(name="other", architectures=("OtherForCausalLM",), config="m:C", model="m:M", weights={}))
+"""
+
+
+def test_an_architecture_that_is_served_or_is_no_class_is_refused(here, tmp_path, monkeypatch, capsys):
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path" / "serving_other.py").write_text(SERVING)
+    monkeypatch.syspath_prepend(tmp_path / "path")
+    command = ["-p", "serving_other", "new", "model", "x1", "--no-input", "--architecture"]
+    assert invoke([*command, "OtherForCausalLM"]) == 2
+    assert "serving_other" in capsys.readouterr().err
+    assert invoke([*command, "{{ 7 }}"]) == 2
     assert list(here.iterdir()) == []
+    assert invoke([*command, "AnotherForCausalLM"]) == 0
 
 
 def test_an_op_that_is_no_function_and_a_choice_that_is_none_are_refused(here):
