@@ -18,17 +18,19 @@ demo: $(VENV)/demo-ready
 	@ln -sf "$$($(BIN)/python -c '$(FIND_DEMO)')" smollm2.gguf
 	@$(BIN)/bestiary run smollm2.gguf "What is the capital of France?" --temperature 0
 
-# T=models/qwen runs what lies below one folder.
+# T=models/qwen runs what lies below one folder. A process for each core; a class's or module's tests stay in one.
 T ?=
+JOBS ?= auto
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadscope
 test: $(VENV)/dev-ready
-	$(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS) $(T)
+	$(PYTEST) -m "not slow and not gpu" $(ARGS) $(T)
 
 test-slow: $(VENV)/dev-ready
-	$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)
+	$(PYTEST) -m "slow and not gpu" $(ARGS)
 
 # Every plugin's conformance kit in its long form: every check on every config, ranks included.
 conformance: $(VENV)/dev-ready
-	BESTIARY_CONFORMANCE=long $(BIN)/python -m pytest $(ARGS) $(wildcard models/*/tests/test_conformance*.py)
+	BESTIARY_CONFORMANCE=long $(PYTEST) $(ARGS) $(wildcard models/*/tests/test_conformance*.py)
 
 # The model matrix, from a long run of every model's kit, whose outcomes are kept beside the other results.
 matrix: $(VENV)/dev-ready
