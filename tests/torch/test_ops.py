@@ -51,8 +51,8 @@ def test_experts_on_packed_weights(name: str, dtype: torch.dtype) -> None:
     assert check_kernel(KernelCase(ops.moe, here, "cpu", dtype))
 
 
-def test_every_op_says_which_of_its_arguments_have_rows() -> None:
-    assert all(case.op.rows for case in op_cases(HOST))
+def test_every_op_of_the_sdk_says_which_of_its_arguments_have_rows() -> None:
+    assert all(case.op.rows for case in op_cases(HOST) if "::" not in case.op.name)
 
 
 def test_attention_taken_row_by_row_is_attention() -> None:
