@@ -85,7 +85,7 @@ def _inputs(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple[An
     from .model import Wrapped
 
     sizes = {"vocab_size": 11, "n_embd": 8, "n_layer": 2, "n_head": 2, "n_positions": 16}
-    raw = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", **sizes}
+    raw = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "bos_token_id": 1, "eos_token_id": 2, **sizes}
     model = Wrapped(TransformersConfig.parse(raw))
     weights = [normal(generator, *shape, dtype=dtype, scale=0.3) for shape in (p.shape for p in model.parameters())]
     device = generator.device
