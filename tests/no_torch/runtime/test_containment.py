@@ -222,6 +222,26 @@ def test_a_dead_executor_ends_everything_and_refuses_new_work(where, overlaps):
     assert all(answer.ends == 1 for answer in engine.answers.values())
 
 
+def test_log_probabilities_are_asked_for_requests_that_still_run():
+    """One that ends while its next step runs is in that step still; no rank can make log-probabilities of no rows."""
+    engine = Engine(GROUPS, overlaps=True)
+    first, neighbour = engine.submit([1, 2], 9, logprobs=1), engine.submit([3, 4], 9)
+    asked, sample = [], engine.executor.sample
+
+    def seen(wanted):
+        asked.append(None if wanted.logprobs is None else wanted.logprobs.tolist())
+        return sample(wanted)
+
+    engine.executor.sample = seen
+    engine.step()
+    engine.step()
+    land = engine.scheduler.land
+    engine.scheduler.land = lambda *given: [*land(*given), *([first] if engine.scheduler.finish(first, "stop") else [])]
+    engine.drain()
+    undisturbed(engine, [neighbour])
+    assert asked[:2] == [[1, -1], [1, -1]] and len(asked) > 5 and not any(asked[2:]), asked
+
+
 def test_a_scheduler_that_breaks_ends_the_engine_and_tells_everyone(overlaps):
     """Nobody can say what state it is in, so nothing goes on; but nobody waits for ever either."""
     engine = Engine(GROUPS, batch=4, overlaps=overlaps)
