@@ -66,6 +66,8 @@ class Answered:
 class NullExecutor:
     """Does nothing, and chooses a token by the slot."""
 
+    takes_functions = True
+
     def __init__(self, overlaps: bool) -> None:
         self.overlaps = overlaps
         self.failure: EngineError | None = None

@@ -167,6 +167,7 @@ class LLM:
             host=host,
             templates=None if tokenizer is None or tokenizer == "auto" else Path(tokenizer),
             seed=seed,
+            takes_functions=opened.executor.takes_functions,
         )
         self._driver = Driver(
             start(

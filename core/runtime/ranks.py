@@ -66,7 +66,7 @@ class RankExecutor:
         EngineError: a rank died while it started.
     """
 
-    overlaps = True
+    overlaps, takes_functions = True, False
 
     def __init__(
         self, *, tensor: int, stages: int, device: str, host: PluginHost, worker: str, arguments: Mapping[str, Any]
