@@ -46,7 +46,7 @@ class Relay(CanaryExecutor):
             Logprobs(each, each.astype(np.int32), best.clip(0).astype(np.int32), best) if rows else None,
             found.scored,
             {-1: "RuntimeError: \ud800 é"},  # of no row
-            (SlowCall(0, "logits processor \ud800 (mine)", float("inf")),),
+            (SlowCall(0, "logits processor é (mine)", float("inf")),),
         )
         pending.read = lambda: relayed(found)
         return pending
