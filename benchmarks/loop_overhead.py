@@ -66,6 +66,8 @@ class Answered:
 class NullExecutor:
     """Does nothing, and chooses a token by the slot."""
 
+    takes_functions = True
+
     def __init__(self, overlaps: bool) -> None:
         self.overlaps = overlaps
         self.failure: EngineError | None = None
@@ -136,7 +138,7 @@ def device_side_us(requests: int, workload: str, steps: int = 64) -> float:
     slots, ones = np.arange(requests, dtype=np.int32), np.ones(requests, np.int32)
     resolved = resolve(WORKLOADS[workload][0], vocab_size=VOCAB)
     opened = tuple(
-        Opened(slot, PROMPT, PROMPT, np.arange(PROMPT, dtype=np.int32), resolved) for slot in range(requests)
+        Opened(slot, PROMPT, PROMPT, np.arange(PROMPT, dtype=np.int32), resolved.for_ranks) for slot in range(requests)
     )
     places, every = np.tile(np.arange(blocks, dtype=np.int32), requests), np.arange(requests * blocks, dtype=np.int32)
     tables = (TableChanges(slots.repeat(blocks), places, every, EMPTY, EMPTY, EMPTY),)

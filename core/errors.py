@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from bestiary.core.hints import HINTS
 
 # The exit statuses of sysexits.h that bestiary uses, each with the class that carries it.
@@ -15,6 +17,23 @@ USAGE, BAD_DATA, MISSING_INPUT, UNAVAILABLE, INTERNAL, CANNOT_CREATE, IO_FAILED,
     74,
     78,
 )
+
+
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+>")
+
+
+def shown(value: object) -> str:
+    """A found value for a message: its repr, cut to 80 characters; what has none, or shows an address, by its type."""
+    if isinstance(value, int) and abs(value) >= 10**40:
+        return f"an integer of {value.bit_length()} bits"
+    try:
+        text = repr(value)
+    except Exception:  # it is the caller's, and whatever it raises is not what he is told about
+        text = ""
+    if not text or _ADDRESS.search(text):
+        name = type(value).__name__
+        return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
+    return text if len(text) <= 80 else text[:77] + "…"
 
 
 class BestiaryError(Exception):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from bestiary.core.errors import RequestError
+from bestiary.core.errors import RequestError, shown
 from bestiary.core.plugins import PluginHost, resolve
 from bestiary.core.runtime.restrictions import Guide
 from bestiary.spec import Grammar, GrammarProvider, GrammarVocabulary
@@ -20,10 +20,17 @@ if TYPE_CHECKING:
 
 
 class Guides:
-    """The grammar backends of one engine, each made when it is first named."""
+    """The grammar backends of one engine, each made when it is first named.
 
-    def __init__(self, host: PluginHost, tokenizer: Tokenizer | None, vocab_size: int) -> None:
+    Args:
+        takes_functions: see ``Executor``.
+    """
+
+    def __init__(
+        self, host: PluginHost, tokenizer: Tokenizer | None, vocab_size: int, *, takes_functions: bool = True
+    ) -> None:
         self._host, self._tokenizer, self._vocab_size = host, tokenizer, vocab_size
+        self._takes_functions = takes_functions
         self._providers: dict[str, GrammarProvider] = {}
         self._tokens: list[bytes | None] | None = None
 
@@ -56,7 +63,11 @@ class Guides:
         return Guide(matcher, plugin, time.perf_counter() - began)
 
     def check_processors(self, params: ResolvedParams) -> None:
-        """Refuse names of logits processors that nobody registered. Raises RequestError."""
+        """Refuse names of logits processors that nobody registered, and functions where ranks can't be given any.
+
+        Raises:
+            RequestError: naming the processor.
+        """
         known = sorted(one.name for one in self._host.logits_processors())
         for given in params.logits_processors:
             if isinstance(given, str) and given not in known:
@@ -67,6 +78,15 @@ class Guides:
                     found=repr(given),
                     expected=", ".join(known) or "a function: no processor is registered",
                     hint="install the plugin that has it, or pass the function itself",
+                )
+            if not (isinstance(given, str) or self._takes_functions):
+                raise RequestError(
+                    "E-REQ-LOGITS-PROCESSORS",
+                    "logits_processors",
+                    "a function can't go to the processes of a divided engine",
+                    found=shown(given),
+                    expected="names of registered ones" + (f": {', '.join(known)}" if known else ""),
+                    hint="register it with a plugin and pass its name, or load the model undivided",
                 )
 
     def _backend(self, guided: Guided) -> Grammar:

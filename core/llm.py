@@ -12,7 +12,7 @@ from bestiary.core.beam_params import BeamSearchParams
 from bestiary.core.calls import Calls, Params
 from bestiary.core.driver import Driver
 from bestiary.core.engine.start import start
-from bestiary.core.errors import EngineError, UsageError
+from bestiary.core.errors import EngineError, UsageError, shown
 from bestiary.core.home import bytes_of
 from bestiary.core.llm_options import check_options
 from bestiary.core.opening import check_name, open_engine, open_tokenizer
@@ -167,6 +167,7 @@ class LLM:
             host=host,
             templates=None if tokenizer is None or tokenizer == "auto" else Path(tokenizer),
             seed=seed,
+            takes_functions=opened.executor.takes_functions,
         )
         self._driver = Driver(
             start(
@@ -269,7 +270,7 @@ class LLM:
             UsageError: there is no tokenizer, or ``text`` is no text.
         """
         if not isinstance(text, str):
-            raise UsageError("E-USE-TYPE", "text", "of the wrong type", found=f"{text!r:.80}", expected="a string")
+            raise UsageError("E-USE-TYPE", "text", "of the wrong type", found=shown(text), expected="a string")
         if self.tokenizer is None:
             raise UsageError("E-REQ-TOKENIZER", "encode", "needs a tokenizer and there is none")
         return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)

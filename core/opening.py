@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bestiary.core.engine.options import AT_LOAD, BuildOptions
-from bestiary.core.errors import ConfigError, UsageError
+from bestiary.core.errors import ConfigError, UsageError, shown
 from bestiary.core.progress import Progress
 from bestiary.core.text.tokenizer import Tokenizer
 
@@ -137,4 +137,4 @@ def open_tokenizer(choice: str | Path | None) -> Tokenizer | None:
 def check_name(field: str, value: object) -> None:
     """Refuse what can't name a file or directory (UsageError)."""
     if not isinstance(value, str | Path):
-        raise UsageError("E-USE-TYPE", field, "of the wrong type", found=f"{value!r:.80}", expected="a path or a name")
+        raise UsageError("E-USE-TYPE", field, "of the wrong type", found=shown(value), expected="a path or a name")

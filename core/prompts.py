@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
-from bestiary.core.errors import RequestError
+from bestiary.core.errors import RequestError, shown
 from bestiary.core.text.tokenizer import Tokenizer
 
 PromptInput = str | Sequence[int] | Mapping[str, Any]
@@ -92,7 +92,7 @@ def _parts(prompt: object) -> tuple[str | None, list[int]]:
 
 def _refuse(field: str, problem: str, found: object) -> RequestError:
     expected = 'text, a list of token ids, {"prompt": text} or {"prompt_token_ids": ids}'
-    return RequestError("E-REQ-PROMPT", field, problem, found=f"{found!r:.80}", expected=expected)
+    return RequestError("E-REQ-PROMPT", field, problem, found=shown(found), expected=expected)
 
 
 def _too_long(found: str, max_seq_len: int) -> RequestError:

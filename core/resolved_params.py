@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING
+
+from bestiary.core.token_params import TokenParams
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from bestiary.core.guided import Guided
-
-    # The prompt's token ids, the generated ones so far, and the next token's logits, [V] float32 → logits of that shape.
-    Processor: TypeAlias = Callable[[Sequence[int], Sequence[int], Tensor], Tensor]
+    from bestiary.core.token_params import Processor
 
 __all__ = ["ResolvedParams"]
 
@@ -68,9 +66,9 @@ class ResolvedParams:
         return self.temperature == 0.0
 
     @property
-    def penalized(self) -> bool:
-        """Some penalty changes the logits, so token counts are kept."""
-        return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
+    def for_ranks(self) -> TokenParams:
+        """How the tokens are chosen, which is all that ranks are told."""
+        return TokenParams(**{field.name: getattr(self, field.name) for field in fields(TokenParams)})
 
     @property
     def restricted(self) -> bool:
@@ -88,7 +86,7 @@ class ResolvedParams:
         """The token is the argmax of the logits as the model gave them, and nothing else is asked of them."""
         ends_late = bool(self.min_tokens and self.end_token_ids)
         scored = self.logprobs is not None or self.prompt_logprobs is not None
-        changed = self.penalized or self.logit_bias or ends_late or self.restricted
+        changed = self.for_ranks.penalized or self.logit_bias or ends_late or self.restricted
         return self.greedy and not (changed or scored)
 
     @property

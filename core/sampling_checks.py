@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from bestiary.core.errors import RequestError
+from bestiary.core.errors import RequestError, shown
 
 MAX_INT: Final = 2**31 - 1
 MAX_LOGPROBS: Final = 20
@@ -67,14 +67,9 @@ LENGTH_PENALTY: Final = NumberRange(-10, 10)
 
 def refuse(field: str, problem: str, found: object, expected: str, hint: str | None = None) -> RequestError:
     """The error for a bad field: code ``E-REQ-<FIELD>``, the found value cut to a readable length."""
-    text = (
-        repr(found) if not isinstance(found, int) or abs(found) < 10**40 else f"an integer of {found.bit_length()} bits"
-    )
-    if len(text) > 80:
-        text = text[:77] + "…"
     code = f"E-REQ-{field.upper().replace('_', '-')}"
     hint = hint or f"correct {field}, or leave it out"
-    return RequestError(code, field, problem, found=text, expected=expected, hint=hint)
+    return RequestError(code, field, problem, found=shown(found), expected=expected, hint=hint)
 
 
 def number(field: str, value: object, allowed: NumberRange) -> float:

@@ -11,7 +11,7 @@ from bestiary.core import sampling_checks as checks
 from bestiary.core.guided import Guided
 
 if TYPE_CHECKING:
-    from bestiary.core.resolved_params import Processor
+    from bestiary.core.token_params import Processor
 
 __all__ = ["UNSET", "SamplingParams", "Unset"]
 

@@ -11,7 +11,7 @@ from typing import Any
 from bestiary.core.answer import TextAnswer
 from bestiary.core.beam_job import BeamJob, Beams
 from bestiary.core.beam_params import BeamSearchParams
-from bestiary.core.errors import RequestError
+from bestiary.core.errors import RequestError, shown
 from bestiary.core.guides import Guides
 from bestiary.core.jobs import Job, Part, SamplingJob
 from bestiary.core.plugins import PluginHost
@@ -40,6 +40,7 @@ class Submission:
         max_seq_len: most tokens of a request.
         host: whose grammars and logits processors requests may name.
         seed: of the requests that name none.
+        takes_functions: see ``Executor``.
     """
 
     def __init__(
@@ -52,12 +53,13 @@ class Submission:
         host: PluginHost,
         templates: Path | None = None,
         seed: int = 0,
+        takes_functions: bool = True,
     ) -> None:
         self.tokenizer, self.vocab_size, self.max_seq_len = tokenizer, vocab_size, max_seq_len
         self.generation_config: Mapping[str, Any] = load_generation_config(model)
         own_end = None if tokenizer is None else tokenizer.eos_token_id
         self.end_tokens = end_token_ids(self.generation_config, own_end, vocab_size)
-        self._guides = Guides(host, tokenizer, vocab_size)
+        self._guides = Guides(host, tokenizer, vocab_size, takes_functions=takes_functions)
         places = [model] if templates is None else [templates, model]
         self._template = None if tokenizer is None else ChatTemplate.find(places, tokenizer.special_tokens)
         self._seed, self._count = seed, 0
@@ -189,9 +191,8 @@ def _spread(params: Params | Sequence[Params] | None, count: int) -> Sequence[Pa
         else [params]
     )
     if wrong:
-        found = f"{wrong[0]!r:.80}"
         raise RequestError(
-            "E-REQ-PARAMS", "sampling_params", "not SamplingParams", found=found, expected="SamplingParams"
+            "E-REQ-PARAMS", "sampling_params", "not SamplingParams", found=shown(wrong[0]), expected="SamplingParams"
         )
     if len(params) != count:
         found, expected = f"{len(params)} for {count} prompts", "one for all, or one for each"

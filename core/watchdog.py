@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable
 from typing import NamedTuple
 
-from bestiary.core.errors import EngineError, UsageError
+from bestiary.core.errors import EngineError, UsageError, shown
 from bestiary.core.runtime.pulse import Pulse
 
 log = logging.getLogger(__name__)
@@ -143,7 +143,5 @@ def _seconds(name: str, given: object) -> float | None:
         return None
     number = isinstance(given, int | float) and not isinstance(given, bool)
     if not number or not 0 <= float(given) < math.inf:  # type: ignore[arg-type]
-        raise UsageError(
-            "E-USE-SECONDS", name, "no time", found=f"{given!r:.80}", expected="seconds, or None for no limit"
-        )
+        raise UsageError("E-USE-SECONDS", name, "no time", found=shown(given), expected="seconds, or None for no limit")
     return float(given) or None  # type: ignore[arg-type]

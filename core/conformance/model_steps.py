@@ -13,7 +13,7 @@ from bestiary.core.resolve_params import resolve
 from bestiary.core.runtime.messages import EMPTY, Opened, StepMessage, TableChanges
 from bestiary.core.sampling_params import SamplingParams
 
-_GREEDY = resolve(SamplingParams(temperature=0.0, max_tokens=1), vocab_size=2)
+_GREEDY = resolve(SamplingParams(temperature=0.0, max_tokens=1), vocab_size=2).for_ranks
 
 
 def opened(slot: int, tokens: Sequence[int], *, stored: int = 0) -> Opened:

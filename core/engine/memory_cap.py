@@ -9,7 +9,7 @@ from bestiary.core import device as devices
 from bestiary.core.engine.memory import MemoryPlanner, process_memory
 from bestiary.core.engine.network import Network
 from bestiary.core.engine.options import BuildOptions
-from bestiary.core.errors import ConfigError
+from bestiary.core.errors import ConfigError, shown
 from bestiary.core.plugins import PluginHost
 from bestiary.core.program.bound import StepProgram
 from bestiary.core.runtime.cache_groups import CacheGroup
@@ -92,6 +92,6 @@ def check_memory(asked: object) -> None:
             "E-KV-MEMORY",
             "kv_cache_memory",
             "is neither a fraction of the free memory nor a number of bytes",
-            found=f"{asked!r:.80}",
+            found=shown(asked),
             expected="a fraction in (0, 1], or an integer of bytes",
         )

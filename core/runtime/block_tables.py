@@ -223,6 +223,13 @@ class BlockTables:
         """The changes since the last call, for the ranks."""
         return tuple(log.drain() for log in self._changes)
 
+    def scrub_again(self, changes: tuple[TableChanges, ...]) -> None:
+        """A step, whose requests have ended, was not launched, and perhaps no rank has heard of it. Its scrubs are due still;
+        its other changes were of its requests only."""
+        for log, group in zip(self._changes, changes, strict=True):
+            for block in group.scrubbed.tolist():
+                log.scrub(block)
+
     def check(self, running: Sequence[Request], stored: Sequence[int]) -> None:
         """Raise EngineError unless blocks, reference counts, promises and write rights add up.
 

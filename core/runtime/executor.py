@@ -20,10 +20,12 @@ class Executor(Protocol):
 
     Attributes:
         overlaps: the host goes on while a step runs, so the next one is decided and launched before its results are read.
+        takes_functions: its ranks run in this process, so that a request may bring functions along.
         failure: what ended the executor for good; None while it works.
     """
 
     overlaps: bool
+    takes_functions: bool
     failure: EngineError | None
 
     def forward(self, step: StepMessage) -> None:

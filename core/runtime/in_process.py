@@ -14,6 +14,8 @@ from bestiary.core.runtime.worker import Worker
 class InProcess:
     """See :class:`~bestiary.core.runtime.executor.Executor`."""
 
+    takes_functions = True
+
     def __init__(self, worker: Worker, device: torch.device, *, overlaps: bool | None = None) -> None:
         self.failure: EngineError | None = None
         self.overlaps = devices.overlaps(device) if overlaps is None else overlaps

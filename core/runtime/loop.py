@@ -190,6 +190,7 @@ class EngineLoop:
             if self._flight is not None:  # what is there already is sound
                 self._land(self._flight)
             self._fail(batch, error)
+            self.scheduler.tables.scrub_again(batch.message.tables)
             return False
         return True
 

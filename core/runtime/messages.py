@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from bestiary.core.resolved_params import ResolvedParams
+    from bestiary.core.token_params import TokenParams
 
 Ints = npt.NDArray[np.int32]
 
@@ -36,7 +36,7 @@ class Opened:
     stored: int
     prompt_length: int
     tokens: Ints
-    params: ResolvedParams
+    params: TokenParams
 
 
 class TableChanges(NamedTuple):

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from bestiary.core.resolved_params import ResolvedParams
 from bestiary.core.runtime import messages
 from bestiary.core.runtime.transport import Codec
+from bestiary.core.token_params import TokenParams
 
 #: The signal at which a rank writes the stacks of its threads to stderr, be it in a kernel that never returns.
 STACKS: Final = signal.SIGUSR1
@@ -72,4 +72,4 @@ class Close:
 def codec() -> Codec:
     """Of everything that goes between an executor and its ranks."""
     steps = [cls for cls in vars(messages).values() if isinstance(cls, type) and cls.__module__ == messages.__name__]
-    return Codec([*steps, ResolvedParams, Setup, Ready, Failed, Numbered, Close])
+    return Codec([*steps, TokenParams, Setup, Ready, Failed, Numbered, Close])

@@ -66,7 +66,7 @@ class RankExecutor:
         EngineError: a rank died while it started.
     """
 
-    overlaps = True
+    overlaps, takes_functions = True, False
 
     def __init__(
         self, *, tensor: int, stages: int, device: str, host: PluginHost, worker: str, arguments: Mapping[str, Any]
@@ -75,7 +75,7 @@ class RankExecutor:
         self.failure: EngineError | None = None
         self._directory = tempfile.TemporaryDirectory(prefix="bestiary-ranks-")
         self._ranks: list[_Rank] = []
-        self._number = 0  # of the last message about a step
+        self._number = 0  # of the last message about a step that was sent
         self._end = weakref.finalize(self, _end, self._ranks, self._directory, os.getpid())
         self._codec, self._poll, self._expected = codec(), select.poll(), deque[Answer]()
         loaded = host.plugin_names(), host.preferences(), host.lock()
@@ -87,7 +87,7 @@ class RankExecutor:
                 self._poll.register(rank.channel, select.POLLIN)
             for number in range(len(self._ranks)):
                 setup = Setup(number, tensor, stages, device, *loaded, worker, arguments)
-                self._tell(setup, self._ranks[number])
+                self._write(self._codec.encode(setup), self._ranks[number])
             while not all(rank.facts is not None for rank in self._ranks):
                 self._look(None)
         except BaseException:
@@ -104,19 +104,17 @@ class RankExecutor:
         """Launch a step on every rank.
 
         Raises:
-            EngineError: a rank is dead, and with it the engine.
+            EngineError: it can't be sent; or a rank is dead, and with it the engine, as ``failure`` says.
         """
-        self._number += 1
-        self._tell(Numbered(self._number, step), *self._ranks)
+        self._tell_next(step)
 
     def sample(self, wanted: SampleMessage) -> Answer:
         """Launch the choice of tokens on every rank; the results are those of the last stage's first rank.
 
         Raises:
-            EngineError: a rank is dead, and with it the engine.
+            EngineError: it can't be sent; or a rank is dead, and with it the engine, as ``failure`` says.
         """
-        self._number += 1
-        self._tell(Numbered(self._number, wanted), *self._ranks)
+        self._tell_next(wanted)
         answer = Answer(self._look)
         self._expected.append(answer)
         return answer
@@ -144,9 +142,14 @@ class RankExecutor:
             self._end()
         self.failure = self.failure or EngineError("E-RUN-CLOSED", "engine", "it has been closed")
 
-    def _tell(self, message: object, *ranks: _Rank) -> None:
+    def _tell_next(self, message: StepMessage | SampleMessage) -> None:
+        """Send all ranks a message. One that can't be sent takes no number: to them a gap would be a lost message."""
+        frame = self._codec.encode(Numbered(self._number + 1, message))
+        self._number += 1
+        self._write(frame, *self._ranks)
+
+    def _write(self, frame: bytes, *ranks: _Rank) -> None:
         self._look(0)
-        frame = self._codec.encode(message)
         for rank in ranks:
             try:
                 rank.channel.write(frame, blocked=self._look)

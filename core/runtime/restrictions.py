@@ -148,7 +148,8 @@ class Restrictions:
         found = self.collect(rows)
         logprobs = None
         if slots.scored[chosen].any():
-            logprobs = np.array([_logprobs(slots.requests[slot]) for slot in chosen.tolist()], np.int32)
+            asked = np.array([_logprobs(slots.requests[slot]) for slot in chosen.tolist()], np.int32)
+            logprobs = asked if (asked >= 0).any() else None  # who asked may have ended with the step before
         wanted = SampleMessage(
             chosen,
             batch.rows,

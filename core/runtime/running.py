@@ -49,7 +49,7 @@ class Running:
         self.streams += request.streams
         _insert(self.requests, request)
         _insert(self.prompts, request)
-        return Opened(slot, hit.tokens, request.prompt_length, tokens, request.params)
+        return Opened(slot, hit.tokens, request.prompt_length, tokens, request.params.for_ranks)
 
     def prompt_done(self, request: Request) -> None:
         """All its known tokens run: from the next step on it decodes."""

@@ -16,7 +16,7 @@ from bestiary.core.runtime.messages import Ints
 from bestiary.core.runtime.random_numbers import as_int64
 
 if TYPE_CHECKING:
-    from bestiary.core.resolved_params import Processor, ResolvedParams
+    from bestiary.core.token_params import Processor, TokenParams
 
 
 class SlotParams:
@@ -40,10 +40,10 @@ class SlotParams:
         self._limits: list[tuple[int, float]] = [(-1, 1.0)] * num_slots
         self._bias: dict[int, dict[int, float]] = {}
 
-    def set(self, slot: int, params: ResolvedParams) -> None:
+    def set(self, slot: int, params: TokenParams) -> None:
         """A request took the slot."""
-        self.drawn[slot], self.penalizes[slot] = not params.greedy, params.penalized
-        self.changes[slot] = bool(not params.greedy or params.penalized or params.logit_bias)
+        self.drawn[slot], self.penalizes[slot] = params.drawn, params.penalized
+        self.changes[slot] = bool(params.drawn or params.penalized or params.logit_bias)
         self._limits[slot] = (params.top_k, params.top_p)
         self._bias.pop(slot, None)
         self.processors.pop(slot, None)

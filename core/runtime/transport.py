@@ -41,12 +41,15 @@ class Codec:
         """The frame of a message.
 
         Raises:
-            EngineError: it holds something that is no plain data.
+            EngineError: it holds something that is no plain data, which its text names.
         """
         arrays: list[np.ndarray[Any, Any]] = []
-        content = self._plain(message, arrays)
-        described = [[array.dtype.str, array.shape] for array in arrays]
-        header = json.dumps([content, described], separators=(",", ":")).encode()
+        try:
+            content = self._plain(message, "message", arrays)
+            described = [[array.dtype.str, array.shape] for array in arrays]
+            header = json.dumps([content, described], separators=(",", ":")).encode()
+        except (ValueError, TypeError, RecursionError) as error:
+            raise _unsent("message", f"{type(error).__name__}: {error}") from error
         pieces = [header]
         for array in arrays:
             pieces += [array.tobytes(), bytes(-array.nbytes % _ALIGNMENT)]
@@ -69,8 +72,12 @@ class Codec:
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise EngineError("E-RUN-FRAME", "message", f"can't be read: {error}") from None
 
-    def _plain(self, value: Any, arrays: list[np.ndarray[Any, Any]]) -> Any:
-        """What JSON can say: lists are lists, all else that has parts is an object with one key, its kind."""
+    def _plain(self, value: Any, where: str, arrays: list[np.ndarray[Any, Any]]) -> Any:
+        """What JSON can say: lists are lists, all else that has parts is an object with one key, its kind.
+
+        Args:
+            where: the innermost field that holds it.
+        """
         if isinstance(value, np.generic):
             value = value.item()
         if value is None or isinstance(value, (bool, int, float, str)):
@@ -79,23 +86,18 @@ class Codec:
             arrays.append(value)
             return {"array": len(arrays) - 1}
         if isinstance(value, list):
-            return [self._plain(item, arrays) for item in value]
+            return [self._plain(item, where, arrays) for item in value]
         if isinstance(value, Mapping):
-            return {"map": [[self._plain(part, arrays) for part in item] for item in value.items()]}
+            return {"map": [[self._plain(part, where, arrays) for part in item] for item in value.items()]}
         if isinstance(value, (set, frozenset)):
-            return {"set": [self._plain(item, arrays) for item in value]}
-        if self._classes.get(type(value).__name__) is type(value):
-            parts = [self._plain(getattr(value, name), arrays) for name in self._names[type(value)]]
-            return {"class": [type(value).__name__, *parts]}
+            return {"set": [self._plain(item, where, arrays) for item in value]}
+        kind = type(value).__name__
+        if self._classes.get(kind) is type(value):
+            names = self._names[type(value)]
+            return {"class": [kind, *(self._plain(getattr(value, name), f"{kind}.{name}", arrays) for name in names)]}
         if type(value) is tuple:
-            return {"tuple": [self._plain(item, arrays) for item in value]}
-        raise EngineError(
-            "E-RUN-FRAME",
-            "message",
-            "is no plain data",
-            found=f"{type(value).__name__}: {value!r:.80}",
-            hint="functions can't be sent to ranks: register a logits processor, and pass its name",
-        )
+            return {"tuple": [self._plain(item, where, arrays) for item in value]}
+        raise _unsent(where, f"a value of type {kind}")
 
     def _built(self, value: Any, arrays: list[np.ndarray[Any, Any]]) -> Any:
         if isinstance(value, list):
@@ -187,6 +189,17 @@ class Channel:
 def _names(cls: Any) -> tuple[str, ...]:
     """Of the fields that a class is made from."""
     return tuple(field.name for field in fields(cls) if field.init) if is_dataclass(cls) else cls._fields
+
+
+def _unsent(where: str, found: str) -> EngineError:
+    return EngineError(
+        "E-RUN-FRAME",
+        where,
+        "can't be sent to another process",
+        found=found,
+        expected="numbers, text, arrays, and what is made of them",
+        hint="this is a fault of bestiary, which the engine outlives: report it",
+    )
 
 
 def _ready(connection: socket.socket, event: int, seconds: float) -> bool:

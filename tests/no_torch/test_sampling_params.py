@@ -94,6 +94,22 @@ def test_the_bounds_themselves_are_allowed():
     assert params.top_k == -1 and params.stop == ("x" * 256,) and params.temperature == 100.0
 
 
+def test_refusals_show_no_address():
+    for field, value in (("logits_processors", [object()]), ("temperature", print), ("seed", [object()])):
+        with pytest.raises(RequestError) as raised:
+            SamplingParams(**{field: value})
+        assert "0x" not in str(raised.value), raised.value
+    with pytest.raises(RequestError, match="neither a function nor a name; found an object"):
+        SamplingParams(logits_processors=[object()])
+
+    class Mute:
+        def __repr__(self):
+            raise OSError("gone")
+
+    with pytest.raises(RequestError, match="found a Mute"):
+        SamplingParams(seed=Mute())
+
+
 def test_what_nobody_says():
     params = resolve(SamplingParams(), vocab_size=10, eos_token_ids=[3], seed=5)
     assert (params.temperature, params.top_k, params.top_p, params.min_p, params.repetition_penalty) == (

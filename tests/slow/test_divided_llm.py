@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import even_answers
 import pytest
 from process_state import held
 from tiny import make_engine
 
-from bestiary import LLM, ConfigError, EngineError, SamplingParams
+from bestiary import LLM, ConfigError, EngineError, Guided, RequestError, SamplingParams
 from bestiary.core.plugins import PluginHost
 
 pytestmark = pytest.mark.slow
@@ -53,6 +54,57 @@ def test_an_llm_over_ranks_says_what_it_says_in_one_process(checkpoint: Path, te
         prompt = {"prompt_token_ids": PROMPTS[1]}
         (answer,) = llm.generate(prompt, SamplingParams(temperature=0, max_tokens=1), use_tqdm=False)
         assert answer.num_cached_tokens > 0
+
+
+RESTRICTED = [
+    SamplingParams(temperature=0, max_tokens=20, guided=Guided(regex="a" * 7)),
+    SamplingParams(temperature=1.0, seed=3, max_tokens=20, guided=Guided(regex="a" * 4), logprobs=2),
+    SamplingParams(temperature=1.0, seed=4, max_tokens=6, logits_processors=["low"], bad_words=None, logit_bias={9: 5}),
+    SamplingParams(temperature=0, max_tokens=6, allowed_token_ids=[4, 7, 9], no_repeat_ngram_size=2, ignore_eos=True),
+    SamplingParams(temperature=0, max_tokens=6, ignore_eos=True),
+]
+
+
+def _restricted(llm: LLM) -> list[list[int]]:
+    prompts = [{"prompt_token_ids": prompt} for prompt in PROMPTS]
+    outs = [out.outputs[0] for out in llm.generate(prompts, RESTRICTED, use_tqdm=False)]
+    assert all(out.finish_reason in ("stop", "length") for out in outs), [out.stop_reason for out in outs]
+    return [list(out.token_ids) for out in outs]
+
+
+@pytest.mark.parametrize(("tensor", "stages"), [(2, 1), (1, 2)], ids=["tensor", "pipeline"])
+def test_restricted_answers_are_those_of_one_process(checkpoint: Path, tensor: int, stages: int) -> None:
+    with LLM(checkpoint, plugins=[even_answers], **OPTIONS) as llm:
+        expected = _restricted(llm)
+    for answer, letters in ((expected[0], 7), (expected[1], 4)):
+        assert [token % 2 for token in answer[:-1]] == [(letters - i) % 2 for i in range(letters)], "the grammar holds"
+    with LLM(checkpoint, plugins=[even_answers], tensor_parallel=tensor, pipeline_parallel=stages, **OPTIONS) as llm:
+        assert _restricted(llm) == expected
+        assert _restricted(llm) == expected
+
+
+@pytest.mark.parametrize(("tensor", "stages"), [(2, 1), (1, 2)], ids=["tensor", "pipeline"])
+def test_a_function_harms_nobody(checkpoint: Path, tensor: int, stages: int) -> None:
+    """It is refused before it is queued; were it not, it would end the requests of its step and leave the engine alive."""
+    with LLM(checkpoint, **OPTIONS) as llm:
+        expected = _tokens(llm)
+    prompt, bad = (
+        {"prompt_token_ids": [1, 9]},
+        SamplingParams(max_tokens=5, logits_processors=[lambda p, o, logits: logits]),
+    )
+    with LLM(checkpoint, tensor_parallel=tensor, pipeline_parallel=stages, **OPTIONS) as llm:
+        neighbour = llm.stream({"prompt_token_ids": PROMPTS[0]}, PARAMS[0])
+        first = next(neighbour)
+        with pytest.raises(
+            RequestError, match="a function can't go to the processes of a divided engine; found a function"
+        ):
+            llm.generate([prompt, prompt], [PARAMS[0], bad], use_tqdm=False)
+        assert [*first.token_ids, *(token for piece in neighbour for token in piece.token_ids)] == expected[0]
+        llm._submission._guides._takes_functions = True
+        (out,) = llm.generate(prompt, bad, use_tqdm=False)
+        assert out.outputs[0].finish_reason == "error"
+        assert "TokenParams.logits_processors: can't be sent" in str(out.outputs[0].stop_reason)
+        assert _tokens(llm) == expected
 
 
 def test_a_dead_rank_ends_the_llm_with_its_reason(checkpoint: Path) -> None:

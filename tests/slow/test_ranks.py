@@ -11,9 +11,11 @@ import threading
 import time
 import types
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import queue_kernels
 from rank_workers import check_three_steps, step
@@ -126,6 +128,23 @@ def test_ranks_say_where_they_are_and_go_on(capfd: pytest.CaptureFixture[str]) -
     ranks.report()
     _until(heard)
     check_three_steps(ranks)
+    ranks.close()
+
+
+@pytest.mark.parametrize("shape", [(2, 1), (1, 2)], ids=["tensor", "pipeline"])
+def test_what_cannot_be_sent_leaves_no_gap(shape: tuple[int, int]) -> None:
+    """Ranks take a number that never comes for a lost message, and end."""
+    ranks = _start(*shape)
+    (opened,) = step(1, [1]).opened
+    bad = replace(opened, params=replace(opened.params, logits_processors=(print,)))
+    said = r"TokenParams\.logits_processors: can't be sent to another process; found a value of type builtin"
+    for _ in range(2):
+        with pytest.raises(EngineError, match=said):
+            ranks.forward(replace(step(1, [1]), opened=(bad,)))
+        with pytest.raises(EngineError, match=r"SampleMessage\.slots: can't be sent"):
+            ranks.sample(SampleMessage(np.array([object()])))
+        check_three_steps(ranks)
+    assert ranks.failure is None
     ranks.close()
 
 

@@ -163,6 +163,8 @@ class CanaryExecutor:
         broken: numbers of the steps whose forward raises.
     """
 
+    takes_functions = True
+
     def __init__(
         self, groups: Sequence[CacheGroup], slots: int, max_seq_len: int, *, overlaps: bool, broken: Iterable[int] = ()
     ) -> None:
@@ -175,6 +177,11 @@ class CanaryExecutor:
     def forward(self, step: StepMessage) -> None:
         if step.number in self.broken:
             raise RuntimeError("a kernel failed")
+        changed = {
+            *(one.slot for one in step.opened),
+            *(slot for group in step.tables for slot in group.slots.tolist()),
+        }
+        assert changed <= set(step.slots.tolist()), "a step changes what another one's requests have"
         self.steps.append(step)
         self._launch(lambda: self.rank.forward(step))
 

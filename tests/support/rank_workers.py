@@ -83,7 +83,7 @@ def refusing(*, place: Place, device: torch.device, host: PluginHost, rank: int)
 
 def step(number: int, tokens: list[int]) -> StepMessage:
     """A step with something of everything that a message can hold."""
-    params = resolve(SamplingParams(stop=["x"], logit_bias={5: 1.5}), vocab_size=96)
+    params = resolve(SamplingParams(stop=["x"], logit_bias={5: 1.5}), vocab_size=96).for_ranks
     opened = Opened(0, 0, len(tokens), np.array(tokens, np.int32), params)
     tables = (TableChanges(EMPTY, EMPTY, EMPTY, EMPTY, EMPTY, EMPTY),)
     return StepMessage(number, EMPTY, EMPTY, 0, np.array(tokens, np.int32), None, (opened,), tables, len(tokens))

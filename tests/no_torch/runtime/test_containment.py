@@ -118,6 +118,23 @@ def test_what_a_failed_step_stored_is_neither_cached_nor_left_behind(overlaps):
     assert set(blocks) <= set(scrubbed)
 
 
+def test_what_a_failed_step_was_to_scrub_is_scrubbed_by_the_next(overlaps):
+    """A step that can't be sent scrubs nothing: what is due stays due."""
+    engine = Engine(GROUPS, overlaps=overlaps, broken=[3, 4])
+    first = engine.submit(list(range(30)), 9)
+    engine.step()
+    while first.state is not State.FINISHED:
+        blocks = list(first.blocks[0])
+        engine.step()
+    second = engine.submit([1], 1)  # its step, the fourth, had the scrubs
+    engine.drain()
+    assert second.stop_reason == "RuntimeError: a kernel failed"
+    third = engine.submit([1], 1)
+    steps = engine.drain()
+    undisturbed(engine, [third])
+    assert set(blocks) <= {block for change in steps[0].tables for block in change.scrubbed.tolist()}
+
+
 def corrupt(engine, request, value):
     """What the request's first key is on the rank from now on."""
     engine.executor.catch_up()
@@ -220,6 +237,26 @@ def test_a_dead_executor_ends_everything_and_refuses_new_work(where, overlaps):
         engine.submit([1])
     assert refused.value.code == "E-RUN-DEAD" and isinstance(refused.value.__cause__, EngineError)
     assert all(answer.ends == 1 for answer in engine.answers.values())
+
+
+def test_log_probabilities_are_asked_for_requests_that_still_run():
+    """One that ends while its next step runs is in that step still; no rank can make log-probabilities of no rows."""
+    engine = Engine(GROUPS, overlaps=True)
+    first, neighbour = engine.submit([1, 2], 9, logprobs=1), engine.submit([3, 4], 9)
+    asked, sample = [], engine.executor.sample
+
+    def seen(wanted):
+        asked.append(None if wanted.logprobs is None else wanted.logprobs.tolist())
+        return sample(wanted)
+
+    engine.executor.sample = seen
+    engine.step()
+    engine.step()
+    land = engine.scheduler.land
+    engine.scheduler.land = lambda *given: [*land(*given), *([first] if engine.scheduler.finish(first, "stop") else [])]
+    engine.drain()
+    undisturbed(engine, [neighbour])
+    assert asked[:2] == [[1, -1], [1, -1]] and len(asked) > 5 and not any(asked[2:]), asked
 
 
 def test_a_scheduler_that_breaks_ends_the_engine_and_tells_everyone(overlaps):

@@ -58,7 +58,7 @@ class Row:
         return len(self.output)
 
     def opened(self, slot):
-        return Opened(slot, 0, len(self.prompt), np.array(self.tokens, np.int32), self.params)
+        return Opened(slot, 0, len(self.prompt), np.array(self.tokens, np.int32), self.params.for_ranks)
 
 
 def make(rows):
