@@ -93,6 +93,25 @@ def test_abort_at_any_moment_frees_its_blocks(llm, after):
     run(main())
 
 
+@pytest.mark.parametrize("way", ["await", "iterate"])
+def test_abort_between_two_steps_wakes_who_waits(llm, way, monkeypatch):
+    """No step follows that could: nobody drives this engine."""
+    monkeypatch.setattr(llm._driver, "start", lambda: None)
+
+    async def main():
+        answer = llm.generate_async([PROMPTS[0]], greedy(450))
+
+        async def wait():
+            return (await answer).outputs[0] if way == "await" else [piece async for piece in answer][-1]
+
+        task = asyncio.create_task(wait())
+        await asyncio.sleep(0)
+        answer.abort()
+        assert (await asyncio.wait_for(task, 10)).finish_reason == "abort"
+
+    run(main())
+
+
 def test_a_dropped_iterator_aborts(llm):
     async def main():
         answer = llm.generate_async([PROMPTS[0]], greedy(450))
