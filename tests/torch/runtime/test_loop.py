@@ -222,6 +222,20 @@ def test_answers_differ_by_their_seeds_and_answer_0_is_that_of_one(llm):
     assert len({tuple(answer.token_ids) for answer in several}) == 4
 
 
+def test_an_answer_that_failed_takes_no_sound_ones_place(llm):
+    def wide(prompt, output, logits):
+        if output and output[0] % 2 == 0:
+            raise ValueError("an even beginning")
+        return logits * 0
+
+    params = {"temperature": 1.0, "seed": 7, "max_tokens": 3, "logits_processors": [wide]}
+    many = llm.generate([[1, 2]], SamplingParams(n=8, **params), use_tqdm=False)[0].outputs
+    sound = sum(answer.finish_reason == "length" for answer in many)
+    assert 0 < sound < 7, "some fail"
+    best = llm.generate([[1, 2]], SamplingParams(n=sound + 1, best_of=8, **params), use_tqdm=False)[0].outputs
+    assert [answer.finish_reason for answer in best] == ["length"] * sound + ["error"]
+
+
 def test_a_prompt_is_cut_to_its_last_tokens(llm):
     out = llm.generate([list(range(30))], greedy(4, truncate_prompt_tokens=5), use_tqdm=False)[0]
     assert out.prompt_token_ids == [25, 26, 27, 28, 29]
