@@ -133,6 +133,7 @@ def test_broken_numbers_end_that_request_alone(overlaps):
         engine.step()
     corrupt(engine, victim, math.nan)
     engine.drain()
+    assert engine.loop.meters.output_tokens == sum(request.num_output for request in engine.requests)
     assert victim.finish_reason == "error" and victim.stop_reason.startswith("numerical_error")
     undisturbed(engine, others)
     again = engine.submit(victim.prompt, 12)
