@@ -96,7 +96,7 @@ class SamplingJob:
         for index, (_, answer, _) in enumerate(self._parts):
             done = answer.finished
             if index not in self._told and (done or answer.has_news()):
-                found.append(answer.piece())
+                found.append(answer.piece(done))
                 if done:
                     self._told.add(index)
         return found
