@@ -136,15 +136,15 @@ def test_an_answer_dropped_before_it_began_runs_nothing(llm):
 
 @pytest.mark.parametrize("way", ["await", "iterate"])
 def test_a_cancelled_task_aborts(llm, way):
-    async def consume():
-        answer = llm.generate_async([PROMPTS[0]], greedy(450))
+    async def consume(answer):
         if way == "await":
             await answer
         async for _ in answer:
             pass
 
     async def main():
-        task = asyncio.create_task(consume())
+        answer = llm.generate_async([PROMPTS[0]], greedy(450))  # held, so that it is not the drop that aborts
+        task = asyncio.create_task(consume(answer))
         while not llm.stats().running:
             await asyncio.sleep(0.001)
         task.cancel()
@@ -303,6 +303,6 @@ def test_a_reader_in_the_middle_of_a_step_sees_nothing_that_is_not_certain(recit
 
     out, pieces = run(main())
     assert out.outputs[0].token_ids == SCRIPT[:14] and seen
-    assert "".join(piece.text for piece in pieces) == out.outputs[0].text
+    assert "".join(piece.text for piece in pieces) == out.outputs[0].text == "hello 日本語 STOP"
     assert [token for piece in pieces for token in piece.token_ids] == SCRIPT[:14]
     assert [piece.finish_reason for piece in pieces if piece.finish_reason] == ["stop"]

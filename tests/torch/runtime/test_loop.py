@@ -156,6 +156,16 @@ def test_a_registered_logits_processor_is_called_by_name(llm):
     assert all(token % 2 for token in out.outputs[0].token_ids)
 
 
+def test_a_logits_processor_comes_after_allowed_token_ids_and_may_change_what_they_left(llm):
+    def other(prompt, output, logits):
+        assert logits.isfinite().nonzero().flatten().tolist() == [5, 6]
+        logits[9] = 1e4
+        return logits
+
+    out = among_others(llm, greedy(3, allowed_token_ids=[5, 6], logits_processors=[other]))
+    assert out.outputs[0].token_ids == [9, 9, 9]
+
+
 def test_a_logits_processor_sees_prompt_and_output(llm):
     seen = []
 
