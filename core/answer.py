@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from bestiary.core.outputs import (
     CompletionOutput,
@@ -21,6 +23,7 @@ class TextAnswer:
     """Collects one request's results.
 
     Tokens are decoded when someone needs the text: at once with stop strings, else when a piece or the end is asked for.
+    Pieces may be asked for in another thread than the one that steps; it sees the tokens of steps that were taken in.
 
     Args:
         request: the request, before it is submitted.
@@ -40,7 +43,7 @@ class TextAnswer:
     ) -> None:
         params = request.params
         self.request, self._tokenizer, self.index, self._on_news = request, tokenizer, index, on_news
-        self.watches = bool(params.stop) or params.logprobs is not None or on_news is not None
+        self.watches = bool(params.stop) or params.logprobs is not None or on_news is not None or request.streams
         self._text: Detokenizer | None = None
         if tokenizer is not None and params.detokenize:
             self._text = Detokenizer(
@@ -50,6 +53,8 @@ class TextAnswer:
                 skip_special_tokens=params.skip_special_tokens,
                 include_stop=params.include_stop_str_in_output,
             )
+        self._tokens: list[int] = []  # those the engine told of
+        self._decoding = threading.Lock()
         self._pushed = 0  # output tokens the detokenizer has seen
         self._given_text = self._given_tokens = 0  # what pieces have carried
         self.metrics = RequestMetrics(time.monotonic())
@@ -70,14 +75,17 @@ class TextAnswer:
             self.prompt_logprobs += [self._named(entry) for entry in entries]
 
     def added(self, logprobs: LogprobDict | None) -> str | None:
+        token = int(self.request.tokens[-1])
+        self._tokens.append(token)
         if self._on_news is not None:
             self._on_news()
         if self._logprobs is not None and logprobs is not None:
             self._logprobs.append(self._named(logprobs))
-            self.cumulative_logprob += logprobs[int(self.request.tokens[-1])].logprob
+            self.cumulative_logprob += logprobs[token].logprob
         return self._push() if self.request.params.stop else None
 
     def end(self, now: float) -> None:
+        self._tokens += self.request.output[len(self._tokens) :]
         try:
             self._end_text()
         finally:
@@ -86,7 +94,12 @@ class TextAnswer:
                 self._on_news()
 
     def _end_text(self) -> None:
-        if self._text is None or self.request.finish_reason == "error":
+        if self._text is None:
+            return
+        if self.request.finish_reason == "error":
+            with suppress(Exception):  # it may be the text that failed
+                self._push()
+                self._text.finish()
             return
         by_string = isinstance(self.request.stop_reason, str)
         stop = None if by_string else self._push() or self._text.finish()
@@ -96,21 +109,24 @@ class TextAnswer:
     def has_news(self) -> bool:
         """A piece would carry text, or tokens where there is no text."""
         if self._text is None:
-            return self.request.num_output > self._given_tokens
+            return len(self._tokens) > self._given_tokens
         self._push()
         return len(self._text.text) > self._given_text
 
-    def piece(self) -> StreamPiece:
-        """What came since the last piece."""
-        if not self.finished:
-            self._push()
+    def piece(self, last: bool) -> StreamPiece:
+        """What came since the last piece.
+
+        Args:
+            last: the answer is complete.
+        """
+        self._push()
         text = self._text.text if self._text is not None else ""
-        tokens = self.request.tokens[self.request.prompt_length + self._given_tokens :].tolist()
+        tokens = self._tokens[self._given_tokens :]
         piece = StreamPiece(
             text=text[self._given_text :],
             token_ids=tokens,
-            finish_reason=self.request.finish_reason if self.finished else None,
-            stop_reason=self.request.stop_reason if self.finished else None,
+            finish_reason=self.request.finish_reason if last else None,
+            stop_reason=self.request.stop_reason if last else None,
             index=self.index,
         )
         self._given_text = len(text)
@@ -132,18 +148,20 @@ class TextAnswer:
 
     def _push(self) -> str | None:
         """Decode the tokens that came; a token that ended the request has no text. The stop string that did, if one did."""
+        with self._decoding:
+            new = self._tokens[self._pushed :]
+            return None if self._text is None or not new else self._decode(self._text, new)
+
+    def _decode(self, text: Detokenizer, new: list[int]) -> str | None:
         request = self.request
-        new = request.tokens[request.prompt_length + self._pushed :].tolist()
-        if self._text is None or not new:
-            return None
         unsearched = max(0, request.params.min_tokens - self._pushed)
         self._pushed += len(new)
         shown = request.params.include_stop_str_in_output and new[-1] in request.params.stop_token_ids
         if request.finish_reason == "stop" and new[-1] in request.params.end_token_ids and not shown:
             new.pop()
         if new[:unsearched]:
-            self._text.push(new[:unsearched], search=False)
-        return self._text.push(new[unsearched:]) if new[unsearched:] else None
+            text.push(new[:unsearched], search=False)
+        return text.push(new[unsearched:]) if new[unsearched:] else None
 
     def _named(self, entry: LogprobDict) -> LogprobDict:
         if self._tokenizer is None:

@@ -9,6 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from queue import SimpleQueue
 from types import FrameType
 
 from bestiary.core.errors import BestiaryError, EngineError
@@ -44,7 +45,7 @@ class Driver:
         self._inbox: deque[Callable[[EngineLoop], object]] = deque()
         self._listeners: dict[Callable[[], None], None] = {}  # to be called after the step
         self._thread: threading.Thread | None = None
-        self._work = threading.Event()
+        self._work: SimpleQueue[None] = SimpleQueue()  # wakes the thread; put() may interrupt itself, as finalizers do
         self._closed = False
 
     def submit(self, job: Job) -> None:
@@ -52,10 +53,11 @@ class Driver:
         self.post(lambda loop: _start(job, loop))
 
     def post(self, change: Callable[[EngineLoop], object]) -> None:
-        """Change the loop before its next step, or at once if it is between two. Never waits, and may be called anywhere,
-        from inside a step too."""
+        """Change the loop before its next step, or at once if it is between two. Never waits, and may be called anywhere:
+        from inside a step, and by finalizers, which interrupt whatever a thread is doing, this too."""
         self._inbox.append(change)
-        self._work.set()
+        if self._thread is not None:
+            self._work.put(None)
         self._empty_inbox()
 
     def run(self, done: Callable[[], bool], after: Callable[[], None] = lambda: None) -> None:
@@ -109,7 +111,7 @@ class Driver:
         """
         self._refuse_inside()
         self._closed = True
-        self._work.set()
+        self._work.put(None)
         if self._next_turn():
             try:
                 with self._my_turn():
@@ -170,9 +172,9 @@ class Driver:
                     self._turn.release()
             elif self._given_up:
                 self._take_in()  # a dead loop only refuses
-                self._notify()
             else:
                 return
+            self._notify()
 
     def _take_in(self) -> None:
         while True:
@@ -186,23 +188,25 @@ class Driver:
                 log.error("a change of the engine failed: %s", error, exc_info=error)
 
     def _notify(self) -> None:
-        listeners, self._listeners = self._listeners, {}
-        for listener in listeners:
+        while self._listeners:
+            try:
+                listener, _ = self._listeners.popitem()
+            except KeyError:  # another thread took it
+                return
             listener()
 
     def _serve(self) -> None:
         while not self._closed:
-            self._work.wait()
-            self._work.clear()
             try:
                 self.run(lambda: self._closed or (self.loop.idle and not self._inbox))
             except BaseException as error:  # every request has been told; later ones are refused with the cause
                 log.error("the engine's thread: %s", error)
+            self._work.get()
 
     def _leave(self) -> None:
         """The interpreter ends: the thread must not be in the middle of a step then."""
         self._closed = True
-        self._work.set()
+        self._work.put(None)
         if self._thread is not None:
             self._thread.join(0 if self._given_up else _LEAVING)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
@@ -56,7 +57,7 @@ class SamplingJob:
     Args:
         prompt: its text, if it had one.
         wanted: how many answers are returned.
-        ranked: those with the greatest mean log-probability a token, best first.
+        ranked: those with the greatest mean log-probability a token, best first; failed ones are the last.
         scored: log-probabilities were asked for, not only needed for ranking.
     """
 
@@ -95,7 +96,7 @@ class SamplingJob:
         for index, (_, answer, _) in enumerate(self._parts):
             done = answer.finished
             if index not in self._told and (done or answer.has_news()):
-                found.append(answer.piece())
+                found.append(answer.piece(done))
                 if done:
                     self._told.add(index)
         return found
@@ -112,7 +113,8 @@ class SamplingJob:
         first = self._parts[0]
         answers = [part.answer for part in self._parts]
         if self._ranked:
-            sums = [answer.cumulative_logprob for answer in answers]
+            failed = [answer.request.finish_reason == "error" for answer in answers]
+            sums = [-math.inf if f else a.cumulative_logprob for f, a in zip(failed, answers, strict=True)]
             best = likeliest_answers(sums, [answer.request.num_output for answer in answers], self._wanted)
             answers = [answers[index] for index in best]
         outputs = [answer.output() for answer in answers[: self._wanted]]

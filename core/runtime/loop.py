@@ -230,13 +230,13 @@ class EngineLoop:
     def _take_in(self, batch: Batch, sampled: SampledMessage, asked: Ints | None, now: float) -> None:
         slots = self.scheduler.slots
         alive = slots.epoch[batch.slots] == batch.epochs
-        self.meters.output_tokens += int(alive.sum())
         if len(sampled.tokens) and int(sampled.tokens.min()) < 0:
             for row in ((sampled.tokens < 0) & alive).nonzero()[0].tolist():
                 owner = slots.requests[batch.slots[row]]
                 if owner is not None:
                     self._endings.unusable(owner, sampled.errors.get(row))
                 alive[row] = False
+        self.meters.output_tokens += int(alive.sum())
         for call in sampled.slow_calls:
             owner = slots.requests[batch.slots[call.row]]
             if alive[call.row] and owner is not None:

@@ -102,6 +102,30 @@ def test_a_failing_forward_ends_the_requests_of_that_step(overlaps):
     engine.check_drained()
 
 
+def test_tokens_of_the_step_before_a_failing_one_are_kept():
+    engine = Engine(GROUPS, overlaps=True, broken=[3])
+    victim = engine.submit([1, 2, 3], 9)
+    expected = engine.expected(victim)
+    engine.drain()
+    assert victim.finish_reason == "error" and victim.output == expected[:2]
+
+
+def test_a_step_repeated_for_lack_of_memory_finds_nothing_of_the_one_that_failed(overlaps):
+    engine = Engine(GROUPS, overlaps=overlaps)
+    request, forward = engine.submit(list(range(30)), 9), engine.executor.forward
+
+    def failing(step):
+        engine.executor.forward = forward
+        raise MemoryError
+
+    engine.executor.forward = failing
+    engine.step()
+    assert engine.scheduler.tables.pools[0].num_cached == 0
+    engine.drain()
+    undisturbed(engine, [request])
+    engine.check_drained()
+
+
 def test_what_a_failed_step_stored_is_neither_cached_nor_left_behind(overlaps):
     engine = Engine(GROUPS, overlaps=overlaps, broken=[3])
     victim = engine.submit(list(range(30)), 9)
@@ -150,6 +174,7 @@ def test_broken_numbers_end_that_request_alone(overlaps):
         engine.step()
     corrupt(engine, victim, math.nan)
     engine.drain()
+    assert engine.loop.meters.output_tokens == sum(request.num_output for request in engine.requests)
     assert victim.finish_reason == "error" and victim.stop_reason.startswith("numerical_error")
     undisturbed(engine, others)
     again = engine.submit(victim.prompt, 12)

@@ -75,6 +75,34 @@ def test_first_come_first_served_even_when_a_later_one_would_fit(overlaps):
     assert [r.finish_reason for r in engine.requests] == ["length"] * 3
 
 
+def test_who_waits_behind_one_that_leaves_is_looked_at_in_the_next_step():
+    engine = Engine([CacheGroup(6, 4)])
+    engine.submit([1] * 5, 4)
+    large, small = engine.submit([2] * 17, 4), engine.submit([3], 1)
+    engine.step()
+    engine.loop.abort(large)
+    engine.step()
+    assert small.finish_reason == "length"
+
+
+def test_without_promises_a_block_for_each_that_runs_is_left_free():
+    engine = Engine([CacheGroup(6, 4)], capacity="max-utilization")
+    engine.submit([1] * 8, 6)
+    engine.step()
+    waits = engine.submit([2] * 12, 2)
+    engine.step()
+    assert list(engine.scheduler.waiting) == [waits]
+    engine.drain()
+    assert engine.scheduler.num_preemptions == 0
+
+
+def test_steps_shrink_to_a_token_for_each_that_may_run():
+    scheduler = Engine(batch=8, tokens=20).scheduler
+    assert scheduler.retreat() and scheduler.max_num_tokens == 10
+    assert scheduler.retreat() and scheduler.max_num_tokens == 8
+    assert not scheduler.retreat() and scheduler.max_num_tokens == 8
+
+
 def test_what_can_never_fit_is_refused_with_the_arithmetic():
     engine = Engine([CacheGroup(4, 4)])
     with pytest.raises(

@@ -11,7 +11,7 @@ import canary_model
 import pytest
 import reciter_model
 from canary import VOCAB, alone
-from reciter_model import TEXT
+from reciter_model import SCRIPT, TEXT
 
 from bestiary import LLM, EngineError, SamplingParams
 from bestiary.core.runtime.cache_groups import CacheGroup
@@ -93,6 +93,25 @@ def test_abort_at_any_moment_frees_its_blocks(llm, after):
     run(main())
 
 
+@pytest.mark.parametrize("way", ["await", "iterate"])
+def test_abort_between_two_steps_wakes_who_waits(llm, way, monkeypatch):
+    """No step follows that could: nobody drives this engine."""
+    monkeypatch.setattr(llm._driver, "start", lambda: None)
+
+    async def main():
+        answer = llm.generate_async([PROMPTS[0]], greedy(450))
+
+        async def wait():
+            return (await answer).outputs[0] if way == "await" else [piece async for piece in answer][-1]
+
+        task = asyncio.create_task(wait())
+        await asyncio.sleep(0)
+        answer.abort()
+        assert (await asyncio.wait_for(task, 10)).finish_reason == "abort"
+
+    run(main())
+
+
 def test_a_dropped_iterator_aborts(llm):
     async def main():
         answer = llm.generate_async([PROMPTS[0]], greedy(450))
@@ -117,15 +136,15 @@ def test_an_answer_dropped_before_it_began_runs_nothing(llm):
 
 @pytest.mark.parametrize("way", ["await", "iterate"])
 def test_a_cancelled_task_aborts(llm, way):
-    async def consume():
-        answer = llm.generate_async([PROMPTS[0]], greedy(450))
+    async def consume(answer):
         if way == "await":
             await answer
         async for _ in answer:
             pass
 
     async def main():
-        task = asyncio.create_task(consume())
+        answer = llm.generate_async([PROMPTS[0]], greedy(450))  # held, so that it is not the drop that aborts
+        task = asyncio.create_task(consume(answer))
         while not llm.stats().running:
             await asyncio.sleep(0.001)
         task.cancel()
@@ -248,3 +267,42 @@ def test_nothing_is_left_of_threads_after_close(tmp_path):
             break
         time.sleep(0.01)
     assert threading.active_count() <= before
+
+
+@pytest.mark.parametrize("said", [{}, {"stop": "zzz"}, {"logprobs": 0}], ids=["plain", "stop string", "logprobs"])
+def test_the_text_of_an_answer_that_fails_is_that_of_its_tokens(reciter, said):
+    def breaks(prompt, output, logits):
+        if len(output) == 5:
+            raise ValueError("no such word")
+        return logits
+
+    params = SamplingParams(logits_processors=[breaks], **said)
+    out = reciter.generate("x", params, use_tqdm=False)[0].outputs[0]
+    assert (out.finish_reason, out.token_ids, out.text) == ("error", SCRIPT[:5], TEXT[: len(out.text)]) and out.text
+    assert "ValueError" in out.stop_reason
+    pieces = list(reciter.stream("x", params))
+    assert ("".join(piece.text for piece in pieces), pieces[-1].finish_reason) == (out.text, "error")
+
+
+def test_a_reader_in_the_middle_of_a_step_sees_nothing_that_is_not_certain(reciter, monkeypatch):
+    """The token that ends the request is there before it is known that it does."""
+    driver, seen = reciter._driver, []
+    scheduler, finish = driver.loop.scheduler, driver.loop.scheduler.finish
+    monkeypatch.setattr(driver, "start", lambda: None)
+
+    async def main():
+        answer = reciter.generate_async("x", SamplingParams(stop_token_ids=[SCRIPT[13]]))
+
+        def look(*args, **said):
+            seen.extend(answer._job.pieces())
+            return finish(*args, **said)
+
+        monkeypatch.setattr(scheduler, "finish", look)
+        driver.run(lambda: answer._job.finished)
+        return await answer, [*seen, *[piece async for piece in answer]]
+
+    out, pieces = run(main())
+    assert out.outputs[0].token_ids == SCRIPT[:14] and seen
+    assert "".join(piece.text for piece in pieces) == out.outputs[0].text == "hello 日本語 STOP"
+    assert [token for piece in pieces for token in piece.token_ids] == SCRIPT[:14]
+    assert [piece.finish_reason for piece in pieces if piece.finish_reason] == ["stop"]

@@ -156,6 +156,16 @@ def test_a_registered_logits_processor_is_called_by_name(llm):
     assert all(token % 2 for token in out.outputs[0].token_ids)
 
 
+def test_a_logits_processor_comes_after_allowed_token_ids_and_may_change_what_they_left(llm):
+    def other(prompt, output, logits):
+        assert logits.isfinite().nonzero().flatten().tolist() == [5, 6]
+        logits[9] = 1e4
+        return logits
+
+    out = among_others(llm, greedy(3, allowed_token_ids=[5, 6], logits_processors=[other]))
+    assert out.outputs[0].token_ids == [9, 9, 9]
+
+
 def test_a_logits_processor_sees_prompt_and_output(llm):
     seen = []
 
@@ -220,6 +230,20 @@ def test_answers_differ_by_their_seeds_and_answer_0_is_that_of_one(llm):
     one = llm.generate([[1, 2]], SamplingParams(**params), use_tqdm=False)[0].outputs[0]
     assert several[0].token_ids == one.token_ids
     assert len({tuple(answer.token_ids) for answer in several}) == 4
+
+
+def test_an_answer_that_failed_takes_no_sound_ones_place(llm):
+    def wide(prompt, output, logits):
+        if output and output[0] % 2 == 0:
+            raise ValueError("an even beginning")
+        return logits * 0
+
+    params = {"temperature": 1.0, "seed": 7, "max_tokens": 3, "logits_processors": [wide]}
+    many = llm.generate([[1, 2]], SamplingParams(n=8, **params), use_tqdm=False)[0].outputs
+    sound = sum(answer.finish_reason == "length" for answer in many)
+    assert 0 < sound < 7, "some fail"
+    best = llm.generate([[1, 2]], SamplingParams(n=sound + 1, best_of=8, **params), use_tqdm=False)[0].outputs
+    assert [answer.finish_reason for answer in best] == ["length"] * sound + ["error"]
 
 
 def test_a_prompt_is_cut_to_its_last_tokens(llm):
