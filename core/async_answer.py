@@ -6,6 +6,7 @@ import asyncio
 import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator
+from contextlib import suppress
 
 from bestiary.core.driver import Driver
 from bestiary.core.errors import UsageError
@@ -90,5 +91,5 @@ class AsyncAnswer(AsyncIterator[StreamPiece]):
             self.abort()
 
     def _wake(self) -> None:
-        if not self._here.is_closed():
+        with suppress(RuntimeError):  # the event loop is closed, and nobody waits
             self._here.call_soon_threadsafe(self._news.set)

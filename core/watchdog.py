@@ -9,6 +9,7 @@ import threading
 import traceback
 import weakref
 from collections.abc import Callable
+from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
 from bestiary.core.errors import EngineError, UsageError, shown
@@ -60,8 +61,8 @@ class Watchdog:
         self._spent = 0.0  # seconds that it has taken
         self._warned = self._over = False
         self._thread: threading.Thread | None = None
-        self._stop = threading.Event()
-        weakref.finalize(self, self._stop.set)
+        self._stop: SimpleQueue[None] = SimpleQueue()  # a finalizer may put while this very thread waits or puts
+        weakref.finalize(self, self._stop.put, None)
 
     def start(self) -> None:
         """Look in a thread of its own from now on, if there is anything to look for."""
@@ -76,7 +77,7 @@ class Watchdog:
 
     def stop(self) -> None:
         """End the thread. May be called again."""
-        self._stop.set()
+        self._stop.put(None)
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
 
@@ -126,8 +127,8 @@ def stacks() -> str:
     return "".join(parts).rstrip()
 
 
-def _watch(watchdog: weakref.ref[Watchdog], stop: threading.Event, seconds: float) -> None:
-    while not stop.wait(seconds):
+def _watch(watchdog: weakref.ref[Watchdog], stop: SimpleQueue[None], seconds: float) -> None:
+    while not _told(stop, seconds):
         found = watchdog()
         if found is None:
             return
@@ -136,6 +137,15 @@ def _watch(watchdog: weakref.ref[Watchdog], stop: threading.Event, seconds: floa
         except Exception as error:
             log.error("the watchdog: %s", error, exc_info=error)
         del found
+
+
+def _told(stop: SimpleQueue[None], seconds: float) -> bool:
+    """Wait to be told to stop."""
+    try:
+        stop.get(timeout=seconds)
+    except Empty:
+        return False
+    return True
 
 
 def _seconds(name: str, given: object) -> float | None:

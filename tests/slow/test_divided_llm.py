@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 from collections.abc import Iterator
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import even_answers
@@ -129,7 +129,7 @@ def test_ranks_that_hang_end_the_llm_in_time(checkpoint: Path) -> None:
     with LLM(checkpoint, tensor_parallel=2, step_warning=None, step_timeout=0.3, **OPTIONS) as llm:
         llm._driver._watchdog.stop()  # not before the ranks are warm, however busy the machine
         _tokens(llm)
-        llm._driver._watchdog._thread, llm._driver._watchdog._stop = None, threading.Event()
+        llm._driver._watchdog._thread, llm._driver._watchdog._stop = None, SimpleQueue()
         pids = llm._driver.loop.executor.pids
         os.kill(pids[1], signal.SIGSTOP)
         with pytest.raises(EngineError, match=r"does not end.*E-RUN-STUCK"):

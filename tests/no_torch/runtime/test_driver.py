@@ -10,6 +10,8 @@ from typing import Any
 from canary import Engine
 
 from bestiary.core.driver import Driver
+from bestiary.core.runtime.pulse import Pulse
+from bestiary.core.watchdog import StepLimits, Watchdog
 
 
 def test_whoever_waits_is_told_of_a_change_between_two_steps():
@@ -42,3 +44,24 @@ def test_a_finalizer_may_interrupt_post_at_any_line():
     driver.post(lambda loop: None)
     assert interrupted and changes.count("caller") == 1 and changes.count("finalizer") == len(interrupted)
     driver.close()
+
+
+def test_a_finalizer_may_interrupt_the_end_of_a_watchdog_at_any_line():
+    watchdog = Watchdog(Pulse(), StepLimits(), report=lambda: None, give_up=lambda error: None)
+    lines = []
+
+    def trace(frame: FrameType, event: str, arg: Any) -> Any:
+        if event == "line":
+            lines.append(frame.f_lineno)
+            watchdog.stop()
+        return trace
+
+    def work() -> None:
+        sys.settrace(trace)
+        watchdog.stop()
+        sys.settrace(None)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive() and lines

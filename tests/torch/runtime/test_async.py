@@ -306,3 +306,18 @@ def test_a_reader_in_the_middle_of_a_step_sees_nothing_that_is_not_certain(recit
     assert "".join(piece.text for piece in pieces) == out.outputs[0].text == "hello 日本語 STOP"
     assert [token for piece in pieces for token in piece.token_ids] == SCRIPT[:14]
     assert [piece.finish_reason for piece in pieces if piece.finish_reason] == ["stop"]
+
+
+def test_an_answer_that_ends_while_its_piece_is_made_has_one_last_piece(reciter, monkeypatch):
+    driver = reciter._driver
+    monkeypatch.setattr(driver, "start", lambda: None)
+
+    async def main():
+        answer = reciter.generate_async("x", SamplingParams())
+        job = answer._job
+        monkeypatch.setattr(job._parts[0].answer, "has_news", lambda: not driver.run(lambda: job.finished))
+        return [*job.pieces(), *job.pieces(), *job.pieces()]
+
+    pieces = run(main())
+    assert "".join(piece.text for piece in pieces) == TEXT
+    assert [piece.finish_reason for piece in pieces] == [None, "stop"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import signal
 import threading
 
@@ -53,9 +52,18 @@ def during_step(llm, monkeypatch, number, do, before=True):
     monkeypatch.setattr(worker, "forward", forward)
 
 
+@pytest.fixture
+def ctrl_c_interrupts():
+    """Also where a shell started the tests in the background, with the signal ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c_interrupts")
 @pytest.mark.parametrize("number", [1, 2, 4, 7])
 def test_ctrl_c_waits_for_the_step_and_leaves_nothing_that_was_not_computed(llm, monkeypatch, number):
-    during_step(llm, monkeypatch, number, lambda: os.kill(os.getpid(), signal.SIGINT))
+    during_step(llm, monkeypatch, number, lambda: signal.raise_signal(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         llm.generate(PROMPTS, greedy(), use_tqdm=False)
     assert llm._driver.loop.idle and llm.stats().blocks_used == 0
