@@ -17,6 +17,8 @@ __version__: str
 EXACT: dict
 def add(x: Tensor, y: Tensor) -> Tensor
 class Failure(Exception)
+    Failure(code: str, *, hint: str | None = None) -> None
+    attribute code
 """
 CHANGELOG = """# Changelog
 
@@ -26,7 +28,8 @@ CHANGELOG = """# Changelog
 
 ## 1.1.0
 
-- Deprecated: `bestiary.ops.add`; use `bestiary.ops.plus`.
+- Deprecated: `bestiary.ops.add`; use `bestiary.ops.plus`. `LLM` takes a `device`, `more` and an `alpha`.
+- Deprecated: `bestiary.LLM.__init__.hook`; use `bestiary.hookimpl`.
 
 ## 1.0.0
 """
@@ -47,7 +50,8 @@ def _changed(*changes: tuple[str, str]) -> str:
         ("*, seed: int = 0", "seed: int = 0, *, more: int = 1"),
         ("options: Options = <factory>", "options: Options = <factory>, more: bool = False, *rest: Any"),
         ("y: Tensor) -> Tensor", "y: Tensor, alpha: float = 1.0) -> Tensor"),
-        ("Hook = <function _always>", "Hook | None = None"),
+        ("hook: Hook =", "hook: Hook | None ="),
+        ("class Failure(Exception)", "class Failure(Exception, ValueError)"),
     ],
 )
 def test_what_breaks_no_caller_is_allowed(change):
@@ -59,21 +63,29 @@ def test_what_breaks_no_caller_is_allowed(change):
     [
         (("seed: int = 0", "seed: int"), "bestiary.LLM.__init__: its parameters seed have no default"),
         (("seed: int = 0", "seed: int = 0, device: str"), "bestiary.LLM.__init__: its parameters device have no default"),
-        (("*, seed: int = 0", "*, salt: int = 0"), "bestiary.LLM.__init__: its parameters seed are gone"),
+        (("*, seed: int = 0", "*, more: int = 0"), "bestiary.LLM.__init__: its parameter seed is gone"),
         (("x: Tensor, y", "y: Tensor, x"), "positional parameters were (x, y) and are (y, x)"),
-        (("path: str, options", "path: str, first: int = 0, options"), "were (path, options) and are (path, first, options)"),
+        (("path: str, options", "path: str, more: int = 0, options"), "were (path, options) and are (path, more, options)"),
         (("path: str, ", "path: str, *, "), "positional parameters were (path, options) and are (path)"),
         (("    def close(self) -> None\n", ""), "bestiary.LLM.close is gone, and the changelog never deprecated it"),
         (("    property engine\n", ""), "bestiary.LLM.engine is gone"),
         (("EXACT: dict\n", ""), "bestiary.ops.EXACT is gone"),
-        (("class Failure(Exception)\n", ""), "bestiary.ops.Failure is gone"),
+        (("class Failure(Exception)", "class Failure(ValueError)"), "it was class(Exception) and is class(ValueError)"),
+        (("hint: str | None = None", "advice: str | None = None"), "hint is gone"),
+        (("    attribute code\n", ""), "bestiary.ops.Failure:code is gone"),
+        (("x: Tensor, y: Tensor)", "x: Tensor, y: Tensor, /)"), "parameters x, y can be given by name no more"),
+        (("y: Tensor) -> Tensor", "y: Tensor) -> None"), "it returned Tensor and returns None"),
+        (("seed: int = 0", "seed: int = 1"), "the default of seed was 0 and is 1"),
+        (("hint: str | None", "hint: str"), "hint takes str and no more None"),
+        (("EXACT: dict", "EXACT: list"), "it was value: dict and is value: list"),
+        (("seed: int = 0", "seed: int = 0, salt: int = 0"), "its parameter salt is new, and the changelog does not name it"),
         (("EXACT: dict", "EXACT: dict\nBIT: dict"), "bestiary.ops.BIT is new, and the changelog does not name it"),
-        (("def build(path: str, options: Options = <factory>) -> None", "build: dict"), "can be called no more"),
+        (("def build(path: str, options: Options = <factory>) -> None", "build: dict"), "it was a function and is value: dict"),
     ],
 )  # fmt: skip
 def test_what_breaks_callers_is_refused(change, complaint):
-    (problem,) = breaks(OLD, _changed(change), CHANGELOG, (1, 1))
-    assert complaint in problem
+    problems = breaks(OLD, _changed(change), CHANGELOG, (1, 1))
+    assert any(complaint in problem for problem in problems), problems
 
 
 def test_a_deprecated_name_goes_two_minor_versions_later():
@@ -81,6 +93,12 @@ def test_a_deprecated_name_goes_two_minor_versions_later():
     assert "1 minor versions after its deprecation, not 2" in breaks(OLD, without, CHANGELOG, (1, 2))[0]
     assert breaks(OLD, without, CHANGELOG, (1, 3)) == []
     assert breaks(OLD, without, CHANGELOG, (2, 0)) == []
+
+
+def test_a_deprecated_parameter_goes_two_minor_versions_later():
+    without = _changed((", hook: Hook = <function _always>", ""))
+    assert "its parameter hook is gone" in breaks(OLD, without, CHANGELOG, (1, 2))[0]
+    assert breaks(OLD, without, CHANGELOG, (1, 3)) == []
 
 
 def test_a_class_goes_with_what_is_in_it():

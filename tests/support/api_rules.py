@@ -2,7 +2,7 @@
 
 A *contract* is the text that ``tests/torch/test_public_api.py`` prints: public names with their signatures, a module after
 the other. Additions must not break callers, and are named in the changelog. What goes was deprecated two minor versions
-before, by an entry ``Deprecated: `name`; use `other` ``; until it goes, its use warns and names the other.
+before, by an entry ``Deprecated: `name`; use `other` ``; until it goes, its use warns and names the other. A parameter is deprecated as ``module.function.parameter``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,16 @@ _DEPRECATED = re.compile(r"Deprecated: `(?P<name>[\w.]+)`; use `(?P<other>[^`]+)
 _VERSION = re.compile(r"^## (\d+)\.(\d+)\.\d+", re.MULTILINE)
 
 Version = tuple[int, int]
-Signatures = Mapping[str, "ast.arguments | None"]
+
+
+class Described(NamedTuple):
+    """What the contract says of a name: its function, or else its kind with the bases of a class or the type of a value."""
+
+    function: ast.FunctionDef | None = None
+    kind: str = ""
+
+
+Signatures = Mapping[str, Described]
 
 
 class Deprecation(NamedTuple):
@@ -33,72 +42,137 @@ class Deprecation(NamedTuple):
 def breaks(old: str, new: str, changelog: str, version: Version) -> list[str]:
     """What in the contract ``new`` of ``version`` is against the rules for users of the released contract ``old``."""
     before, now, deprecated = signatures(old), signatures(new), deprecations(changelog)
+    told = changelog_since(changelog, lowest=version)
     found = []
     for name in before.keys() - now.keys():
-        if name.rpartition(".")[0] in before.keys() - now.keys():
-            continue  # goes with its class
-        since = deprecated.get(name)
-        if since is None:
-            found.append(f"{name} is gone, and the changelog never deprecated it")
-        elif since.version[0] == version[0] and version[1] - since.version[1] < NOTICE:
-            found.append(
-                f"{name} is gone {version[1] - since.version[1]} minor versions after its deprecation, not {NOTICE}"
-            )
+        if name.rpartition(".")[0] not in before.keys() - now.keys():  # else it goes with its class
+            found += _gone(name, deprecated, version)
     for name in before.keys() & now.keys():
-        found += [f"{name}: {problem}" for problem in incompatible(before[name], now[name])]
-    entries = changelog_since(changelog, lowest=version)
+        for problem, parameter in incompatible(before[name], now[name]):
+            if parameter is None or _gone(f"{name}.{parameter}", deprecated, version):
+                found.append(f"{name}: {problem}")
+        added = _parameters(now[name]) - _parameters(before[name])
+        found += [
+            f"{name}: its parameter {one} is new, and the changelog does not name it"
+            for one in added
+            if one not in told
+        ]
     for name in now.keys() - before.keys():
-        if name.rpartition(".")[2] not in entries:
+        if name.removesuffix(".__init__").rpartition(".")[2] not in told:
             found.append(f"{name} is new, and the changelog does not name it")
     return sorted(found)
 
 
+def _gone(name: str, deprecated: Mapping[str, Deprecation], version: Version) -> list[str]:
+    """Why a name may not go yet; empty where it may."""
+    since = deprecated.get(name)
+    if since is None:
+        return [f"{name} is gone, and the changelog never deprecated it"]
+    passed = version[1] - since.version[1]
+    if since.version[0] == version[0] and passed < NOTICE:
+        return [f"{name} is gone {passed} minor versions after its deprecation, not {NOTICE}"]
+    return []
+
+
 def signatures(contract: str) -> Signatures:
-    """Qualified names → their parameters; None for what is not called."""
-    found: dict[str, ast.arguments | None] = {}
+    """Qualified names → what is said of them."""
+    found: dict[str, Described] = {}
     module = owner = ""
     for line in contract.splitlines():
         if line.startswith("# "):
             module = line[2:]
-        elif match := re.match(r"class (\w+)", line):
+        elif match := re.match(r"class (\w+)(.*)", line):
             owner = f"{module}.{match[1]}"
-            found[owner] = None
+            found[owner] = Described(kind=f"class{match[2]}")
+        elif match := re.match(r"    attribute ([\w.]+)", line):
+            found[f"{owner}:{match[1]}"] = Described(kind="attribute")
         elif match := re.match(r"    (\w+)(\(.*)", line):
-            found[f"{owner}.__init__"] = _arguments(match[2])
+            found[f"{owner}.__init__"] = _function(match[2])
         elif match := re.match(r"(    )?(?:def|classmethod|staticmethod) (\w+)(\(.*)", line):
-            found[f"{owner if match[1] else module}.{match[2]}"] = _arguments(match[3])
-        elif match := re.match(r"(    )?(?:property )?(\w+)", line):
-            found[f"{owner if match[1] else module}.{match[2]}"] = None
+            found[f"{owner if match[1] else module}.{match[2]}"] = _function(match[3])
+        elif match := re.match(r"(    )?(?:property )?(\w+)(.*)", line):
+            found[f"{owner if match[1] else module}.{match[2]}"] = Described(kind=f"value{match[3]}")
     return found
 
 
-def _arguments(signature: str) -> ast.arguments | None:
+def _function(signature: str) -> Described:
     if signature.startswith("(…)"):
-        return None
+        return Described(kind="made by the SDK")
     parsable = re.sub(r"<[^<>]*>", "...", signature)  # defaults such as <factory> and <function f>
     (function,) = ast.parse(f"def f{parsable}: ...").body
     assert isinstance(function, ast.FunctionDef)
-    return function.args
+    return Described(function)
 
 
-def incompatible(old: ast.arguments | None, new: ast.arguments | None) -> Iterator[str]:
-    """Why calls that were right are wrong now."""
-    if old is None or new is None:
-        if (old is None) != (new is None):
-            yield "it can be called no more" if new is None else "it is a function now"
+def incompatible(old: Described, new: Described) -> Iterator[tuple[str, str | None]]:
+    """Why calls that were right are wrong now; with the parameter where one is gone."""
+    if old.function is None or new.function is None:
+        if (old.function is None) != (new.function is None) or not _fits(old.kind, new.kind):
+            yield f"it was {old.kind or 'a function'} and is {new.kind or 'a function'}", None
         return
-    positional, keyword = _positional(old), {one.arg for one in old.kwonlyargs}
-    now, now_keyword = _positional(new), {one.arg for one in new.kwonlyargs}
-    if now[: len(positional)] != positional:
-        yield f"its positional parameters were ({', '.join(positional)}) and are ({', '.join(now)})"
-    gone = keyword - now_keyword - set(now)
-    if gone and new.kwarg is None:
-        yield f"its parameters {', '.join(sorted(gone))} are gone"
-    required = _required(new) - _required(old)
-    if required:
-        yield f"its parameters {', '.join(sorted(required))} have no default"
-    if (old.vararg and not new.vararg) or (old.kwarg and not new.kwarg):
-        yield "it takes no further arguments any more"
+    before, now = old.function.args, new.function.args
+    positional, keyword = _positional(before), {one.arg for one in before.kwonlyargs}
+    places = _positional(now)
+    for gone in sorted(_parameters(old) - _parameters(new)):
+        if now.kwarg is None:
+            yield f"its parameter {gone} is gone", gone
+    kept = [name for name in positional if name in _parameters(new)]
+    if places[: len(kept)] != kept:
+        yield f"its positional parameters were ({', '.join(positional)}) and are ({', '.join(places)})", None
+    if named := {one.arg for one in now.posonlyargs} & (
+        {*positional} - {one.arg for one in before.posonlyargs} | keyword
+    ):
+        yield f"its parameters {', '.join(sorted(named))} can be given by name no more", None
+    if required := _required(now) - _required(before):
+        yield f"its parameters {', '.join(sorted(required))} have no default", None
+    if (before.vararg and not now.vararg) or (before.kwarg and not now.kwarg):
+        yield "it takes no further arguments any more", None
+    yield from ((problem, None) for problem in _retyped(old.function, new.function))
+
+
+def _fits(old: str, new: str) -> bool:
+    """Whether a class still has its bases, or a value its type."""
+    if not old.startswith("class("):
+        return old == new
+    return {*old[6:-1].split(", ")} <= {*new[6:-1].split(", ")}
+
+
+def _retyped(old: ast.FunctionDef, new: ast.FunctionDef) -> Iterator[str]:
+    """Other defaults, another result, and parameters that take less than they did."""
+    types, defaults = _types(old), _defaults(old.args)
+    for name, default in _defaults(new.args).items():
+        if name in defaults and defaults[name] != default:
+            yield f"the default of {name} was {defaults[name]} and is {default}"
+    for name, parts in _types(new).items():
+        if name in types and not types[name] <= parts:
+            yield f"{name} takes {' | '.join(sorted(parts))} and no more {' | '.join(sorted(types[name] - parts))}"
+    result, now = (one.returns and ast.unparse(one.returns) for one in (old, new))
+    if result != now:
+        yield f"it returned {result} and returns {now}"
+
+
+def _types(function: ast.FunctionDef) -> dict[str, set[str]]:
+    """The alternatives of each parameter's annotation."""
+    arguments = (*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs)
+    return {
+        one.arg: {part.strip() for part in ast.unparse(one.annotation).split(" | ")}
+        for one in arguments
+        if one.annotation
+    }
+
+
+def _defaults(arguments: ast.arguments) -> dict[str, str]:
+    names = _positional(arguments)
+    given = dict(zip(names[len(names) - len(arguments.defaults) :], arguments.defaults, strict=True))
+    named = {one.arg: value for one, value in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True) if value}
+    return {name: ast.unparse(value) for name, value in (given | named).items()}
+
+
+def _parameters(described: Described) -> set[str]:
+    if described.function is None:
+        return set()
+    arguments = described.function.args
+    return {*_positional(arguments), *(one.arg for one in arguments.kwonlyargs)}
 
 
 def _positional(arguments: ast.arguments) -> list[str]:

@@ -5,6 +5,7 @@ Run as a script, this file prints the contract as it is now.
 
 import difflib
 import enum
+import hashlib
 import importlib
 import inspect
 import re
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 from api_rules import breaks, sections, silent
 
-from bestiary import __version__
+from bestiary import __version__, layers
 
 #: Classes whose objects the SDK makes; how it does is its own affair.
 MADE_HERE = frozenset({"AsyncAnswer", "LayerCache", "OpDeclaration", "Step"})
@@ -25,8 +26,32 @@ MADE_HERE = frozenset({"AsyncAnswer", "LayerCache", "OpDeclaration", "Step"})
 PROVISIONAL = re.compile(r"Quantization\b|Executor\b|bestiary_register_(quantizations|executors)\b")
 
 ROOT = Path(__file__).resolve().parents[2]
+#: Layers whose parameters' names stand in plugins' weight maps.
+LAYERS = {
+    "Attention": lambda: layers.Attention(
+        8,
+        heads=2,
+        kv_heads=1,
+        head_dim=4,
+        rope=None,
+        bias=True,
+        q_norm=layers.RMSNorm(4, eps=1.0),
+        k_norm=layers.RMSNorm(4, eps=1.0),
+    ),
+    "Embedding": lambda: layers.Embedding(4, 8),
+    "GatedMLP": lambda: layers.GatedMLP(8, 4, act="silu", bias=True),
+    "Head": lambda: layers.Head(8, 4),
+    "Linear": lambda: layers.Linear(8, 4, bias=True),
+    "MoE": lambda: layers.MoE(
+        8, 4, experts=2, top_k=1, act="silu", shared=layers.GatedMLP(8, 4, act="silu"), shared_gate=True
+    ),
+    "RMSNorm": lambda: layers.RMSNorm(4, eps=1.0),
+}
+
 SNAPSHOT = ROOT / "tests" / "public_api.txt"
 RELEASED = sorted((ROOT / "tests" / "api").glob("*.txt"))
+#: What was released is not edited.
+DIGESTS = {"1.0": "377c1acb82a486d9ae62c24618efa346f30dacd1dc2e2096d8e634d69638ffcc"}
 CHANGELOG = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 COMMAND = "PYTHONPATH=tests/support python tests/torch/test_public_api.py > /tmp/api.txt && mv /tmp/api.txt tests/public_api.txt"
 MODULES = ("bestiary", "bestiary.layers", "bestiary.ops", "bestiary.converters", "bestiary.spec", "bestiary.testing", "bestiary.hookspecs")  # fmt: skip
@@ -49,6 +74,9 @@ def described(name: str, value: object) -> Iterator[str]:
         yield f"class {name}({bases})"
         if not issubclass(value, BaseException | enum.Enum):
             yield f"    {name}{'(…)' if name in MADE_HERE else signature(value)}"
+        if issubclass(value, BaseException) and "__init__" in vars(value):
+            yield f"    {name}{signature(value)}"
+        yield from (f"    attribute {one}" for one in sorted(attributes(value)))
         for member, method in sorted(vars(value).items()):
             if not member.startswith("_"):
                 yield from (f"    {line}" for line in described_member(member, method))
@@ -56,6 +84,12 @@ def described(name: str, value: object) -> Iterator[str]:
         yield f"def {name}{signature(value)}"
     else:
         yield f"{name}: {type(value).__name__}"
+
+
+def attributes(value: type) -> set[str]:
+    """What may be read of its objects beside methods: annotated names, and the parameters of a layer."""
+    own = {name for name in inspect.get_annotations(value) if not name.startswith("_")}
+    return own | {name for name, _ in LAYERS[value.__name__]().named_parameters()} if value.__name__ in LAYERS else own
 
 
 def described_member(name: str, member: object) -> Iterator[str]:
@@ -100,6 +134,7 @@ def test_public_signatures_are_those_agreed_on():
 
 @pytest.mark.parametrize("released", RELEASED, ids=lambda path: path.stem)
 def test_what_was_released_still_holds(released):
+    assert hashlib.sha256(released.read_bytes()).hexdigest() == DIGESTS[released.stem]
     old, now = (settled(path.read_text(encoding="utf-8")) for path in (released, SNAPSHOT))
     problems = breaks(old, now, CHANGELOG, sections(CHANGELOG)[0][0])
     assert not problems, "\n".join(problems)
