@@ -117,7 +117,8 @@ def test_plain_cookiecutter_makes_the_same_project(kind, here, monkeypatch):
     }
 
 
-def test_plain_cookiecutter_refuses_a_name_that_is_none(here, monkeypatch):
+@pytest.mark.parametrize("name", ["class", "../evil", "/abs", "", 'a"b'])
+def test_plain_cookiecutter_refuses_a_name_that_is_none(name, here, monkeypatch, capfd):
     from cookiecutter import config, exceptions, main
 
     monkeypatch.setitem(config.DEFAULT_CONFIG, "replay_dir", str(here / "replay"))
@@ -127,9 +128,11 @@ def test_plain_cookiecutter_refuses_a_name_that_is_none(here, monkeypatch):
             directory="templates/new-model",
             no_input=True,
             default_config=True,
-            extra_context={"name": "class"},
+            extra_context={"name": name},
         )
-    assert not (here / "bestiary-class").exists()
+    said = capfd.readouterr().err
+    assert f"{name!r} can't be the plugin's name" in said and "Traceback" not in said
+    assert [path.name for path in here.iterdir() if path.name != "replay"] == []
 
 
 NOT_NAMES = ["../up", "/abs", "a/b", ".", "", "Upper", "with-dash", "with space", "1st", "_x", "x_", "a__b", "x\ny"]
@@ -213,6 +216,8 @@ def test_an_existing_folder_is_left_alone(here, capsys):
     (here / "bestiary-x1").mkdir()
     (here / "bestiary-x1" / "mine").write_text("mine")
     assert new("model", "x1") == 73
+    said = capsys.readouterr().err
+    assert "remove that folder" in said and "--overwrite" not in said
     assert files(here) == {"bestiary-x1/mine"} and len(list(here.iterdir())) == 1
 
 
