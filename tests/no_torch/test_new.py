@@ -184,6 +184,43 @@ def test_a_module_and_a_distribution_of_the_name_are_collisions(here, tmp_path, 
     assert list(here.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["invariant", "torch", "widened", "reference"])
+@pytest.mark.parametrize("op", ["rms_norm", "gated_activation"])
+def test_a_kernel_is_not_called_as_one_that_is_there(op, name, here, monkeypatch, capsys):
+    monkeypatch.setenv("BESTIARY_PLUGINS", "")
+    assert new("kernel", name, f"--op={op}") == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith(f"bestiary: name '{name}': is ")
+    assert list(here.iterdir()) == []
+
+
+REGISTERING = """
+from bestiary import Kernel, Op, hookimpl
+
+@hookimpl
+def bestiary_register_ops(register):
+    register(Op(name="registering::soft", declaration="m:soft"))
+
+@hookimpl
+def bestiary_register_kernels(register):
+    for op, name in (("rms_norm", "quick"), ("rms_norm", "fast_triton")):
+        register(Kernel(op=op, name=name, run="m:run"))
+"""
+
+
+def test_names_of_a_plugins_kernels_and_ops_are_taken(here, tmp_path, monkeypatch, capsys):
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path" / "registering_module.py").write_text(REGISTERING)
+    monkeypatch.syspath_prepend(tmp_path / "path")
+    command = ["-p", "registering_module", "new"]
+    taken = [("kernel", "quick"), ("kernel", "fast"), ("op", "registering")]
+    for kind, name in taken:
+        assert invoke([*command, kind, name, "--no-input"]) == 2
+        assert "is taken: registering_module" in capsys.readouterr().err
+    assert list(here.iterdir()) == []
+    assert invoke([*command, "op", "quick", "--no-input"]) == 0
+
+
 SERVING = """
 from bestiary import Model, hookimpl
 
