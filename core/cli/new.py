@@ -56,7 +56,7 @@ def model(
     from bestiary.core.scaffold.render import Template
 
     host, template = session_of(ctx).host, Template.of("model")
-    drafted = draft(source) if source is not None else None
+    drafted = draft(source, architecture) if source is not None else None
     given: dict[str, Any] = {"architecture": architecture, "name": name}
     if drafted is not None:
         given = {"name": name or drafted.name, "architecture": architecture or drafted.architecture}
