@@ -17,21 +17,25 @@ from bestiary.core.errors import OutputError, ReadWriteError
 
 # A directory is overwritten only when it holds one of these: a slip of the finger must not cost someone's home.
 _OURS = ("bestiary.json", "engine.json", "config.json")
+_OVERWRITE = "choose another name, or pass --overwrite"
 
 
 @contextmanager
-def new_directory(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def new_directory(target: Path, *, overwrite: bool = False, hint: str = _OVERWRITE) -> Iterator[Path]:
     """A temporary sibling of ``target`` to write into; it becomes ``target`` when the block ends well.
 
     Whatever happens, ``target`` is absent (or, with ``overwrite``, the old one) or complete. Temporary directories that
     dead processes of this machine left beside it are removed.
+
+    Args:
+        hint: what to do about a target that has files, for a caller that offers no ``overwrite``.
 
     Raises:
         OutputError: ``target`` exists, another process made it meanwhile, or its parent can't be written to.
         ReadWriteError: writing failed half way.
     """
     target = Path.cwd() / target
-    check_target(target, overwrite=overwrite)
+    check_target(target, overwrite=overwrite, hint=hint)
     temporary = _temporary(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -50,7 +54,7 @@ def new_directory(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def check_target(target: Path, *, overwrite: bool) -> None:
+def check_target(target: Path, *, overwrite: bool, hint: str = _OVERWRITE) -> None:
     """Refuse a target that :func:`new_directory` would refuse; an empty directory is as good as none."""
     if not os.path.lexists(target):
         return
@@ -59,9 +63,7 @@ def check_target(target: Path, *, overwrite: bool) -> None:
     if not any(target.iterdir()):
         return
     if not overwrite:
-        raise OutputError(
-            "E-OUT-EXISTS", target.name, "exists and is not empty", hint="choose another name, or pass --overwrite"
-        )
+        raise OutputError("E-OUT-EXISTS", target.name, "exists and is not empty", hint=hint)
     if not any((target / name).is_file() for name in _OURS):
         raise OutputError(
             "E-OUT-FOREIGN",

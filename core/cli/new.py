@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -55,7 +56,7 @@ def model(
     from bestiary.core.scaffold.render import Template
 
     host, template = session_of(ctx).host, Template.of("model")
-    drafted = draft(source) if source is not None else None
+    drafted = draft(source, architecture) if source is not None else None
     given: dict[str, Any] = {"architecture": architecture, "name": name}
     if drafted is not None:
         given = {"name": name or drafted.name, "architecture": architecture or drafted.architecture}
@@ -85,10 +86,13 @@ def kernel(
 ) -> None:
     """A kernel plugin that works: an op of the SDK in torch, and in triton if you like."""
     from bestiary.core.cli.session import session_of
+    from bestiary.core.scaffold.names import check_kernel_free
     from bestiary.core.scaffold.render import Template
 
+    host = session_of(ctx).host
     given = {"name": name, "op": op, "triton": triton, "description": description, "author": author, "license": license}
-    made = _make(Template.of("kernel"), given, session_of(ctx).host, into=into, ask=not no_input)
+    free = partial(check_kernel_free, host=host)
+    made = _make(Template.of("kernel"), given, host, into=into, ask=not no_input, free=free)
     _report(made, None, json)
 
 
@@ -106,11 +110,13 @@ def op(
 ) -> None:
     """An op plugin that works: an op of your own with its reference, its test inputs and a kernel."""
     from bestiary.core.cli.session import session_of
-    from bestiary.core.scaffold.names import check_op
+    from bestiary.core.scaffold.names import check_namespace_free, check_op
     from bestiary.core.scaffold.render import Template
 
+    host = session_of(ctx).host
     given = {"name": name, "op": op, "description": description, "author": author, "license": license}
-    made = _make(Template.of("op"), given, session_of(ctx).host, into=into, ask=not no_input, checks={"op": check_op})
+    free = partial(check_namespace_free, host=host)
+    made = _make(Template.of("op"), given, host, into=into, ask=not no_input, checks={"op": check_op}, free=free)
     _report(made, None, json)
 
 
@@ -122,8 +128,9 @@ def _make(
     into: Path | None,
     ask: bool,
     checks: Mapping[str, Check] | None = None,
+    free: Check | None = None,
 ) -> dict[str, Any]:
-    """Ask what is not given and write the project; what to tell about it."""
+    """Ask what is not given and write the project; what to tell about it. ``free`` checks the name, after the common checks."""
     from bestiary.core.errors import MissingInputError
     from bestiary.core.scaffold import names
     from bestiary.core.scaffold.render import answers, api_range, write
@@ -132,16 +139,18 @@ def _make(
     if into is not None and not into.is_dir():
         raise MissingInputError("E-NEW-INTO", f"--into {into.name}", "is no directory")
 
-    def free(answer: str) -> None:
+    def check_name(answer: str) -> None:
         names.check_name(answer)
         names.check_free(answer, host)
+        if free is not None:
+            free(answer)
 
     fixed = {"_requires": api_range(__version__), "_in_repository": into is not None}
     said = {key: value for key, value in given.items() if value is not None}
     values = answers(
         template,
         {**said, **fixed},
-        checks={"name": free, "author": names.check_line, "description": names.check_line, **(checks or {})},
+        checks={"name": check_name, "author": names.check_line, "description": names.check_line, **(checks or {})},
         ask=ask,
     )
     target = Path(values["__distribution"]) if into is None else into / values["name"]

@@ -136,15 +136,14 @@ class PluginHost:
         """The model family that serves a name in ``config.json``'s ``architectures``.
 
         Args:
-            model_type: the config's ``model_type``; it makes the hint name the distribution to install.
+            model_type: the config's ``model_type``; the hint says what a plugin for it may be called.
 
         Where no plugin claims it, a fallback that can stand in is the answer.
 
         Raises:
             PluginError: no plugin has it (the hint lists those installed), or several do.
         """
-        family = _safe(model_type or re.sub(r"For[A-Z]\w*$", "", architecture).lower())
-        advice = self._advice(f"bestiary-{family}")
+        advice = self._advice(model_type or re.sub(r"For[A-Z]\w*$", "", architecture).lower())
         if self._registry.find("architecture", architecture) is None:
             fallback: Model | None = self._registry.find("fallback", ANY)
             if fallback is not None:
@@ -154,7 +153,8 @@ class PluginHost:
                     return fallback
                 advice += f"; the fallback {fallback.name} can't stand in: {reason}"
             elif knows_it(model_type):
-                advice += f"; transformers knows it, and would run it slowly: {self._advice('bestiary-transformers')}"
+                how = self._installed("bestiary-transformers") or "pip install bestiary-transformers"
+                advice += f"; transformers knows it, and would run it slowly: {how}"
         return self._need(Model, "architecture", architecture, advice, subject="config.json, field architectures")
 
     def model_for_gguf(self, architecture: str, *, experts: bool = False) -> Model:
@@ -168,10 +168,23 @@ class PluginHost:
         return self._model("gguf architecture", name, "key general.architecture", architecture)
 
     def _model(self, what: str, name: str, subject: str, family: str) -> Model:
-        return self._need(Model, what, name, self._advice(f"bestiary-{_safe(family)}"), subject=subject)
+        return self._need(Model, what, name, self._advice(family), subject=subject)
 
-    def _advice(self, package: str) -> str:
-        """How to get a family that the distribution ``package`` should bring; it may be here and lack it."""
+    def _advice(self, family: str) -> str:
+        """How to get a family. The name comes from a foreign file: nobody knows that such a distribution exists."""
+        if not re.fullmatch(r"[A-Za-z0-9_.-]{1,40}", family):
+            return "look for a plugin that has it"
+        # One distribution may have a family's generations and sizes, such as bestiary-family for family2_moe.
+        stem = re.match(r"[A-Za-z]*", family)
+        names = dict.fromkeys((family, stem[0] if stem and stem[0] else family))
+        packages = [f"bestiary-{name.replace('_', '-')}" for name in names]
+        for package in packages:
+            if (here := self._installed(package)) is not None:
+                return here
+        return f"look for a plugin that has it; if there is one, it may be called {' or '.join(packages)}"
+
+    def _installed(self, package: str) -> str | None:
+        """What to do about a distribution that is here and lacks what is looked for; None where it is not here."""
         for record in self._records:
             if record.origin.distribution == canonicalize_name(package):
                 have = f"{package} {record.origin.version} is installed"
@@ -179,7 +192,7 @@ class PluginHost:
                     return f"{have} and not loaded: {record.reason}"
                 upgrade = f"pip install --upgrade {package}"
                 return f"{have} and does not have it: look for a newer one ({upgrade}) or for another plugin"
-        return f"pip install {package}"
+        return None
 
     def op(self, name: str) -> Op:
         """The op of this name."""
@@ -295,8 +308,3 @@ class PluginHost:
             hint="; ".join(advice),
         )
         raise error from (failed[0].error if failed else None)
-
-
-def _safe(name: str) -> str:
-    """A name from a foreign file as it may stand in a pip line."""
-    return name.replace("_", "-") if re.fullmatch(r"[A-Za-z0-9_.-]{1,40}", name) else "<family>"

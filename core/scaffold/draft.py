@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -82,11 +83,12 @@ class Draft:
     left: list[str]
 
 
-def draft(directory: Path) -> Draft:
+def draft(directory: Path, architecture: str | None = None) -> Draft:
     """Read the files and fill in the template's values.
 
     Args:
         directory: holds config.json and safetensors.
+        architecture: what the plugin is to serve, where that is not the class that config.json names.
 
     Raises:
         MissingInputError: there is no such directory, or it holds no weights.
@@ -101,7 +103,8 @@ def draft(directory: Path) -> Draft:
     sizes = Sizes.of(raw)
     placement = place(tensors, sizes)
     features = Features.of(raw, placement)
-    left = [*_tensors(placement), *features.left, *_keys(raw, features)]
+    named = _class(found)
+    left = [*_tensors(placement), *features.left, *_keys(raw, features), *_reference(named, architecture)]
     values = {
         "source": re.sub(r"[^A-Za-z0-9._-]", "_", directory.resolve().name),
         "left": left,
@@ -110,12 +113,12 @@ def draft(directory: Path) -> Draft:
         "rows": rows(placement),
         "drop": [source(name, placement) for name in placement.drop],
         "operations": operations(placement),
-        "reference": None,
+        "reference": named if architecture not in (None, named) else None,
         "configs": [("tiny", tiny.config(found, spellings))],
         "facts": _facts(raw, features, placement),
         **features.values,
     }
-    return Draft(_text(found.get("model_type")), _class(found), values, placement.placed, placement.total, left)
+    return Draft(_text(found.get("model_type")), named, values, placement.placed, placement.total, left)
 
 
 def _text(value: Any) -> str | None:
@@ -124,7 +127,20 @@ def _text(value: Any) -> str | None:
 
 def _class(raw: Mapping[str, Any]) -> str | None:
     named = raw.get("architectures")
-    return _text(named[0]) if isinstance(named, list) and len(named) == 1 else None
+    name = _text(named[0]) if isinstance(named, list) and len(named) == 1 else None
+    return None if name is None or keyword.iskeyword(name) else name
+
+
+def _reference(named: str | None, architecture: str | None) -> list[str]:
+    """What to know of the model that conformance.py compares with: transformers may lack the plugin's architecture."""
+    if named is None:
+        return ["`reference` in conformance.py: write it if transformers has no class of this plugin's architecture"]
+    if architecture in (None, named):
+        return []
+    return [
+        f"`reference` in conformance.py: it is transformers' `{named}`, which config.json names; "
+        f"write another if `{architecture}` computes something else, or if transformers has no `{named}`"
+    ]
 
 
 def _tensors(placement: Placement) -> list[str]:

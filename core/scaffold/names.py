@@ -115,6 +115,30 @@ def check_free(name: str, host: PluginHost) -> None:
         raise _refused(name, f"would make the package {package_of(name)}, and one of that name can be imported")
 
 
+def check_kernel_free(name: str, host: PluginHost) -> None:
+    """Refuse a name that a kernel has already, of any op: with two of a name on an op no model of it could be built.
+
+    Raises:
+        UsageError: it is taken; the sentence says by what.
+    """
+    if name == "reference":
+        raise _refused(name, "is what every op's own definition is called")
+    for kernel in host.kernels():
+        if kernel.name in (name, f"{name}_triton"):
+            raise _refused(name, f"is taken: {host.origin(kernel)} has a kernel {kernel.name} of {kernel.op}")
+
+
+def check_namespace_free(name: str, host: PluginHost) -> None:
+    """Refuse a name that stands before the ``::`` of an op already.
+
+    Raises:
+        UsageError: it does; the sentence says in what.
+    """
+    for op in host.ops():
+        if op.name.startswith(f"{name}::"):
+            raise _refused(name, f"is taken: {host.origin(op)} has an op {op.name}")
+
+
 def check_architecture_free(architecture: str, host: PluginHost) -> None:
     """Refuse an architecture that an installed plugin serves: with two of them neither could be used.
 

@@ -88,7 +88,7 @@ def write(template: Template, values: Mapping[str, Any], target: Path) -> list[s
         PluginError: cookiecutter is missing, or the template does not render.
     """
     generate, exceptions = _cookiecutter("generate"), _cookiecutter("exceptions")
-    with new_directory(target) as temporary:
+    with new_directory(target, hint="choose another name, or remove that folder") as temporary:
         context = {"cookiecutter": {**values, "__folder": temporary.name}}
         try:
             generate.generate_files(

@@ -117,7 +117,8 @@ def test_plain_cookiecutter_makes_the_same_project(kind, here, monkeypatch):
     }
 
 
-def test_plain_cookiecutter_refuses_a_name_that_is_none(here, monkeypatch):
+@pytest.mark.parametrize("name", ["class", "../evil", "/abs", "", 'a"b'])
+def test_plain_cookiecutter_refuses_a_name_that_is_none(name, here, monkeypatch, capfd):
     from cookiecutter import config, exceptions, main
 
     monkeypatch.setitem(config.DEFAULT_CONFIG, "replay_dir", str(here / "replay"))
@@ -127,9 +128,11 @@ def test_plain_cookiecutter_refuses_a_name_that_is_none(here, monkeypatch):
             directory="templates/new-model",
             no_input=True,
             default_config=True,
-            extra_context={"name": "class"},
+            extra_context={"name": name},
         )
-    assert not (here / "bestiary-class").exists()
+    said = capfd.readouterr().err
+    assert f"{name!r} can't be the plugin's name" in said and "Traceback" not in said
+    assert [path.name for path in here.iterdir() if path.name != "replay"] == []
 
 
 NOT_NAMES = ["../up", "/abs", "a/b", ".", "", "Upper", "with-dash", "with space", "1st", "_x", "x_", "a__b", "x\ny"]
@@ -181,6 +184,43 @@ def test_a_module_and_a_distribution_of_the_name_are_collisions(here, tmp_path, 
     assert list(here.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["invariant", "torch", "widened", "reference"])
+@pytest.mark.parametrize("op", ["rms_norm", "gated_activation"])
+def test_a_kernel_is_not_called_as_one_that_is_there(op, name, here, monkeypatch, capsys):
+    monkeypatch.setenv("BESTIARY_PLUGINS", "")
+    assert new("kernel", name, f"--op={op}") == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith(f"bestiary: name '{name}': is ")
+    assert list(here.iterdir()) == []
+
+
+REGISTERING = """
+from bestiary import Kernel, Op, hookimpl
+
+@hookimpl
+def bestiary_register_ops(register):
+    register(Op(name="registering::soft", declaration="m:soft"))
+
+@hookimpl
+def bestiary_register_kernels(register):
+    for op, name in (("rms_norm", "quick"), ("rms_norm", "fast_triton")):
+        register(Kernel(op=op, name=name, run="m:run"))
+"""
+
+
+def test_names_of_a_plugins_kernels_and_ops_are_taken(here, tmp_path, monkeypatch, capsys):
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path" / "registering_module.py").write_text(REGISTERING)
+    monkeypatch.syspath_prepend(tmp_path / "path")
+    command = ["-p", "registering_module", "new"]
+    taken = [("kernel", "quick"), ("kernel", "fast"), ("op", "registering")]
+    for kind, name in taken:
+        assert invoke([*command, kind, name, "--no-input"]) == 2
+        assert "is taken: registering_module" in capsys.readouterr().err
+    assert list(here.iterdir()) == []
+    assert invoke([*command, "op", "quick", "--no-input"]) == 0
+
+
 SERVING = """
 from bestiary import Model, hookimpl
 
@@ -213,6 +253,8 @@ def test_an_existing_folder_is_left_alone(here, capsys):
     (here / "bestiary-x1").mkdir()
     (here / "bestiary-x1" / "mine").write_text("mine")
     assert new("model", "x1") == 73
+    said = capsys.readouterr().err
+    assert "remove that folder" in said and "--overwrite" not in said
     assert files(here) == {"bestiary-x1/mine"} and len(list(here.iterdir())) == 1
 
 

@@ -42,9 +42,9 @@ def here(tmp_path, monkeypatch):
 def drafted(here, capsys):
     """Draft from a config and shapes; the report, and the project's folder."""
 
-    def run(config=CONFIG, shapes=SHAPES, name="quiet"):
+    def run(config=CONFIG, shapes=SHAPES, name="quiet", *options):
         headers.write(here / "hf", config, shapes)
-        assert invoke(["new", "model", name, "--from", "hf", "--no-input", "--json"]) == 0
+        assert invoke(["new", "model", name, "--from", "hf", "--no-input", "--json", *options]) == 0
         report = json.loads(capsys.readouterr().out)
         return report, here / report["directory"]
 
@@ -72,6 +72,26 @@ def test_name_and_architecture_come_from_the_config(here, capsys):
     assert invoke(["new", "model", "--from", "hf", "--no-input"]) == 0
     assert "47 of 47 tensors" in capsys.readouterr().out
     assert (here / "bestiary-quiet").is_dir()
+
+
+def test_another_architecture_is_compared_with_the_class_that_the_config_names(drafted):
+    report, project = drafted(CONFIG, SHAPES, "quiet", "--architecture", "OtherForCausalLM")
+    (left,) = report["left"]
+    assert "`reference` in conformance.py" in left and f"- {left}" in (project / "README.md").read_text()
+    conformance = text(project, "conformance")
+    assert "import QuietForCausalLM" in conformance and "reference = staticmethod(reference)" in conformance
+    assert 'architectures=("OtherForCausalLM",)' in text(project, "plugin")
+    for command in (["check"], ["format", "--check"]):
+        assert (
+            subprocess.run([sys.executable, "-m", "ruff", *command, "--no-cache", project], check=False).returncode == 0
+        )
+
+
+@pytest.mark.parametrize("named", [None, ["class"], ["A", "B"]])
+def test_a_config_that_names_no_class_leaves_the_reference_to_write(named, drafted):
+    report, project = drafted({**CONFIG, "architectures": named})
+    assert ["write it if transformers has no class" in line for line in report["left"]] == [True]
+    assert "def reference" not in text(project, "conformance")
 
 
 def test_the_conformance_config_is_tiny_and_like_the_model(drafted):

@@ -168,7 +168,7 @@ def test_a_llama_gguf_without_experts_is_none_of_this_family(host: PluginHost, t
     if others:
         assert [foresee(path, host)[0].name] == others
     else:
-        with pytest.raises(PluginError, match="pip install bestiary-llama"):
+        with pytest.raises(PluginError, match="may be called bestiary-llama"):
             foresee(path, host)
 
 

@@ -116,7 +116,7 @@ CASES: dict[str, tuple[Spoil, str, int]] = {
     "config nested deeply": (text("config.json", '{"a":' * 50_000), "config.json: is nested too deeply", 78),
     "architecture unknown": (
         config(architectures=["FooForCausalLM"], model_type="foo"),
-        r"^config\.json, field architectures: .*found 'FooForCausalLM', expected .*LlamaForCausalLM.*pip install bestiary-foo",
+        r"^config\.json, field architectures: .*found 'FooForCausalLM', expected .*LlamaForCausalLM.*may be called bestiary-foo",
         69,
     ),
     "architectures missing": (config(architectures=None), "field architectures", 78),

@@ -12,10 +12,19 @@ from bestiary.testing import ModelConformance
 {% if d.reference %}
 
 def reference(config: dict[str, Any]) -> nn.Module:
+{% if d.source %}
+    """The model to compare with: the class that the config.json of the draft names."""
+    from transformers import {{ d.reference }}
+
+    said = {key: value for key, value in config.items() if key != "model_type"}
+    made = {{ d.reference }}.config_class(**said)
+    return {{ d.reference }}(made)
+{% else %}
     """The model to compare with. It begins as transformers' Llama; put the architecture's own in its place."""
     from transformers import LlamaConfig, {{ d.reference }}
 
     return {{ d.reference }}(LlamaConfig(**{key: value for key, value in config.items() if key != "model_type"}))
+{% endif %}
 
 {% endif %}
 
