@@ -36,6 +36,25 @@ def shown(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "…"
 
 
+def printable(text: str) -> str:
+    r"""``text`` with its lone surrogates escaped: no stream takes them, and in JSON the escape means the same.
+
+    >>> printable("bad \ud800")
+    'bad \\ud800'
+    """
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def said(error: BaseException) -> str:
+    """The text of an exception as it can be printed. It may be a plugin's own class, so its ``__str__`` may raise."""
+    try:
+        return printable(str(error))
+    except KeyboardInterrupt:
+        raise
+    except BaseException as second:
+        return f"(its text can't be shown: {type(second).__name__})"
+
+
 class BestiaryError(Exception):
     """Who and what field, the problem, what was found, what was expected, and what to do about it.
 
