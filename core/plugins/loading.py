@@ -143,8 +143,9 @@ def _watch(candidate: Candidate, doing: str, slow: float) -> Iterator[None]:
 def _validated(candidate: Candidate, plugin: object) -> pluggy.PluginManager:
     manager = pluggy.PluginManager("bestiary")
     manager.add_hookspecs(hookspecs)
-    _refuse_undecorated(candidate, plugin)
+    # Looking at a plugin runs its code: a module may have a __dir__ and a __getattr__.
     with _guard(candidate, "checking its hooks"):
+        _refuse_undecorated(candidate, plugin)
         manager.register(plugin, name=candidate.name)
     for caller in manager.get_hookcallers(plugin) or ():
         implementations = caller.get_hookimpls()

@@ -57,6 +57,8 @@ def test_hosts_are_independent_objects(site):
         pytest.param("raise SystemExit(3)", "SystemExit: 3", id="sys.exit"),
         pytest.param("class Odd(BaseException): pass\nraise Odd('x')", "Odd: x", id="BaseException"),
         pytest.param(MUTE, "Mute: (its text can't be shown: RuntimeError)", id="__str__ raises"),
+        pytest.param("def __dir__(): raise RuntimeError('no dir')", "RuntimeError: no dir", id="__dir__ raises"),
+        pytest.param("def __dir__(): return ['bestiary_absent']", "AttributeError: ", id="__dir__ lies"),
     ],
 )
 def test_a_plugin_that_fails_at_import_leaves_the_others_alone(site, source, said):
