@@ -53,6 +53,18 @@ def test_a_sound_installation_is_all_right(site: Any, here: Path, capsys: pytest
     assert "everything can be used" in shown and max(map(len, shown.splitlines())) <= 100
 
 
+@pytest.mark.parametrize("error", ["ValueError('bad \\ud800')", "PluginError('E-X', 'x', 'bad \\ud800')"])
+def test_a_message_that_no_stream_takes_is_escaped(
+    site: Any, here: Path, capsys: pytest.CaptureFixture[str], error: str
+) -> None:
+    site.plugin("odd", f"raise {error}")
+    for command, status in (("plugins", 0), ("doctor", 69)):
+        for options in ([], ["--json"]):
+            assert invoke([command, *options]) == status
+            shown = capsys.readouterr()
+            assert "\\ud800" in shown.out and not shown.err
+
+
 def test_broken_and_quarrelling_plugins_are_errors_and_skipped_ones_are_not(
     site: Any, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
