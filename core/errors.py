@@ -36,6 +36,25 @@ def shown(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "…"
 
 
+def printable(text: str) -> str:
+    r"""``text`` with its lone surrogates escaped: no stream takes them, and in JSON the escape means the same.
+
+    >>> printable("bad \ud800")
+    'bad \\ud800'
+    """
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def said(error: BaseException) -> str:
+    """The text of an exception as it can be printed. It may be a plugin's own class, so its ``__str__`` may raise."""
+    try:
+        return printable(str(error))
+    except KeyboardInterrupt:
+        raise
+    except BaseException as second:
+        return f"(its text can't be shown: {type(second).__name__})"
+
+
 class BestiaryError(Exception):
     """Who and what field, the problem, what was found, what was expected, and what to do about it.
 
@@ -59,16 +78,18 @@ class BestiaryError(Exception):
         expected: str | None = None,
         hint: str | None = None,
     ) -> None:
-        self.code, self.subject, self.problem = code, subject, problem
-        hint = hint or HINTS.get(code)
-        self.found, self.expected, self.hint = found, expected, hint
-        text = f"{subject}: {problem}"
-        if found is not None:
-            text += f"; found {found}"
-        if expected is not None:
-            text += f", expected {expected}" if found is not None else f"; expected {expected}"
-        if hint:
-            text += f" ({hint})"
+        # Some of it comes from files and plugins.
+        self.code, self.subject, self.problem = code, printable(subject), printable(problem)
+        self.found, self.expected, self.hint = (
+            None if part is None else printable(part) for part in (found, expected, hint or HINTS.get(code))
+        )
+        text = f"{self.subject}: {self.problem}"
+        if self.found is not None:
+            text += f"; found {self.found}"
+        if self.expected is not None:
+            text += f", expected {self.expected}" if self.found is not None else f"; expected {self.expected}"
+        if self.hint:
+            text += f" ({self.hint})"
         super().__init__(f"{text} [{code}]")
 
     def as_dict(self) -> dict[str, str | None]:

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-from bestiary.core.errors import INTERNAL, IO_FAILED, USAGE, BestiaryError
+from bestiary.core.errors import INTERNAL, IO_FAILED, USAGE, BestiaryError, said
 
 INTERRUPTED = 130
 
@@ -54,7 +54,7 @@ def sentence(error: BaseException) -> str:
         name = f"{str(error.filename).rpartition('/')[2]}: " if error.filename else ""
         text = f"{name}{error.strerror or type(error).__name__}"
     else:
-        text = f"internal error: {type(error).__name__}: {error} (--debug shows the traceback)"
+        text = f"internal error: {type(error).__name__}: {said(error)} (--debug shows the traceback)"
     return " ".join(text.split())
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bestiary.core.cli.session import pairs
+from bestiary.core.errors import UsageError, printable
 
 if TYPE_CHECKING:
     from bestiary import BeamSearchParams, SamplingParams
@@ -121,7 +122,6 @@ class Sampling:
             UsageError: an option that only sampling knows.
         """
         from bestiary import BeamSearchParams
-        from bestiary.core.errors import UsageError
 
         fields = {field.name: field.default for field in dataclasses.fields(self)}
         known = ("max_tokens", "ignore_eos")
@@ -171,4 +171,4 @@ def _parameters(kind: Any) -> list[inspect.Parameter]:
 
 def print_json(value: Any) -> None:
     """One JSON document on stdout."""
-    print(json.dumps(value, indent=2, default=str, ensure_ascii=False))
+    print(printable(json.dumps(value, indent=2, default=str, ensure_ascii=False)))

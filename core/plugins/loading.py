@@ -5,12 +5,13 @@ from __future__ import annotations
 import difflib
 import inspect
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TextIO
 
 import pluggy
 
@@ -75,17 +76,44 @@ def load(candidate: Candidate) -> Staged:
     """
     token = _loading.set(_label(candidate))
     try:
-        with _guard(candidate, f"importing {candidate.module}"), _watch(candidate, "importing", SLOW_IMPORT_SECONDS):
-            plugin = candidate.load()
-        manager = _validated(candidate, plugin)
-        staged: Staged = []
-        for caller in manager.get_hookcallers(plugin) or ():
-            if caller.name in BY_HOOK:
-                staged += _call(candidate, caller, BY_HOOK[caller.name])
-        _refuse_repeats(candidate, staged)
-        return staged
+        with _stdout_kept():
+            return _staged(candidate)
     finally:
         _loading.reset(token)
+
+
+def _staged(candidate: Candidate) -> Staged:
+    with _guard(candidate, f"importing {candidate.module}"), _watch(candidate, "importing", SLOW_IMPORT_SECONDS):
+        plugin = candidate.load()
+    manager = _validated(candidate, plugin)
+    staged: Staged = []
+    for caller in manager.get_hookcallers(plugin) or ():
+        if caller.name in BY_HOOK:
+            staged += _call(candidate, caller, BY_HOOK[caller.name])
+    _refuse_repeats(candidate, staged)
+    return staged
+
+
+class _Lent:
+    """A stream for code that may do with it what it likes: closing it has no effect."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def close(self) -> None:
+        pass
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def _stdout_kept() -> Iterator[None]:
+    # What a command prints on stdout is its answer, perhaps JSON: a plugin's words go to stderr, and it may close what
+    # it is given. This holds for all threads of the process, but one plugin is loaded at a time and it doesn't last.
+    lent: Any = _Lent(sys.stderr) if sys.stderr is not None else None
+    with redirect_stdout(lent):
+        yield
 
 
 def error(candidate: Candidate, code: str, problem: str, hint: str | None = None) -> PluginError:
@@ -143,8 +171,9 @@ def _watch(candidate: Candidate, doing: str, slow: float) -> Iterator[None]:
 def _validated(candidate: Candidate, plugin: object) -> pluggy.PluginManager:
     manager = pluggy.PluginManager("bestiary")
     manager.add_hookspecs(hookspecs)
-    _refuse_undecorated(candidate, plugin)
+    # Looking at a plugin runs its code: a module may have a __dir__ and a __getattr__.
     with _guard(candidate, "checking its hooks"):
+        _refuse_undecorated(candidate, plugin)
         manager.register(plugin, name=candidate.name)
     for caller in manager.get_hookcallers(plugin) or ():
         implementations = caller.get_hookimpls()

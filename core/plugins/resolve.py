@@ -6,7 +6,7 @@ import re
 from importlib import import_module
 from typing import Any
 
-from bestiary.core.errors import PluginError
+from bestiary.core.errors import PluginError, said
 
 _REFERENCE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
@@ -54,12 +54,12 @@ def resolve(reference: str, *, needed_by: str) -> Any:
 
 
 def describe(error: BaseException) -> str:
-    """The exception's class and its first line, at most 300 characters.
+    """The exception's class and its first line, at most 300 characters; it can be printed, whatever was raised.
 
     >>> describe(ImportError("no"))
     'ImportError: no'
     """
-    lines = str(error).strip().splitlines()
+    lines = said(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}"[:300] if lines else type(error).__name__
 
 

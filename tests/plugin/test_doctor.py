@@ -53,6 +53,37 @@ def test_a_sound_installation_is_all_right(site: Any, here: Path, capsys: pytest
     assert "everything can be used" in shown and max(map(len, shown.splitlines())) <= 100
 
 
+@pytest.mark.parametrize("error", ["ValueError('bad \\ud800')", "PluginError('E-X', 'x', 'bad \\ud800')"])
+def test_a_message_that_no_stream_takes_is_escaped(
+    site: Any, here: Path, capsys: pytest.CaptureFixture[str], error: str
+) -> None:
+    site.plugin("odd", f"raise {error}")
+    for command, status in (("plugins", 0), ("doctor", 69)):
+        for options in ([], ["--json"]):
+            assert invoke([command, *options]) == status
+            shown = capsys.readouterr()
+            assert "\\ud800" in shown.out and not shown.err
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        pytest.param("import sys; print('junk'); sys.stdout.close()", id="import"),
+        pytest.param(
+            "import sys\n@hookimpl\ndef bestiary_register_ops(register): print('junk'); sys.stdout.close()", id="hook"
+        ),
+    ],
+)
+def test_stdout_is_the_commands_own_while_plugins_load(
+    site: Any, here: Path, capsys: pytest.CaptureFixture[str], source: str
+) -> None:
+    site.plugin("noisy", source)
+    assert invoke(["plugins", "--json"]) == 0
+    shown = capsys.readouterr()
+    states = {one["name"]: one["state"] for one in json.loads(shown.out)["plugins"]}
+    assert states["noisy"] == "loaded" and shown.err == "junk\n"
+
+
 def test_broken_and_quarrelling_plugins_are_errors_and_skipped_ones_are_not(
     site: Any, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

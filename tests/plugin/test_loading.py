@@ -12,6 +12,13 @@ def bestiary_register_kernels(register):
     register(Kernel(op="fake::op", name="{name}", run="nowhere:run"))
 """
 
+MUTE = """
+class Mute(Exception):
+    def __str__(self): raise RuntimeError('str fails')
+    __repr__ = __str__
+raise Mute()
+"""
+
 
 def record(host: PluginHost, name: str) -> PluginRecord:
     return next(one for one in host.records() if one.origin.plugin == name)
@@ -49,6 +56,9 @@ def test_hosts_are_independent_objects(site):
         pytest.param("def broken(:", "SyntaxError", id="SyntaxError"),
         pytest.param("raise SystemExit(3)", "SystemExit: 3", id="sys.exit"),
         pytest.param("class Odd(BaseException): pass\nraise Odd('x')", "Odd: x", id="BaseException"),
+        pytest.param(MUTE, "Mute: (its text can't be shown: RuntimeError)", id="__str__ raises"),
+        pytest.param("def __dir__(): raise RuntimeError('no dir')", "RuntimeError: no dir", id="__dir__ raises"),
+        pytest.param("def __dir__(): return ['bestiary_absent']", "AttributeError: ", id="__dir__ lies"),
     ],
 )
 def test_a_plugin_that_fails_at_import_leaves_the_others_alone(site, source, said):
