@@ -167,15 +167,36 @@ def test_what_a_distribution_brings_is_found_by_its_names() -> None:
 
 def test_a_waiver_needs_a_reason_and_a_check() -> None:
     with pytest.raises(TypeError, match="determinism needs a reason in words, and has ''"):
-        type("Silent", (KernelConformance,), {"waived": {"determinism": ""}})
+        type(KernelConformance)("Silent", (KernelConformance,), {"waived": {"determinism": ""}})
     with pytest.raises(TypeError, match="there is no check 'determinsm'"):
-        type("Misspelt", (KernelConformance,), {"waived": {"determinsm": "sums are made with atomics"}})
+        type(KernelConformance)(
+            "Misspelt", (KernelConformance,), {"waived": {"determinsm": "sums are made with atomics"}}
+        )
     with pytest.raises(TypeError, match=r"Overriding\.test_kernel: a check is overridden without a written reason"):
-        type("Overriding", (KernelConformance,), {"test_kernel": None})
+        type(KernelConformance)("Overriding", (KernelConformance,), {"test_kernel": None})
     with pytest.raises(TypeError, match="Empty needs a distribution or a plugin"):
-        type("Empty", (KernelConformance,), {})._selection()
+        type(KernelConformance)("Empty", (KernelConformance,), {})._selection()
     with pytest.raises(TypeError, match=r"Deaf\.checker: belongs to KernelConformance"):
-        type("Deaf", (KernelConformance,), {"checker": None})
+        type(KernelConformance)("Deaf", (KernelConformance,), {"checker": None})
+
+
+@pytest.mark.parametrize("devices", [(), [], "cpu", None], ids=repr)
+def test_a_class_without_devices_is_refused(devices: object) -> None:
+    with pytest.raises(TypeError, match=r"Nowhere\.devices: needs at least one, like \('cpu',\), and has"):
+        type(KernelConformance)("Nowhere", (KernelConformance,), {"devices": devices})
+
+
+def test_a_class_is_not_changed_after_it_is_made() -> None:
+    made = type(KernelConformance)("Made", (KernelConformance,), {"plugin": faulty_kernels})
+    for name, value in (("test_kernel", lambda self: None), ("devices", ()), ("waived", {}), ("test_fusions", None)):
+        for one in (made, KernelConformance):
+            with pytest.raises(
+                TypeError, match=rf"{one.__name__}\.{name}: a class of the conformance kit is not changed"
+            ):
+                setattr(one, name, value)
+            with pytest.raises(TypeError, match="is not changed after it is made"):
+                delattr(one, name)
+    made.pytestmark = [pytest.mark.usefixtures()]  # pytest's own; a mark that skips is refused when tests are made
 
 
 def test_what_is_waived_no_longer_fails_and_is_told_with_its_reason() -> None:
