@@ -56,6 +56,8 @@ def checked(name: str) -> KernelReport:
         ("answers_yes", "supports", r"its supports must answer None for yes, else the reason why not; found True"),
         ("strays", "bands", r"changed cache at \[0, 0\], which the reference leaves alone"),
         ("overruns", "bands", r"wrote beside its argument cache: 1 element, up to 1 after its end"),
+        ("blunders", "tolerance", r"an error 2 times the tolerance at"),
+        ("mingles", "invariance", r"what 1 of the rows leave in cache is another than what all 3 leave there"),
     ],
 )  # fmt: skip
 def test_a_fault_is_found_by_its_check_and_by_no_other(name: str, check: str, said: str) -> None:
