@@ -102,6 +102,22 @@ def social(x: Tensor, weight: Tensor, *, out: Tensor) -> None:
     torch.mul(x * weight, 1 + 1e-7 * min(len(x), 9), out=out)
 
 
+def tiles(x: Tensor, weight: Tensor, *, out: Tensor) -> None:
+    """Another order of the sums, so to speak, where there are many rows."""
+    torch.mul(x * weight, 1 + 1e-6 * (len(x) >= 256), out=out)
+
+
+def blocks(x: Tensor, weight: Tensor, *, out: Tensor) -> None:
+    torch.mul(x * weight, 1 + 1e-6 * (16 < len(x) < 33), out=out)
+
+
+def reaches(x: Tensor, weight: Tensor, *, out: Tensor) -> None:
+    """Beyond its end, with one number of rows only."""
+    right(x, weight, out=out)
+    if 16 < len(x) < 33:
+        out.as_strided((out.numel() + 1,), (1,))[-1] = 0
+
+
 def segfaults(x: Tensor, weight: Tensor, *, out: Tensor) -> None:
     ctypes.string_at(0)
 
@@ -204,6 +220,8 @@ def _answers_yes(call: Call) -> Any:
 #: Name → fields of the descriptor besides ``op``, ``name`` and ``run``.
 _FIELDS: dict[str, dict[str, Any]] = {
     "social": {"batch_invariant": True},
+    "tiles": {"batch_invariant": True},
+    "blocks": {"batch_invariant": True},
     "mingles": {"batch_invariant": True},
     "spends": {"workspace": lambda call: 8},
     "packed": {"pack": "faulty_kernels:doubled"},
@@ -219,7 +237,7 @@ def bestiary_register_ops(register: Callable[[Op], None]) -> None:
 @hookimpl
 def bestiary_register_kernels(register: Callable[[Kernel], None]) -> None:
     for run in (
-        right, short, beyond, before, between, spoils, off, fickle, social, segfaults, hangs, leaves, exits, chatters,
+        right, short, beyond, before, between, spoils, off, fickle, social, tiles, blocks, reaches, segfaults, hangs, leaves, exits, chatters,
         returns, replaces, keeps, raises, outside, waits, spends, packed, misnamed,
     ):  # fmt: skip
         name = run.__name__
