@@ -16,8 +16,11 @@ from bestiary.core.plugins import PluginHost
 from bestiary.core.program.calls import load_op
 from bestiary.spec import Call, Kernel, TensorFacts
 
-#: Numbers of rows that batches are derived with: none, one, and more than a tile, a warp and a block have, all odd.
-ROWS = (0, 1, 7, 65)
+#: Numbers of rows that batches are made with: none, one, and more than a tile, a warp, a block and a build's steps have,
+#: all odd.
+ROWS = (0, 1, 7, 17, 65, 129, 257, 513)
+#: The most for ops that derive a batch with a function of their own, which is slow: sequences for attention.
+MOST_DERIVED = 65
 
 
 @dataclass(frozen=True)
@@ -95,8 +98,13 @@ def batches(op: OpDeclaration[..., Any], device: torch.device, dtype: torch.dtyp
         yield own
         count = row_count(op, own.args)
         if count:
-            for rows in ROWS:
+            for rows in sizes(op):
                 yield take(op, own, [number % count for number in range(rows)])
+
+
+def sizes(op: OpDeclaration[..., Any]) -> list[int]:
+    """How many rows the batches made of an op's own inputs have, in order."""
+    return [rows for rows in ROWS if rows <= MOST_DERIVED or not callable(op.rows)]
 
 
 def row_count(op: OpDeclaration[..., Any], args: tuple[Any, ...]) -> int | None:

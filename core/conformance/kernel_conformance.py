@@ -16,7 +16,7 @@ from bestiary.core.conformance.kernel_check import KernelCheck
 from bestiary.core.conformance.kernel_report import CHECKS, KernelReport, remarks
 from bestiary.core.conformance.kernel_select import Selection, select
 from bestiary.core.conformance.kernel_worker import TIMEOUT, KernelChecker, op_report
-from bestiary.core.conformance.waivers import refuse_marks, refuse_silent
+from bestiary.core.conformance.waivers import Sealed, refuse_marks, refuse_silent
 
 _SETTINGS = ("distribution", "plugin", "waived", "devices", "timeout")
 _CHECKER = pytest.StashKey[KernelChecker]()
@@ -45,7 +45,7 @@ def check_kernel(case: KernelCase) -> int:
     return report.ran
 
 
-class KernelConformance:
+class KernelConformance(metaclass=Sealed):
     """Checks each op, kernel and fusion of a plugin, kernels in each dtype of their op on each device that is here.
 
     A subclass in a test module gives ``distribution`` or ``plugin`` and needs nothing else. Kernels run in a child process.
@@ -55,7 +55,7 @@ class KernelConformance:
         plugin: or a module, or its name, that is not installed.
         waived: check, or ``op=kernel:check`` → a sentence that says why it is not held. A ``test_…`` method that a
             subclass overrides needs one too.
-        devices: where to check.
+        devices: where to check, one at least.
         timeout: seconds without a sign of life after which a kernel counts as hanging.
     """
 
@@ -69,6 +69,8 @@ class KernelConformance:
         super().__init_subclass__(**rest)
         of_one = [name for name in cls.waived if "=" in name and name.rpartition(":")[2] in CHECKS]
         refuse_silent(cls, KernelConformance, _SETTINGS, cls.waived, {*CHECKS, *of_one})
+        if not isinstance(cls.devices, tuple | list) or not cls.devices:
+            raise TypeError(f"{cls.__name__}.devices: needs at least one, like ('cpu',), and has {cls.devices!r}")
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """Parametrize the tests by what the plugin registers."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -11,6 +11,11 @@ from bestiary.core.conformance.kernel_cases import Batch, row_count, take
 from bestiary.core.conformance.kernel_memory import bits
 from bestiary.core.conformance.kernel_run import Run, mutated
 from bestiary.core.ops.declare import OpDeclaration
+
+#: Rows of the batches in which an input's rows come again and again; odd, on either side of the counts that a build asks for.
+_SIZES = (7, 17, 33, 65, 129, 257, 513)
+#: Where the op's own function derives a batch, which is slow.
+_DERIVED = (7, 65, 513)
 
 
 def odd_one_out(op: OpDeclaration[..., Any], batch: Batch, run: Callable[[Batch], Run | None]) -> str | None:
@@ -25,7 +30,7 @@ def odd_one_out(op: OpDeclaration[..., Any], batch: Batch, run: Callable[[Batch]
     if whole is None:
         return None
     before = mutated(op, batch.args)
-    for numbers in _selections(count):
+    for numbers in _selections(count, _DERIVED if callable(op.rows) else _SIZES):
         other = run(take(op, batch, numbers))
         if other is None:
             continue
@@ -42,11 +47,11 @@ def odd_one_out(op: OpDeclaration[..., Any], batch: Batch, run: Callable[[Batch]
     return None
 
 
-def _selections(count: int) -> Iterator[list[int]]:
+def _selections(count: int, sizes: Sequence[int]) -> Iterator[list[int]]:
     """Rows alone, all of them turned around, and batches of odd sizes in which they come again and again."""
     yield from ([number] for number in sorted({0, count // 2, count - 1}))
     yield list(reversed(range(count)))
-    for size in (7, 65, 150):
+    for size in sizes:
         yield [(number * 3 + 1) % count for number in range(size)]
 
 

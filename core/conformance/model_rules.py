@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from bestiary.core.conformance.waivers import Sealed
+
 #: What a plugin's class sets.
 SETTINGS = ("model", "configs", "reference", "waived", "plugins", "prefer")
 _SHORTEST = 12
@@ -13,7 +15,7 @@ _SKIPPING = ("skip", "skipif", "xfail")
 _PYTEST = ("setup_class", "setup_method", "teardown_class", "teardown_method", "__test__", "__init__", "__new__")
 
 
-class Guarded(type):
+class Guarded(Sealed):
     """A class of checks that refuses to lose one, when it is made and afterwards.
 
     Raises:
@@ -31,15 +33,9 @@ class Guarded(type):
         return cls
 
     def __setattr__(cls, name: str, value: Any) -> None:
-        # pytest keeps marks in pytestmark, and its own bookkeeping under names of its own.
         if name == "pytestmark":
             _check_marks(cls, value)
-        elif not name.startswith(("__pytest", "_pytest", "__abstract")):
-            raise TypeError(f"{cls.__name__}.{name}: a class of the conformance kit is not changed after it is made")
         super().__setattr__(name, value)
-
-    def __delattr__(cls, name: str) -> None:
-        raise TypeError(f"{cls.__name__}.{name}: a class of the conformance kit is not changed after it is made")
 
 
 def checks_of(cls: type) -> tuple[str, ...]:

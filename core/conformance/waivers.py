@@ -9,6 +9,19 @@ _SHORTEST = 12  # characters of a reason
 _SKIPPING = ("skip", "skipif", "xfail")
 
 
+class Sealed(type):
+    """A class of checks that stays as it was made: a check that is replaced afterwards (TypeError) would be lost unseen."""
+
+    def __setattr__(cls, name: str, value: Any) -> None:
+        # pytest keeps marks in pytestmark, and its own bookkeeping under names of its own.
+        if name != "pytestmark" and not name.startswith(("__pytest", "_pytest", "__abstract")):
+            raise TypeError(f"{cls.__name__}.{name}: a class of the conformance kit is not changed after it is made")
+        super().__setattr__(name, value)
+
+    def __delattr__(cls, name: str) -> None:
+        raise TypeError(f"{cls.__name__}.{name}: a class of the conformance kit is not changed after it is made")
+
+
 def refuse_silent(
     cls: type, kit: type, settings: Collection[str], waived: Mapping[str, str], names: Collection[str]
 ) -> None:

@@ -99,7 +99,23 @@ def fickle(x: Tensor, weight: Tensor, *, out: Tensor) -> None:
 
 
 def social(x: Tensor, weight: Tensor, *, out: Tensor) -> None:
-    torch.mul(x * weight, 1 + 1e-7 * len(x), out=out)
+    torch.mul(x * weight, 1 + 1e-7 * min(len(x), 9), out=out)
+
+
+def tiles(x: Tensor, weight: Tensor, *, out: Tensor) -> None:
+    """Another order of the sums, so to speak, where there are many rows."""
+    torch.mul(x * weight, 1 + 1e-6 * (len(x) >= 256), out=out)
+
+
+def blocks(x: Tensor, weight: Tensor, *, out: Tensor) -> None:
+    torch.mul(x * weight, 1 + 1e-6 * (16 < len(x) < 33), out=out)
+
+
+def reaches(x: Tensor, weight: Tensor, *, out: Tensor) -> None:
+    """Beyond its end, with one number of rows only."""
+    right(x, weight, out=out)
+    if 16 < len(x) < 33:
+        out.as_strided((out.numel() + 1,), (1,))[-1] = 0
 
 
 def segfaults(x: Tensor, weight: Tensor, *, out: Tensor) -> None:
@@ -183,6 +199,16 @@ def overruns(x: Tensor, cache: Tensor, slots: Tensor) -> None:
     cache.as_strided((1,), (1,), cache.storage_offset() + cache.numel())[0] = 0
 
 
+def blunders(x: Tensor, cache: Tensor, slots: Tensor) -> None:
+    """What it stores is wrong."""
+    cache[slots] = x + 2 * TOLERANCE.absolute
+
+
+def mingles(x: Tensor, cache: Tensor, slots: Tensor) -> None:
+    """Near enough, but what it stores depends on how many rows there are."""
+    cache[slots] = x * (1 + 1e-7 * min(len(x), 9))
+
+
 def _refuses(call: Call) -> str | None:
     raise KeyError("shape")
 
@@ -194,6 +220,9 @@ def _answers_yes(call: Call) -> Any:
 #: Name → fields of the descriptor besides ``op``, ``name`` and ``run``.
 _FIELDS: dict[str, dict[str, Any]] = {
     "social": {"batch_invariant": True},
+    "tiles": {"batch_invariant": True},
+    "blocks": {"batch_invariant": True},
+    "mingles": {"batch_invariant": True},
     "spends": {"workspace": lambda call: 8},
     "packed": {"pack": "faulty_kernels:doubled"},
 }
@@ -208,7 +237,7 @@ def bestiary_register_ops(register: Callable[[Op], None]) -> None:
 @hookimpl
 def bestiary_register_kernels(register: Callable[[Kernel], None]) -> None:
     for run in (
-        right, short, beyond, before, between, spoils, off, fickle, social, segfaults, hangs, leaves, exits, chatters,
+        right, short, beyond, before, between, spoils, off, fickle, social, tiles, blocks, reaches, segfaults, hangs, leaves, exits, chatters,
         returns, replaces, keeps, raises, outside, waits, spends, packed, misnamed,
     ):  # fmt: skip
         name = run.__name__
@@ -217,5 +246,5 @@ def bestiary_register_kernels(register: Callable[[Kernel], None]) -> None:
         register(Kernel(op="faulty::scale", name=name, run="faulty_kernels:right", supports=supports))
     register(Kernel(op="faulty::scale", name="absent", run="faulty_kernels:nothing"))
     register(Kernel(op="faulty::scale", name="unmet", run="faulty_kernels:right", requires="no-such-package"))
-    for name in ("strays", "overruns"):
-        register(Kernel(op="faulty::store", name=name, run=f"faulty_kernels:{name}"))
+    for name in ("strays", "overruns", "blunders", "mingles"):
+        register(Kernel(op="faulty::store", name=name, run=f"faulty_kernels:{name}", **_FIELDS.get(name, {})))

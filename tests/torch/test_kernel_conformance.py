@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from bestiary import PluginError
+from bestiary.core.conformance.kernel_cases import ROWS
 from bestiary.core.conformance.kernel_check import KernelCheck
 from bestiary.core.conformance.kernel_memory import AROUND_INPUTS, Banded
 from bestiary.core.conformance.kernel_report import CHECKS, KernelReport, remarks
@@ -43,6 +44,9 @@ def checked(name: str) -> KernelReport:
         ("off", "tolerance", r"an error 2 times the tolerance at \[\d, \d\] \(at most 0.0002 absolute, [\d.e-]+ relative\)"),
         ("fickle", "determinism", r"gave two results for one input"),
         ("social", "invariance", r"row 0 is another alone than at its place among 3"),
+        ("tiles", "invariance", r"row \d is another at place 0 of 257 rows than at its place among 3"),
+        ("blocks", "invariance", r"row \d is another at place 0 of 17 rows than at its place among 3"),
+        ("reaches", "bands", r"with 17 rows \(.*\): wrote beside out: 1 element, up to 1 after its end"),
         ("exits", "supports", r"supports said yes, and it raised SystemExit: 0"),
         ("raises", "supports", r"supports said yes, and it raised RuntimeError: no code for this architecture"),
         ("outside", "supports", r"supports said yes, and it raised IndexError"),
@@ -56,6 +60,8 @@ def checked(name: str) -> KernelReport:
         ("answers_yes", "supports", r"its supports must answer None for yes, else the reason why not; found True"),
         ("strays", "bands", r"changed cache at \[0, 0\], which the reference leaves alone"),
         ("overruns", "bands", r"wrote beside its argument cache: 1 element, up to 1 after its end"),
+        ("blunders", "tolerance", r"an error 2 times the tolerance at"),
+        ("mingles", "invariance", r"what 1 of the rows leave in cache is another than what all 3 leave there"),
     ],
 )  # fmt: skip
 def test_a_fault_is_found_by_its_check_and_by_no_other(name: str, check: str, said: str) -> None:
@@ -69,7 +75,7 @@ def test_a_fault_is_found_by_its_check_and_by_no_other(name: str, check: str, sa
 def test_a_right_kernel_passes_all_checks_and_on_batches_that_its_op_gives_no_input_for() -> None:
     report = checked("right")
     assert (report.verdict, report.findings, report.worst) == ("pass", (), 0.0)
-    assert report.ran == 10 and not report.declined  # two inputs, each also with 0, 1, 7 and 65 rows
+    assert report.ran == 2 * (1 + len(ROWS)) and not report.declined  # two inputs, each also with so many rows
     assert report.speed is not None and report.speed > 0
     assert set(report.done) == set(CHECKS) - {"invariance", "workspace", "graph", "declaration"}
 
@@ -145,7 +151,7 @@ def test_a_crash_is_a_result_and_the_next_kernel_is_checked() -> None:
     assert finding.case == "input 0 (float32[3, 5], float32[5])"
     assert "the process was killed by SIGSEGV" in finding.message
     assert "in segfaults" in finding.message  # where Python was
-    assert (after.verdict, after.findings, after.ran) == ("pass", (), 10)
+    assert (after.verdict, after.findings, after.ran) == ("pass", (), 2 * (1 + len(ROWS)))
     assert faulty.findings == checked("short").findings
 
 
@@ -167,15 +173,36 @@ def test_what_a_distribution_brings_is_found_by_its_names() -> None:
 
 def test_a_waiver_needs_a_reason_and_a_check() -> None:
     with pytest.raises(TypeError, match="determinism needs a reason in words, and has ''"):
-        type("Silent", (KernelConformance,), {"waived": {"determinism": ""}})
+        type(KernelConformance)("Silent", (KernelConformance,), {"waived": {"determinism": ""}})
     with pytest.raises(TypeError, match="there is no check 'determinsm'"):
-        type("Misspelt", (KernelConformance,), {"waived": {"determinsm": "sums are made with atomics"}})
+        type(KernelConformance)(
+            "Misspelt", (KernelConformance,), {"waived": {"determinsm": "sums are made with atomics"}}
+        )
     with pytest.raises(TypeError, match=r"Overriding\.test_kernel: a check is overridden without a written reason"):
-        type("Overriding", (KernelConformance,), {"test_kernel": None})
+        type(KernelConformance)("Overriding", (KernelConformance,), {"test_kernel": None})
     with pytest.raises(TypeError, match="Empty needs a distribution or a plugin"):
-        type("Empty", (KernelConformance,), {})._selection()
+        type(KernelConformance)("Empty", (KernelConformance,), {})._selection()
     with pytest.raises(TypeError, match=r"Deaf\.checker: belongs to KernelConformance"):
-        type("Deaf", (KernelConformance,), {"checker": None})
+        type(KernelConformance)("Deaf", (KernelConformance,), {"checker": None})
+
+
+@pytest.mark.parametrize("devices", [(), [], "cpu", None], ids=repr)
+def test_a_class_without_devices_is_refused(devices: object) -> None:
+    with pytest.raises(TypeError, match=r"Nowhere\.devices: needs at least one, like \('cpu',\), and has"):
+        type(KernelConformance)("Nowhere", (KernelConformance,), {"devices": devices})
+
+
+def test_a_class_is_not_changed_after_it_is_made() -> None:
+    made = type(KernelConformance)("Made", (KernelConformance,), {"plugin": faulty_kernels})
+    for name, value in (("test_kernel", lambda self: None), ("devices", ()), ("waived", {}), ("test_fusions", None)):
+        for one in (made, KernelConformance):
+            with pytest.raises(
+                TypeError, match=rf"{one.__name__}\.{name}: a class of the conformance kit is not changed"
+            ):
+                setattr(one, name, value)
+            with pytest.raises(TypeError, match="is not changed after it is made"):
+                delattr(one, name)
+    made.pytestmark = [pytest.mark.usefixtures()]  # pytest's own; a mark that skips is refused when tests are made
 
 
 def test_what_is_waived_no_longer_fails_and_is_told_with_its_reason() -> None:
