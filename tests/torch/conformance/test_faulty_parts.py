@@ -1,4 +1,4 @@
-"""A mistake in one part of the SDK is found by the check, and by the half of it, that is there for it."""
+"""A mistake in one part of the SDK, or in a kernel, is found by the check, and by the half of it, that is there for it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ import torch
 
 from bestiary.converters.export import export
 from bestiary.converters.plan import make_plan
-from bestiary.core.conformance import model_answers, model_files, model_ranks
+from bestiary.core.conformance import model_answers, model_case, model_files, model_ranks
 from bestiary.core.conformance.findings import Findings
 from bestiary.core.conformance.model_case import Case, Suite
 from bestiary.core.errors import DataError
+from bestiary.core.program import tune
+from bestiary.core.program.compare import Deviation
 
 Patch = pytest.MonkeyPatch
 
@@ -24,7 +26,7 @@ Patch = pytest.MonkeyPatch
 @pytest.fixture(scope="module")
 def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     """A family without a mistake."""
-    cls = type("Faulty", (broken_families.windowed,), {"plugins": ("broken_families",)})
+    cls = type("Faulty", (broken_families.windowed,), {"plugins": ("broken_families", "batch_kernels")})
     return Suite(cls, tmp_path_factory.mktemp("faulty")).cases["tiny"]
 
 
@@ -103,12 +105,55 @@ def test_an_export_with_another_config_fails(case: Case, monkeypatch: Patch) -> 
         model_files.exports(case)
 
 
+def with_kernel(monkeypatch: Patch, name: str) -> None:
+    """Engines whose norm is a kernel that the build does not find wrong, though it may be."""
+    monkeypatch.setattr(tune, "deviation", lambda *compared: Deviation())
+    monkeypatch.setitem(model_case._OPTIONS, "kernels", {"rms_norm": name})
+
+
+@pytest.fixture
+def fresh(case: Case) -> Case:
+    """With engines of its own."""
+    case._engines.clear()
+    case.directory = case.directory.with_name(f"{case.directory.name}-again")
+    case.directory.mkdir()
+    for made in ("module", "report"):
+        case.__dict__.pop(made, None)
+    return case
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", ["wrong_with_many", "wrong_when_full"])
+def test_an_engine_whose_answers_depend_on_the_batch_fails(fresh: Case, monkeypatch: Patch, kernel: str) -> None:
+    with_kernel(monkeypatch, kernel)
+    model_answers.greedy(fresh, Findings([]))
+    with pytest.raises(AssertionError, match=r"off by .* is allowed"):
+        model_answers.batch_composition(fresh, Findings([]))
+
+
 def test_an_engine_that_reuses_no_prefix_fails(case: Case, monkeypatch: Patch) -> None:
     model_answers.prefix_reuse(case, Findings([]))
     llm = Case.llm
     monkeypatch.setattr(Case, "llm", lambda self, **options: llm(self, prefix_caching=False, **options))
     with pytest.raises(AssertionError, match=r"no prefix was reused the second time \(0 tokens\)"):
         model_answers.prefix_reuse(case, Findings([]))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "complaint"),
+    [
+        ("wrong_with_many", r"float32, together: not what it is alone"),
+        pytest.param(
+            "wrong_when_full", r"float32, in chunks and preempted: not what it is alone", marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_a_kernel_that_is_not_batch_invariant_though_it_says_so_fails(
+    fresh: Case, monkeypatch: Patch, kernel: str, complaint: str
+) -> None:
+    with_kernel(monkeypatch, kernel)
+    with pytest.raises(AssertionError, match=complaint):
+        model_answers.deterministic(fresh, Findings([]), thorough=False)
 
 
 Pair = tuple[torch.Tensor | None, torch.Tensor]
