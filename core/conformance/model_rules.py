@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from inspect import getattr_static
+from types import MappingProxyType
 from typing import Any
 
 from bestiary.core.conformance.waivers import Sealed
@@ -12,7 +15,12 @@ SETTINGS = ("model", "configs", "reference", "waived", "plugins", "prefer")
 _SHORTEST = 12
 _SKIPPING = ("skip", "skipif", "xfail")
 # Names through which pytest, or a class with a mind of its own, would lose checks.
-_PYTEST = ("setup_class", "setup_method", "teardown_class", "teardown_method", "__test__", "__init__", "__new__")
+_PYTEST = (
+    "setup_class", "setup_method", "teardown_class", "teardown_method", "__test__", "__init__", "__new__",
+    "__getattribute__", "__getattr__",
+)  # fmt: skip
+# What is said where the class is that 'bestiary check' runs, and not below it.
+_SAID_ONCE = ("model", "configs", "reference", "waived")
 
 
 class Guarded(Sealed):
@@ -25,11 +33,11 @@ class Guarded(Sealed):
 
     def __new__(mcs, name: str, bases: tuple[type, ...], body: dict[str, Any]) -> Guarded:
         cls = super().__new__(mcs, name, bases, body)
-        kit = next((base for base in reversed(cls.__mro__) if isinstance(base, Guarded)), cls)
-        if kit is not cls:
-            _check_settings(cls, body)
-            for member, value in body.items():
-                _check_member(cls, kit, member, value)
+        if _kit_of(cls) is not cls:
+            check_class(cls)
+            if not _parents(cls):
+                for setting in ("configs", "waived"):
+                    type.__setattr__(cls, setting, _frozen(getattr(cls, setting)))
         return cls
 
     def __setattr__(cls, name: str, value: Any) -> None:
@@ -40,8 +48,22 @@ class Guarded(Sealed):
 
 def checks_of(cls: type) -> tuple[str, ...]:
     """The kit's checks, in order."""
-    kit = next(base for base in reversed(cls.__mro__) if isinstance(base, Guarded))
-    return tuple(name for name in vars(kit) if name.startswith("test_"))
+    return tuple(name for name in vars(_kit_of(cls)) if name.startswith("test_"))
+
+
+def check_class(cls: Any) -> None:
+    """Refuse a class that lost a check, in its own body or by what it inherits (TypeError).
+
+    It holds when the class is made and again before its checks run: a mixin can change in between.
+    """
+    kit = _kit_of(cls)
+    _check_settings(cls)
+    before = cls.__mro__.index(kit)
+    for place, base in enumerate(cls.__mro__[:-1]):
+        for member, value in vars(base).items():
+            # What comes after the kit shadows nothing of it, but pytest finds it where the kit has nothing.
+            if base is not kit and (place < before or member in (*_PYTEST, "pytestmark")):
+                _check_member(cls, base, kit, member, value)
 
 
 def waiver(cls: Any, check: str, config: str) -> str | None:
@@ -55,12 +77,29 @@ def check_marks(cls: Any, item: Any) -> None:
     _check_marks(cls, list(item.iter_markers()), what=item.name)
 
 
-def _check_settings(cls: Any, body: Mapping[str, Any]) -> None:
+def _kit_of(cls: type) -> type:
+    return next((base for base in reversed(cls.__mro__) if isinstance(base, Guarded)), cls)
+
+
+def _parents(cls: type) -> Sequence[type]:
+    """The classes of checks between the kit and this one, the nearest to the kit first."""
+    return [base for base in reversed(cls.__mro__[1:]) if isinstance(base, Guarded)][1:]
+
+
+def _frozen(said: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A copy that loses and gains no name; a mapping in it likewise, whose values are copies."""
+    copy = {
+        key: MappingProxyType(deepcopy(dict(one))) if isinstance(one, Mapping) else one for key, one in said.items()
+    }
+    return MappingProxyType(copy)
+
+
+def _check_settings(cls: Any) -> None:
     name = cls.__name__
-    parents = [base for base in cls.__mro__[1:-1] if isinstance(base, Guarded)]
-    for setting in ("model", "configs", "reference", "waived"):
-        if setting in body and (owner := next((base for base in parents[:-1] if "model" in vars(base)), None)):
-            raise TypeError(f"{name}.{setting}: belongs into {owner.__name__}, which 'bestiary check' runs too")
+    for setting in _SAID_ONCE:
+        for owner in _parents(cls):
+            if getattr_static(cls, setting) is not getattr_static(owner, setting):
+                raise TypeError(f"{name}.{setting}: belongs into {owner.__name__}, which 'bestiary check' runs too")
     if not isinstance(cls.model, str) or not cls.model:
         raise TypeError(f"{name}.model: needs the name under which the plugin registers the model, like 'llama'")
     good = isinstance(cls.configs, Mapping) and all(
@@ -84,8 +123,8 @@ def _waivable(cls: Any) -> Iterator[str]:
         yield from (f"{check}[{config}]" for config in cls.configs)
 
 
-def _check_member(cls: Any, kit: type, member: str, value: Any) -> None:
-    name = cls.__name__
+def _check_member(cls: Any, base: type, kit: type, member: str, value: Any) -> None:
+    name = cls.__name__ if base is cls else f"{cls.__name__}, from {base.__name__}"
     if member in checks_of(cls):
         if member not in cls.waived:
             raise TypeError(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from broken_families import TINY
 
-from bestiary.core.conformance.model_rules import checks_of
+from bestiary.core.conformance.model_rules import check_class, checks_of
 from bestiary.core.conformance.model_run import Check, _Recorder, _run_pytest
 from bestiary.core.errors import UsageError
 from bestiary.core.progress import Silent
@@ -27,6 +27,27 @@ def made(name: str = "TestFamily", parent: type = ModelConformance, **body: Any)
 
 def _nothing(self: Any, case: Any) -> None:
     pass
+
+
+def mixed(*, after: bool = False, parent: type = ModelConformance, above: type = object, **members: Any) -> type:
+    """A class with a mixin that has the members, which stands before the kit or after it."""
+    mixin = type("Shared", (above,), members)
+    settings = {} if parent is not ModelConformance else {"model": "windowed", "configs": {"tiny": TINY}}
+    return type(ModelConformance)("TestFamily", (parent, mixin) if after else (mixin, parent), settings)
+
+
+def changed_later() -> None:
+    """A mixin that is harmless when the class is made, and not any more when its checks run."""
+    cls = mixed(helper=3)
+    cls.__mro__[1].test_prefill = _nothing  # type: ignore[attr-defined]
+    check_class(cls)
+
+
+class _Deep:
+    test_prefill = _nothing
+
+
+_OF_SHARED = r"TestFamily, from Shared\."
 
 
 REFUSED: Mapping[str, tuple[Callable[[], Any], str]] = {
@@ -75,6 +96,40 @@ REFUSED: Mapping[str, tuple[Callable[[], Any], str]] = {
         r"configs: belongs into TestFamily, which 'bestiary check' runs too",
     ),
     "waivers below": (lambda: made(parent=made(), waived={"test_export": REASON}), r"waived: belongs into TestFamily"),
+    "an override by a mixin": (lambda: mixed(test_prefill=_nothing), _OF_SHARED + "test_prefill: a check of the kit"),
+    "an override by a mixin's mixin": (
+        lambda: mixed(above=_Deep),
+        r"TestFamily, from _Deep\.test_prefill: a check of the kit",
+    ),
+    "an override by a mixin below": (
+        lambda: mixed(parent=made(), test_prefill=_nothing),
+        _OF_SHARED + "test_prefill: a check of the kit",
+    ),
+    "an override by a mixin that changed": (changed_later, _OF_SHARED + "test_prefill: a check of the kit"),
+    "a mixin's constructor": (lambda: mixed(__init__=_nothing), _OF_SHARED + "__init__: belongs to"),
+    "a mixin's setup": (lambda: mixed(setup_method=_nothing), _OF_SHARED + "setup_method: belongs to"),
+    "a setup after the kit": (lambda: mixed(after=True, setup_class=_nothing), _OF_SHARED + "setup_class: belongs"),
+    "a constructor after the kit": (lambda: mixed(after=True, __init__=_nothing), _OF_SHARED + "__init__: belongs"),
+    "a mixin's fixture": (lambda: mixed(case=_nothing), _OF_SHARED + "case: belongs to"),
+    "a mixin's findings": (lambda: mixed(findings=_nothing), _OF_SHARED + "findings: belongs to"),
+    "a mixin's parametrization": (
+        lambda: mixed(pytest_generate_tests=_nothing),
+        _OF_SHARED + "pytest_generate_tests: belongs to",
+    ),
+    "a mixin's marks": (lambda: mixed(pytestmark=pytest.mark.skip), r"the mark skip"),
+    "a mixin's marks after the kit": (lambda: mixed(after=True, pytestmark=[pytest.mark.skip]), r"the mark skip"),
+    "a mixin that answers for the class": (
+        lambda: mixed(__getattribute__=lambda self, name: None),
+        _OF_SHARED + "__getattribute__: belongs to",
+    ),
+    "a mixin's configs below": (
+        lambda: mixed(parent=made(), configs={"other": TINY}),
+        r"configs: belongs into TestFamily, which 'bestiary check' runs too",
+    ),
+    "a mixin's waivers below": (
+        lambda: mixed(parent=made(), waived={"test_export": REASON}),
+        r"waived: belongs into TestFamily",
+    ),
     "an override below": (lambda: made(parent=made(), test_export=_nothing), r"test_export: a check of the kit"),
 }
 
@@ -91,6 +146,22 @@ def test_what_a_class_may_have() -> None:
     below = made(parent=cls, plugins=("broken_families",))
     assert checks_of(below) == checks_of(ModelConformance)
     assert len(checks_of(below)) >= 21
+
+
+def test_a_mixin_may_help() -> None:
+    replaced = mixed(test_prefill=_nothing, waived={"test_prefill": REASON}, helper=3, test_of_its_own=_nothing)
+    check_class(mixed(after=True, test_prefill=_nothing, case=None))
+    assert len(checks_of(replaced)) >= 21
+
+
+def test_what_a_class_says_stays_as_it_was() -> None:
+    said = {"tiny": dict(TINY)}
+    cls: Any = made(configs=said, waived={"test_export": REASON})
+    said["tiny"].clear()
+    said.clear()
+    assert cls.configs == {"tiny": TINY}
+    for one in (cls.configs, cls.configs["tiny"], cls.waived):
+        assert not hasattr(one, "clear")
 
 
 def outcomes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> list[Check]:

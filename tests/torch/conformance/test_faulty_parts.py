@@ -1,0 +1,183 @@
+"""A mistake in one part of the SDK, or in a kernel, is found by the check, and by the half of it, that is there for it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import broken_families
+import pytest
+import torch
+
+from bestiary.converters.export import export
+from bestiary.converters.plan import make_plan
+from bestiary.core.conformance import model_answers, model_case, model_files, model_ranks
+from bestiary.core.conformance.findings import Findings
+from bestiary.core.conformance.model_case import Case, Suite
+from bestiary.core.errors import DataError
+from bestiary.core.program import tune
+from bestiary.core.program.compare import Deviation
+
+Patch = pytest.MonkeyPatch
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """A family without a mistake."""
+    cls = type("Faulty", (broken_families.windowed,), {"plugins": ("broken_families", "batch_kernels")})
+    return Suite(cls, tmp_path_factory.mktemp("faulty")).cases["tiny"]
+
+
+Tensors = Mapping[str, Any]
+# What a careless converter makes of a source, given the whole one.
+CARELESS: Mapping[str, tuple[Callable[[Tensors, Tensors], Tensors], str]] = {
+    "makes up what is missing": (lambda found, whole: {**whole, **found}, r"a source without \S+ is accepted"),
+    "overlooks shapes": (
+        lambda found, whole: {name: whole.get(name, tensor) for name, tensor in found.items()},
+        r"a source \S+ of \[\d+(, \d+)*\] is accepted",
+    ),
+    "overlooks what is left": (
+        lambda found, whole: {name: tensor for name, tensor in found.items() if name in whole},
+        r"a source with bestiary_unknown.weight is accepted",
+    ),
+    "knows any bias": (
+        lambda found, whole: {name: tensor for name, tensor in found.items() if not name.endswith(".bias")},
+        r"a source with \S+\.bias is accepted",
+    ),
+}
+
+
+@pytest.mark.parametrize("how", CARELESS)
+def test_a_converter_that_overlooks_a_fault_fails(case: Case, monkeypatch: Patch, how: str) -> None:
+    overlooked, complaint = CARELESS[how]
+    whole = model_files.open_source(case.source, case.suite.host).tensors if case.module else {}
+
+    def careless(weights: Any, expected: Any, source: Any, config: Any) -> Any:
+        return make_plan(weights, expected, overlooked(source, whole), config)
+
+    monkeypatch.setattr(model_files, "make_plan", careless)
+    with pytest.raises(AssertionError, match=complaint):
+        model_files.coverage(case, Findings([]))
+
+
+def test_a_converter_that_does_not_say_what_it_misses_fails(case: Case, monkeypatch: Patch) -> None:
+    def curt(weights: Any, expected: Any, source: Any, config: Any) -> Any:
+        try:
+            return make_plan(weights, expected, source, config)
+        except DataError:
+            raise DataError("E-CONV-COVERAGE", "the source", "does not fit") from None
+
+    monkeypatch.setattr(model_files, "make_plan", curt)
+    with pytest.raises(AssertionError, match=r"is refused without the tensor's name"):
+        model_files.coverage(case, Findings([]))
+
+
+def _leaving(source: Path, target: Path, **rest: Any) -> None:
+    target.mkdir()
+    raise DataError("E-CONV-COVERAGE", str(sorted(broken_families.ROWS.values())), "is missing")
+
+
+@pytest.mark.parametrize(
+    ("convert", "complaint"),
+    [(lambda *args, **rest: None, r"convert accepts a source without"), (_leaving, r"left something or hid the name")],
+    ids=["accepts", "leaves"],
+)
+def test_a_conversion_that_does_not_stop_clean_fails(
+    case: Case, monkeypatch: Patch, convert: Any, complaint: str
+) -> None:
+    assert case.module is not None
+    monkeypatch.setattr(model_files, "convert", convert)
+    with pytest.raises(AssertionError, match=complaint):
+        model_files.coverage(case, Findings([]))
+
+
+def test_an_export_with_another_config_fails(case: Case, monkeypatch: Patch) -> None:
+    def changing(checkpoint: Path, target: Path, **rest: Any) -> None:
+        export(checkpoint, target, **rest)
+        said = json.loads((target / "config.json").read_text())
+        (target / "config.json").write_text(json.dumps({**said, "rms_norm_eps": 1e-4}))
+
+    model_files.exports(case)
+    monkeypatch.setattr(model_files, "export", changing)
+    with pytest.raises(AssertionError, match=r"export changed config\.json"):
+        model_files.exports(case)
+
+
+def with_kernel(monkeypatch: Patch, name: str) -> None:
+    """Engines whose norm is a kernel that the build does not find wrong, though it may be."""
+    monkeypatch.setattr(tune, "deviation", lambda *compared: Deviation())
+    monkeypatch.setitem(model_case._OPTIONS, "kernels", {"rms_norm": name})
+
+
+@pytest.fixture
+def fresh(case: Case) -> Case:
+    """With engines of its own."""
+    case._engines.clear()
+    case.directory = case.directory.with_name(f"{case.directory.name}-again")
+    case.directory.mkdir()
+    for made in ("module", "report"):
+        case.__dict__.pop(made, None)
+    return case
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", ["wrong_with_many", "wrong_when_full"])
+def test_an_engine_whose_answers_depend_on_the_batch_fails(fresh: Case, monkeypatch: Patch, kernel: str) -> None:
+    with_kernel(monkeypatch, kernel)
+    model_answers.greedy(fresh, Findings([]))
+    with pytest.raises(AssertionError, match=r"off by .* is allowed"):
+        model_answers.batch_composition(fresh, Findings([]))
+
+
+def test_an_engine_that_reuses_no_prefix_fails(case: Case, monkeypatch: Patch) -> None:
+    model_answers.prefix_reuse(case, Findings([]))
+    llm = Case.llm
+    monkeypatch.setattr(Case, "llm", lambda self, **options: llm(self, prefix_caching=False, **options))
+    with pytest.raises(AssertionError, match=r"no prefix was reused the second time \(0 tokens\)"):
+        model_answers.prefix_reuse(case, Findings([]))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "complaint"),
+    [
+        ("wrong_with_many", r"float32, together: not what it is alone"),
+        pytest.param(
+            "wrong_when_full", r"float32, in chunks and preempted: not what it is alone", marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_a_kernel_that_is_not_batch_invariant_though_it_says_so_fails(
+    fresh: Case, monkeypatch: Patch, kernel: str, complaint: str
+) -> None:
+    with_kernel(monkeypatch, kernel)
+    with pytest.raises(AssertionError, match=complaint):
+        model_answers.deterministic(fresh, Findings([]), thorough=False)
+
+
+Pair = tuple[torch.Tensor | None, torch.Tensor]
+# What two ranks have, given the reference's logits.
+RANKS: Mapping[str, tuple[Any, Callable[[torch.Tensor], Pair], str | None]] = {
+    "right": (model_ranks.tensor_parallel, lambda wanted: (wanted, wanted), None),
+    "both wrong": (model_ranks.tensor_parallel, lambda wanted: (wanted + 1e-3, wanted + 1e-3), r"two ranks: off by"),
+    "one with noise": (model_ranks.tensor_parallel, lambda wanted: (wanted + 1e-7, wanted), r"have different logits"),
+    "one without logits": (model_ranks.tensor_parallel, lambda wanted: (None, wanted), r"have different logits"),
+    "right stages": (model_ranks.pipeline_parallel, lambda wanted: (None, wanted), None),
+    "a wrong last stage": (model_ranks.pipeline_parallel, lambda wanted: (None, wanted + 1e-3), r"ranks: off by"),
+    "not a number": (model_ranks.pipeline_parallel, lambda wanted: (None, wanted * torch.nan), r"ranks: off by nan"),
+    "a first stage with logits": (model_ranks.pipeline_parallel, lambda wanted: (wanted, wanted), r"first stage has"),
+}
+
+
+@pytest.mark.parametrize("how", RANKS)
+def test_two_ranks_with_other_logits_fail(case: Case, monkeypatch: Patch, how: str) -> None:
+    check, made, complaint = RANKS[how]
+    wanted = case.expected(case.tokens(case.length))
+    monkeypatch.setattr(model_ranks, "_run", lambda *args: {"tiny": made(wanted)})
+    case.suite.shared.clear()
+    if complaint is None:
+        check(case, Findings([]), ["tiny"])
+        return
+    with pytest.raises(AssertionError, match=complaint):
+        check(case, Findings([]), ["tiny"])
