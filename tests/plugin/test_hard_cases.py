@@ -233,7 +233,7 @@ def test_the_list_fits_a_page_and_says_what_each_plugin_is(scratch: Environment)
     assert max(map(len, lines)) <= 100
     assert lines[0].split() == ["plugin", "distribution", "API", "load", "provides"]
     rows = {line.split()[0]: line for line in lines[1:] if line}
-    assert re.search(r"good +demo-good 1\.0 +>=0\.1,<0\.2 +\d+ ms +kernel demo::op:good", rows["good"])
+    assert re.search(r"good +demo-good 1\.0 +>=1\.0,<2 +\d+ ms +kernel demo::op:good", rows["good"])
     assert re.search(r"import-error +demo-import-error 0\.3 .*broken: importing", rows["import-error"])
     assert re.search(r"too-new +demo-too-new 1\.0 +>=99 +- +refused: it requires", rows["too-new"])
     whole = scratch.bestiary("plugins", "--verbose", plugins="good").out
