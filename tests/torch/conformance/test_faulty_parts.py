@@ -10,7 +10,9 @@ from typing import Any
 import broken_families
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from bestiary.converters.convert import convert
 from bestiary.converters.export import export
 from bestiary.converters.plan import make_plan
 from bestiary.core.conformance import model_answers, model_case, model_files, model_ranks
@@ -23,11 +25,16 @@ from bestiary.core.program.compare import Deviation
 Patch = pytest.MonkeyPatch
 
 
+def made(directory: Path, *plugins: str) -> Case:
+    """Of a family without a mistake."""
+    cls = type("Faulty", (broken_families.windowed,), {"plugins": ("broken_families", *plugins)})
+    return Suite(cls, directory).cases["tiny"]
+
+
 @pytest.fixture(scope="module")
 def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
-    """A family without a mistake."""
-    cls = type("Faulty", (broken_families.windowed,), {"plugins": ("broken_families", "batch_kernels")})
-    return Suite(cls, tmp_path_factory.mktemp("faulty")).cases["tiny"]
+    """Shared by the tests that break no engine."""
+    return made(tmp_path_factory.mktemp("faulty"))
 
 
 Tensors = Mapping[str, Any]
@@ -105,30 +112,20 @@ def test_an_export_with_another_config_fails(case: Case, monkeypatch: Patch) -> 
         model_files.exports(case)
 
 
-def with_kernel(monkeypatch: Patch, name: str) -> None:
-    """Engines whose norm is a kernel that the build does not find wrong, though it may be."""
+def with_kernel(monkeypatch: Patch, directory: Path, name: str) -> Case:
+    """Whose engines' norm is a kernel that the build does not find wrong, though it is."""
     monkeypatch.setattr(tune, "deviation", lambda *compared: Deviation())
     monkeypatch.setitem(model_case._OPTIONS, "kernels", {"rms_norm": name})
-
-
-@pytest.fixture
-def fresh(case: Case) -> Case:
-    """With engines of its own."""
-    case._engines.clear()
-    case.directory = case.directory.with_name(f"{case.directory.name}-again")
-    case.directory.mkdir()
-    for made in ("module", "report"):
-        case.__dict__.pop(made, None)
-    return case
+    return made(directory, "batch_kernels")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kernel", ["wrong_with_many", "wrong_when_full"])
-def test_an_engine_whose_answers_depend_on_the_batch_fails(fresh: Case, monkeypatch: Patch, kernel: str) -> None:
-    with_kernel(monkeypatch, kernel)
-    model_answers.greedy(fresh, Findings([]))
+def test_an_engine_whose_answers_depend_on_the_batch_fails(tmp_path: Path, monkeypatch: Patch, kernel: str) -> None:
+    case = with_kernel(monkeypatch, tmp_path, kernel)
+    model_answers.greedy(case, Findings([]))
     with pytest.raises(AssertionError, match=r"off by .* is allowed"):
-        model_answers.batch_composition(fresh, Findings([]))
+        model_answers.batch_composition(case, Findings([]))
 
 
 def test_an_engine_that_reuses_no_prefix_fails(case: Case, monkeypatch: Patch) -> None:
@@ -149,11 +146,11 @@ def test_an_engine_that_reuses_no_prefix_fails(case: Case, monkeypatch: Patch) -
     ],
 )
 def test_a_kernel_that_is_not_batch_invariant_though_it_says_so_fails(
-    fresh: Case, monkeypatch: Patch, kernel: str, complaint: str
+    tmp_path: Path, monkeypatch: Patch, kernel: str, complaint: str
 ) -> None:
-    with_kernel(monkeypatch, kernel)
+    case = with_kernel(monkeypatch, tmp_path, kernel)
     with pytest.raises(AssertionError, match=complaint):
-        model_answers.deterministic(fresh, Findings([]), thorough=False)
+        model_answers.deterministic(case, Findings([]), thorough=False)
 
 
 Pair = tuple[torch.Tensor | None, torch.Tensor]
@@ -180,4 +177,21 @@ def test_two_ranks_with_other_logits_fail(case: Case, monkeypatch: Patch, how: s
         check(case, Findings([]), ["tiny"])
         return
     with pytest.raises(AssertionError, match=complaint):
+        check(case, Findings([]), ["tiny"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("tensor", "stages"), [(2, 1), (1, 2)], ids=["tensor", "pipeline"])
+def test_two_processes_with_other_weights_fail(monkeypatch: Patch, tmp_path: Path, tensor: int, stages: int) -> None:
+    (tmp_path / "right").mkdir()
+    case = made(tmp_path / "right")
+    source, checkpoint = tmp_path / "noisy", tmp_path / "noisy-checkpoint"
+    source.mkdir()
+    (source / "config.json").write_text(json.dumps(case.raw))
+    weights = load_file(case.source / "model.safetensors")
+    save_file({name: weight * 1.01 for name, weight in weights.items()}, source / "model.safetensors")
+    convert(source, checkpoint, host=case.suite.host)
+    check = model_ranks.tensor_parallel if tensor == 2 else model_ranks.pipeline_parallel
+    monkeypatch.setattr(Case, "checkpoint", checkpoint)
+    with pytest.raises(AssertionError, match=r"logits of two ranks: off by"):
         check(case, Findings([]), ["tiny"])
