@@ -145,6 +145,87 @@ def attempt(name, model, kv_heads):
 host = PluginHost.load()
 """
 
+_FAULTS = """
+@hookimpl
+def bestiary_register_ops(register):
+    register(Op(name="demo::scale", declaration="demo_faults.ops:scale"))
+
+@hookimpl
+def bestiary_register_kernels(register):
+    for name in (
+        "right", "replaces", "retypes", "beyond", "short", "spoils", "keeps", "returns", "fickle", "social", "off",
+        "segfaults",
+    ):
+        more = {"batch_invariant": True} if name == "social" else {}
+        register(Kernel(op="demo::scale", name=name, run=f"demo_faults.kernels:{name}", **more))
+"""
+_FAULTS_OP = """
+from torch import Tensor
+from bestiary.ops import Tolerance, normal, op
+
+def _inputs(generator, dtype):
+    for tokens, features in ((3, 5), (4, 8)):
+        yield normal(generator, tokens, features, dtype=dtype), normal(generator, features, dtype=dtype)
+
+@op(
+    name="demo::scale",
+    inputs=_inputs,
+    tolerances={"float32": Tolerance(1e-4, 0.0)},
+    fake=lambda x, weight: x.new_empty(x.shape),
+    rows=("x",),
+)
+def scale(x: Tensor, weight: Tensor) -> Tensor:
+    \"\"\"``x · weight``: x ``[T, F]``, weight ``[F]`` → ``[T, F]``.\"\"\"
+    return x * weight
+"""
+#: Each but the first has the fault that it is named after.
+_FAULTS_KERNELS = """
+import ctypes
+import itertools
+import torch
+
+count, kept = itertools.count(), []
+
+def right(x, weight, *, out):
+    torch.mul(x, weight, out=out)
+
+def replaces(x, weight, *, out):
+    out.set_(x * weight)
+
+def retypes(x, weight, *, out):
+    out.data = (x * weight).double()
+
+def beyond(x, weight, *, out):
+    right(x, weight, out=out)
+    out.as_strided((out.numel() + 1,), (1,))[-1] = 0
+
+def short(x, weight, *, out):
+    out[:-1] = (x * weight)[:-1]
+
+def spoils(x, weight, *, out):
+    right(x, weight, out=out)
+    weight.add_(1)
+
+def keeps(x, weight, *, out):
+    right(x, weight, out=out)
+    kept.append(weight[:1])
+
+def returns(x, weight, *, out):
+    right(x, weight, out=out)
+    return x[:1]
+
+def fickle(x, weight, *, out):
+    torch.add(x * weight, 1e-6 * next(count), out=out)
+
+def social(x, weight, *, out):
+    torch.mul(x * weight, 1 + 1e-7 * len(x), out=out)
+
+def off(x, weight, *, out):
+    torch.add(x * weight, 2e-4, out=out)
+
+def segfaults(x, weight, *, out):
+    ctypes.string_at(0)
+"""
 _KERNEL_LINE = 'register(Kernel(op="demo::op", name="x", run="a:b"))'
 
 #: By id of the catalogue of plugin misbehaviour, where one distribution stands for one case.
@@ -224,6 +305,7 @@ DISTRIBUTIONS = (
     Distribution(  # D20
         "liar", _LIAR, files={"config.py": _LIAR_CONFIG, "convert.py": _LIAR_WEIGHTS, "model.py": _LIAR_MODEL}
     ),
+    Distribution("faults", _FAULTS, files={"ops.py": _FAULTS_OP, "kernels.py": _FAULTS_KERNELS}),  # D21 to D29
     Distribution("named", "", entry="un named"),  # D32
     Distribution("reference", "", entry="module:os"),
     Distribution("command", "@hookimpl\ndef bestiary_register_commands(register):\n"
