@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import demo_plugins
 import pytest
 from scratch import Environment, Ran
 
@@ -245,6 +246,27 @@ def test_a_faulty_kernel_of_an_installed_plugin_is_named_with_its_fault(name: st
         assert reports[kernel]["verdict"] == "fail" and reports[kernel]["distribution"] == "demo-faults"
         found = {finding["check"]: finding["message"] for finding in reports[kernel]["findings"]}
         assert re.search(pattern, found[check]), found
+
+
+_BUILDS = f"""{demo_plugins.ATTEMPT}
+names = ("replaces", "off", "segfaults")
+print(json.dumps({{name: attempt(name, "honest", 2, kernels={{"rms_norm": name}}) for name in names}}))
+"""
+
+
+def test_a_build_refuses_faulty_kernels_and_survives_them(scratch: Environment) -> None:
+    ran = scratch.python(_BUILDS, plugins="liar,norms")
+    assert ran.status == 0, ran
+    said = {
+        "replaces": ("E-KERNEL-WRONG", 69, "other memory or another shape"),  # D21
+        "off": ("E-KERNEL-WRONG", 69, "differs from the op's reference at .*tolerance"),  # D28
+        "segfaults": ("E-KERNEL-SUPPORT", 78, "its trial run was killed by SIGSEGV"),  # D29
+    }
+    for name, (code, status, pattern) in said.items():
+        error = ran.json[name]
+        assert (error["code"], error["status"], error["written"]) == (code, status, False), error
+        assert f"kernel rms_norm={name}" in error["subject"], error
+        assert re.search(pattern, f"{error['problem']} {error['found']}"), error
 
 
 def test_every_id_of_the_host_has_a_case() -> None:

@@ -119,7 +119,7 @@ from bestiary.core.engine.options import BuildOptions
 from bestiary.core.plugins import PluginHost
 
 
-def attempt(name, model, kv_heads):
+def attempt(name, model, kv_heads, **chosen):
     shapes = {"embed": (32, 16), "norm": (16,)}
     for layer in range(2):
         q, k = (16, 16), (4 * kv_heads, 16)
@@ -135,7 +135,7 @@ def attempt(name, model, kv_heads):
     (folder / "config.json").write_text(json.dumps(config))
     try:
         convert(folder, Path(f"{name}.ckpt"), host=host)
-        options = BuildOptions(device="cpu", max_batch_size=2, max_num_tokens=16)
+        options = BuildOptions(device="cpu", max_batch_size=2, max_num_tokens=16, **chosen)
         build(Path(f"{name}.ckpt"), Path(f"{name}.engine"), host=host, options=options)
     except BestiaryError as error:
         return {**error.as_dict(), "status": error.exit_status, "written": Path(f"{name}.engine").exists()}
@@ -226,6 +226,24 @@ def off(x, weight, *, out):
 def segfaults(x, weight, *, out):
     ctypes.string_at(0)
 """
+_NORMS = """
+@hookimpl
+def bestiary_register_kernels(register):
+    for name in ("replaces", "off", "segfaults"):
+        register(Kernel(op="rms_norm", name=name, run=f"demo_norms.kernels:{name}"))
+"""
+_NORM_KERNELS = """
+import ctypes
+
+def replaces(x, weight, eps, *, out):
+    out.set_(x * weight)
+
+def off(x, weight, eps, *, out):
+    out.fill_(3)
+
+def segfaults(x, weight, eps, *, out):
+    ctypes.string_at(0)
+"""
 _KERNEL_LINE = 'register(Kernel(op="demo::op", name="x", run="a:b"))'
 
 #: By id of the catalogue of plugin misbehaviour, where one distribution stands for one case.
@@ -306,6 +324,7 @@ DISTRIBUTIONS = (
         "liar", _LIAR, files={"config.py": _LIAR_CONFIG, "convert.py": _LIAR_WEIGHTS, "model.py": _LIAR_MODEL}
     ),
     Distribution("faults", _FAULTS, files={"ops.py": _FAULTS_OP, "kernels.py": _FAULTS_KERNELS}),  # D21 to D29
+    Distribution("norms", _NORMS, files={"kernels.py": _NORM_KERNELS}),
     Distribution("named", "", entry="un named"),  # D32
     Distribution("reference", "", entry="module:os"),
     Distribution("command", "@hookimpl\ndef bestiary_register_commands(register):\n"
