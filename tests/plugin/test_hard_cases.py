@@ -1,7 +1,6 @@
 """Part D of the reliability catalogue: real distributions that misbehave, and what ``bestiary`` makes of each.
 
-The ids that are missing here are not the host's: D21 to D29 are what kernels do (``bestiary.testing.KernelConformance``), and
-of D32 only what an installed plugin may be called.
+Of D32 it is only what an installed plugin may be called. What kernels do is told by ``bestiary check-kernel``.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import demo_plugins
 import pytest
 from scratch import Environment, Ran
 
@@ -131,6 +131,16 @@ CASES: dict[str, list[Case]] = {
         Case("unranged", {"unranged": ("loaded", "")}, _STRICT, 0),
     ],
 }  # fmt: skip
+#: Kernels of the plugin faults: the check that finds each one's fault, and a pattern for what it says.
+FAULTS: dict[str, dict[str, tuple[str, str]]] = {
+    "D21": {"replaces": ("result", "out"), "retypes": ("result", "out")},
+    "D23": {"beyond": ("bands", "beside")},
+    "D24": {"short": ("fill", "")},
+    "D25": {"spoils": ("inputs", "weight"), "keeps": ("references", ""), "returns": ("result", "")},
+    "D26": {"fickle": ("determinism", ""), "social": ("invariance", "")},
+    "D28": {"off": ("tolerance", "")},
+    "D29": {"segfaults": ("crash", "SIGSEGV")},
+}
 _PARAMETERS = [
     pytest.param(case, id=f"{name}-{number}-{case.plugins or 'none'}")
     for name, cases in CASES.items()
@@ -221,10 +231,49 @@ print(*demo_threads.plugin.said)
     assert ran.out.count("another thread has been loading plugin threads (demo-threads 1.0)") == 1, ran
 
 
+@pytest.fixture(scope="module")
+def checked(scratch: Environment) -> Ran:
+    """``check-kernel`` on an installed distribution of faulty kernels."""
+    return scratch.bestiary("check-kernel", "demo-faults", "--device", "cpu", "--json", "-", plugins="faults")
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_faulty_kernel_of_an_installed_plugin_is_named_with_its_fault(name: str, checked: Ran) -> None:
+    assert checked.status == 69, checked
+    reports = {one["kernel"]: one for one in checked.json["reports"]}
+    assert [reports[one]["verdict"] for one in ("reference", "right")] == ["pass", "pass"]
+    for kernel, (check, pattern) in FAULTS[name].items():
+        assert reports[kernel]["verdict"] == "fail" and reports[kernel]["distribution"] == "demo-faults"
+        found = {finding["check"]: finding["message"] for finding in reports[kernel]["findings"]}
+        assert re.search(pattern, found[check]), found
+
+
+_BUILDS = f"""{demo_plugins.ATTEMPT}
+names = ("replaces", "off", "segfaults")
+print(json.dumps({{name: attempt(name, "honest", 2, kernels={{"rms_norm": name}}) for name in names}}))
+"""
+
+
+def test_a_build_refuses_faulty_kernels_and_survives_them(scratch: Environment) -> None:
+    ran = scratch.python(_BUILDS, plugins="liar,norms")
+    assert ran.status == 0, ran
+    said = {
+        "replaces": ("E-KERNEL-WRONG", 69, "other memory or another shape"),  # D21
+        "off": ("E-KERNEL-WRONG", 69, "differs from the op's reference at .*tolerance"),  # D28
+        "segfaults": ("E-KERNEL-SUPPORT", 78, "its trial run was killed by SIGSEGV"),  # D29
+    }
+    for name, (code, status, pattern) in said.items():
+        error = ran.json[name]
+        assert (error["code"], error["status"], error["written"]) == (code, status, False), error
+        assert f"kernel rms_norm={name}" in error["subject"], error
+        assert re.search(pattern, f"{error['problem']} {error['found']}"), error
+
+
 def test_every_id_of_the_host_has_a_case() -> None:
-    ids = {*CASES, *(name.split("_")[1] for name in globals() if name.startswith("test_D"))}
+    ids = {*CASES, *FAULTS, *(name.split("_")[1] for name in globals() if name.startswith("test_D"))}
     elsewhere = {"D20": "test_lying_models.py", "D31": "test_lock.py"}
-    assert ids | elsewhere.keys() == {f"D{number:02}" for number in (1, 2, 3, 6, 7, 8, 9, *range(11, 18), 20, 31, 32)}
+    numbers = (1, 2, 3, 6, 7, 8, 9, *range(11, 18), 20, 21, *range(23, 27), 28, 29, 31, 32)
+    assert ids | elsewhere.keys() == {f"D{number:02}" for number in numbers}
 
 
 def test_the_list_fits_a_page_and_says_what_each_plugin_is(scratch: Environment) -> None:

@@ -119,7 +119,7 @@ from bestiary.core.engine.options import BuildOptions
 from bestiary.core.plugins import PluginHost
 
 
-def attempt(name, model, kv_heads):
+def attempt(name, model, kv_heads, **chosen):
     shapes = {"embed": (32, 16), "norm": (16,)}
     for layer in range(2):
         q, k = (16, 16), (4 * kv_heads, 16)
@@ -135,7 +135,7 @@ def attempt(name, model, kv_heads):
     (folder / "config.json").write_text(json.dumps(config))
     try:
         convert(folder, Path(f"{name}.ckpt"), host=host)
-        options = BuildOptions(device="cpu", max_batch_size=2, max_num_tokens=16)
+        options = BuildOptions(device="cpu", max_batch_size=2, max_num_tokens=16, **chosen)
         build(Path(f"{name}.ckpt"), Path(f"{name}.engine"), host=host, options=options)
     except BestiaryError as error:
         return {**error.as_dict(), "status": error.exit_status, "written": Path(f"{name}.engine").exists()}
@@ -145,6 +145,105 @@ def attempt(name, model, kv_heads):
 host = PluginHost.load()
 """
 
+_FAULTS = """
+@hookimpl
+def bestiary_register_ops(register):
+    register(Op(name="demo::scale", declaration="demo_faults.ops:scale"))
+
+@hookimpl
+def bestiary_register_kernels(register):
+    for name in (
+        "right", "replaces", "retypes", "beyond", "short", "spoils", "keeps", "returns", "fickle", "social", "off",
+        "segfaults",
+    ):
+        more = {"batch_invariant": True} if name == "social" else {}
+        register(Kernel(op="demo::scale", name=name, run=f"demo_faults.kernels:{name}", **more))
+"""
+_FAULTS_OP = """
+from torch import Tensor
+from bestiary.ops import Tolerance, normal, op
+
+def _inputs(generator, dtype):
+    for tokens, features in ((3, 5), (4, 8)):
+        yield normal(generator, tokens, features, dtype=dtype), normal(generator, features, dtype=dtype)
+
+@op(
+    name="demo::scale",
+    inputs=_inputs,
+    tolerances={"float32": Tolerance(1e-4, 0.0)},
+    fake=lambda x, weight: x.new_empty(x.shape),
+    rows=("x",),
+)
+def scale(x: Tensor, weight: Tensor) -> Tensor:
+    \"\"\"``x · weight``: x ``[T, F]``, weight ``[F]`` → ``[T, F]``.\"\"\"
+    return x * weight
+"""
+#: Each but the first has the fault that it is named after.
+_FAULTS_KERNELS = """
+import ctypes
+import itertools
+import torch
+
+count, kept = itertools.count(), []
+
+def right(x, weight, *, out):
+    torch.mul(x, weight, out=out)
+
+def replaces(x, weight, *, out):
+    out.set_(x * weight)
+
+def retypes(x, weight, *, out):
+    out.data = (x * weight).double()
+
+def beyond(x, weight, *, out):
+    right(x, weight, out=out)
+    out.as_strided((out.numel() + 1,), (1,))[-1] = 0
+
+def short(x, weight, *, out):
+    out[:-1] = (x * weight)[:-1]
+
+def spoils(x, weight, *, out):
+    right(x, weight, out=out)
+    weight.add_(1)
+
+def keeps(x, weight, *, out):
+    right(x, weight, out=out)
+    kept.append(weight[:1])
+
+def returns(x, weight, *, out):
+    right(x, weight, out=out)
+    return x[:1]
+
+def fickle(x, weight, *, out):
+    torch.add(x * weight, 1e-6 * next(count), out=out)
+
+def social(x, weight, *, out):
+    torch.mul(x * weight, 1 + 1e-7 * len(x), out=out)
+
+def off(x, weight, *, out):
+    torch.add(x * weight, 2e-4, out=out)
+
+def segfaults(x, weight, *, out):
+    ctypes.string_at(0)
+"""
+_NORMS = """
+@hookimpl
+def bestiary_register_kernels(register):
+    for name in ("replaces", "off", "segfaults"):
+        register(Kernel(op="rms_norm", name=name, run=f"demo_norms.kernels:{name}"))
+"""
+_NORM_KERNELS = """
+import ctypes
+
+def replaces(x, weight, eps, *, out):
+    out.set_(x * weight)
+
+def off(x, weight, eps, *, out):
+    out.fill_(3)
+
+def segfaults(x, weight, eps, *, out):
+    ctypes.string_at(0)
+"""
 _KERNEL_LINE = 'register(Kernel(op="demo::op", name="x", run="a:b"))'
 
 #: By id of the catalogue of plugin misbehaviour, where one distribution stands for one case.
@@ -224,6 +323,8 @@ DISTRIBUTIONS = (
     Distribution(  # D20
         "liar", _LIAR, files={"config.py": _LIAR_CONFIG, "convert.py": _LIAR_WEIGHTS, "model.py": _LIAR_MODEL}
     ),
+    Distribution("faults", _FAULTS, files={"ops.py": _FAULTS_OP, "kernels.py": _FAULTS_KERNELS}),  # D21 to D29
+    Distribution("norms", _NORMS, files={"kernels.py": _NORM_KERNELS}),
     Distribution("named", "", entry="un named"),  # D32
     Distribution("reference", "", entry="module:os"),
     Distribution("command", "@hookimpl\ndef bestiary_register_commands(register):\n"
