@@ -52,7 +52,7 @@ class KernelCheck:
         self._declined: Counter[str] = Counter()
         self._done: set[str] = set()
         self._kept: list[tuple[Batch, str, Weak]] = []
-        self._ran = 0
+        self._ran = self._empty = 0
         self._worst: float | None = None
         self._speed: float | None = None
         self._largest: tuple[int, Batch] | None = None
@@ -79,9 +79,11 @@ class KernelCheck:
             device=self._device.type,
             dtype=str(self._dtype).removeprefix("torch."),
             ran=self._ran,
+            empty=self._empty,
             declined=dict(self._declined),
             worst=self._worst,
             invariant=self._kernel.batch_invariant,
+            workspace=self._kernel.workspace is not None,
             done=tuple(sorted(self._done)),
             speed=self._speed,
             findings=tuple(self._findings.values()),
@@ -125,6 +127,7 @@ class KernelCheck:
         first, again = self._run(batch, expected.results), self._run(batch, expected.results)
         complaints = list(first.complaints(first(), expected))
         self._ran += 1
+        self._empty += row_count(self._op, batch.args) == 0 or expected.empty
         self._done |= {"result", "inputs", "bands", "determinism", "crash"}
         self._done |= {"fill"} if self._op.results else set()
         for check, message in complaints:

@@ -28,6 +28,12 @@ class Expected:
         self.before = mutated(op, args)
         self.after = mutated(op, given)
 
+    @property
+    def empty(self) -> bool:
+        """Whether the call asks for nothing: there are results, or arguments to change, and none has an element."""
+        asked = (*self.results, *self.after)
+        return bool(asked) and not any(one.numel() for one in asked)
+
 
 class Run:
     """A kernel's run. ``results`` holds what it wrote: ``out``, then the changed arguments.

@@ -213,6 +213,10 @@ def _refuses(call: Call) -> str | None:
     raise KeyError("shape")
 
 
+def _only_nothing(call: Call) -> str | None:
+    return "only for nothing" if call.arguments["x"].shape[0] else None
+
+
 def _answers_yes(call: Call) -> Any:
     return True
 
@@ -244,6 +248,7 @@ def bestiary_register_kernels(register: Callable[[Kernel], None]) -> None:
         register(Kernel(op="faulty::scale", name=name, run=f"faulty_kernels:{name}", **_FIELDS.get(name, {})))
     for name, supports in (("refuses", _refuses), ("answers_yes", _answers_yes)):
         register(Kernel(op="faulty::scale", name=name, run="faulty_kernels:right", supports=supports))
+    register(Kernel(op="faulty::scale", name="idle", run="faulty_kernels:off", supports=_only_nothing))
     register(Kernel(op="faulty::scale", name="absent", run="faulty_kernels:nothing"))
     register(Kernel(op="faulty::scale", name="unmet", run="faulty_kernels:right", requires="no-such-package"))
     for name in ("strays", "overruns", "blunders", "mingles"):

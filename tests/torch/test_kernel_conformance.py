@@ -12,13 +12,13 @@ from bestiary import PluginError
 from bestiary.core.conformance.kernel_cases import ROWS
 from bestiary.core.conformance.kernel_check import KernelCheck
 from bestiary.core.conformance.kernel_memory import AROUND_INPUTS, Banded
-from bestiary.core.conformance.kernel_report import CHECKS, KernelReport, remarks
+from bestiary.core.conformance.kernel_report import CHECKS, HEADINGS, KernelReport, remarks, rows
 from bestiary.core.conformance.kernel_select import select
 from bestiary.core.conformance.kernel_worker import KernelChecker
 from bestiary.core.ops.declare import Tolerance
 from bestiary.core.program.calls import load_op
 from bestiary.core.program.compare import Deviation, deviation
-from bestiary.testing import KernelCase, KernelConformance, kernel_cases, load_plugins
+from bestiary.testing import KernelCase, KernelConformance, check_kernel, kernel_cases, load_plugins
 
 HOST = load_plugins(faulty_kernels)
 
@@ -87,6 +87,19 @@ def test_a_kernel_gets_constants_as_it_packed_them() -> None:
 def test_a_kernel_that_lacks_what_it_requires_is_declined_which_is_no_pass() -> None:
     report = checked("unmet")
     assert (report.verdict, report.declined) == ("declined", {"no-such-package is not installed": 1})
+
+
+def test_a_kernel_that_runs_empty_calls_only_is_declined_which_is_no_pass() -> None:
+    report = checked("idle")
+    assert (report.verdict, report.ran, report.empty) == ("declined", 2, 2)
+    assert any(line.endswith("ran only empty calls") for line in remarks([report]))
+    assert not any(line.endswith("ran only empty calls") for line in remarks([checked("right"), checked("unmet")]))
+    assert check_kernel(case("idle")) == 0
+
+
+def test_the_table_says_where_no_workspace_is_stated() -> None:
+    place = HEADINGS.index("workspace")
+    assert [row[place] for row in rows([checked("right"), checked("spends")])] == ["not stated", "NO"]
 
 
 @pytest.mark.parametrize(
