@@ -19,6 +19,7 @@ CHECKS: Mapping[str, str] = {
     "references": "no argument or result is kept after the call",
     "tolerance": "the results are near to the reference's",
     "determinism": "one input gives one result, to the bit",
+    "values": "other values in the same memory give the results of those, not of the values before",
     "invariance": "if batch_invariant is claimed: a row's result is the same to the bit in every batch",
     "workspace": "if workspace is stated: no more is allocated",
     "graph": "if graph_safe is claimed, on devices that record: a recording gives the same result",

@@ -20,6 +20,8 @@ from bestiary.spec import Call
 TOLERANCE = Tolerance(1e-4, 0.0)
 _COUNTER = itertools.count()
 _KEPT: list[Tensor] = []
+_RESULTS: dict[tuple[int, ...], Tensor] = {}
+_WEIGHTS: dict[tuple[int, ...], Tensor] = {}
 
 
 def _scale_inputs(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
@@ -95,7 +97,7 @@ def off(x: Tensor, weight: Tensor, *, out: Tensor) -> None:
 
 
 def fickle(x: Tensor, weight: Tensor, *, out: Tensor) -> None:
-    torch.add(x * weight, 1e-6 * next(_COUNTER), out=out)
+    torch.add(x * weight, 1e-6 * (next(_COUNTER) % 2), out=out)
 
 
 def social(x: Tensor, weight: Tensor, *, out: Tensor) -> None:
@@ -116,6 +118,16 @@ def reaches(x: Tensor, weight: Tensor, *, out: Tensor) -> None:
     right(x, weight, out=out)
     if 16 < len(x) < 33:
         out.as_strided((out.numel() + 1,), (1,))[-1] = 0
+
+
+def remembers(x: Tensor, weight: Tensor, *, out: Tensor) -> None:
+    """Computes once for a shape."""
+    out.copy_(_RESULTS.setdefault(tuple(x.shape), x * weight))
+
+
+def converts(x: Tensor, weight: Tensor, *, out: Tensor) -> None:
+    """Converts a weight once, and knows it by its address."""
+    torch.mul(x, _WEIGHTS.setdefault((weight.data_ptr(), len(weight)), weight * 1), out=out)
 
 
 def segfaults(x: Tensor, weight: Tensor, *, out: Tensor) -> None:
@@ -241,7 +253,7 @@ def bestiary_register_ops(register: Callable[[Op], None]) -> None:
 @hookimpl
 def bestiary_register_kernels(register: Callable[[Kernel], None]) -> None:
     for run in (
-        right, short, beyond, before, between, spoils, off, fickle, social, tiles, blocks, reaches, segfaults, hangs, leaves, exits, chatters,
+        right, short, beyond, before, between, spoils, off, fickle, social, tiles, blocks, reaches, remembers, converts, segfaults, hangs, leaves, exits, chatters,
         returns, replaces, keeps, raises, outside, waits, spends, packed, misnamed,
     ):  # fmt: skip
         name = run.__name__

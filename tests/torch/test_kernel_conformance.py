@@ -47,6 +47,8 @@ def checked(name: str) -> KernelReport:
         ("tiles", "invariance", r"row \d is another at place 0 of 257 rows than at its place among 3"),
         ("blocks", "invariance", r"row \d is another at place 0 of 17 rows than at its place among 3"),
         ("reaches", "bands", r"with 17 rows \(.*\): wrote beside out: 1 element, up to 1 after its end"),
+        ("remembers", "values", r"input 0 \(.*\): with other values in the same memory: an error"),
+        ("converts", "values", r"input 0 \(.*\): with other values in the same memory: an error"),
         ("exits", "supports", r"supports said yes, and it raised SystemExit: 0"),
         ("raises", "supports", r"supports said yes, and it raised RuntimeError: no code for this architecture"),
         ("outside", "supports", r"supports said yes, and it raised IndexError"),
