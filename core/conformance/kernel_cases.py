@@ -14,6 +14,7 @@ from bestiary.core import device as devices
 from bestiary.core.ops.declare import OpDeclaration
 from bestiary.core.plugins import PluginHost
 from bestiary.core.program.calls import load_op
+from bestiary.core.program.compare import layout
 from bestiary.spec import Call, Kernel, TensorFacts
 
 #: Numbers of rows that batches are made with: none, one, and more than a tile, a warp, a block and a build's steps have,
@@ -90,9 +91,9 @@ class Batch:
         return f"input {self.source}{rows} ({', '.join(_text(arg) for arg in self.args)})"
 
 
-def batches(op: OpDeclaration[..., Any], device: torch.device, dtype: torch.dtype) -> Iterator[Batch]:
+def batches(op: OpDeclaration[..., Any], device: torch.device, dtype: torch.dtype, seed: int = 2) -> Iterator[Batch]:
     """The op's own inputs, and where it declares its rows, batches of other sizes made from each."""
-    generator = torch.Generator(device).manual_seed(2)
+    generator = torch.Generator(device).manual_seed(seed)
     for index, args in enumerate(op.inputs(generator, dtype)):
         own = Batch(index, tuple(args))
         yield own
@@ -135,6 +136,16 @@ def _rows_of(tensor: Tensor, numbers: Sequence[int]) -> Tensor:
         return rows  # they shared memory
     made = torch.empty_strided(rows.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
     return made.copy_(rows)
+
+
+def alike(first: Batch, second: Batch) -> bool:
+    """Whether two calls differ in the values of their tensors only."""
+    return all(
+        layout(one)[:-1] == layout(other)[:-1]
+        if isinstance(one, Tensor) and isinstance(other, Tensor)
+        else not isinstance(one, Tensor) and not isinstance(other, Tensor) and one == other
+        for one, other in zip(first.args, second.args, strict=True)
+    )
 
 
 def describe_call(op: OpDeclaration[..., Any], args: tuple[Any, ...], device: torch.device) -> Call:

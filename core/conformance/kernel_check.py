@@ -6,13 +6,14 @@ import gc
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from itertools import zip_longest
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bestiary.core import device as devices
-from bestiary.core.conformance.kernel_cases import Batch, KernelCase, batches, describe_call, row_count, sizes
+from bestiary.core.conformance.kernel_cases import Batch, KernelCase, alike, batches, describe_call, row_count, sizes
 from bestiary.core.conformance.kernel_memory import same
 from bestiary.core.conformance.kernel_report import Finding, KernelReport
 from bestiary.core.conformance.kernel_rows import odd_one_out
@@ -23,7 +24,7 @@ from bestiary.core.plugins.requirements import unmet
 from bestiary.core.plugins.resolve import describe
 from bestiary.core.program.bound import reference_kernel
 from bestiary.core.program.calls import load_kernel, supported
-from bestiary.core.program.compare import deviation
+from bestiary.core.program.compare import Deviation, deviation
 
 _LEAST_RUNS, _RUNS, _BUDGET = 3, 20, 0.01  # of timing: runs at least and at most, seconds
 
@@ -52,7 +53,7 @@ class KernelCheck:
         self._declined: Counter[str] = Counter()
         self._done: set[str] = set()
         self._kept: list[tuple[Batch, str, Weak]] = []
-        self._ran = 0
+        self._ran = self._empty = 0
         self._worst: float | None = None
         self._speed: float | None = None
         self._largest: tuple[int, Batch] | None = None
@@ -64,8 +65,10 @@ class KernelCheck:
         self._say("loading it")
         reason = unmet(self._kernel.requires)
         if reason is None and self._load():
-            for batch in batches(self._op, self._device, self._dtype):
-                self._check(batch)
+            first, second = (batches(self._op, self._device, self._dtype, seed) for seed in (2, 3))
+            for batch, other in zip_longest(first, second):
+                if batch is not None:
+                    self._check(batch, other)
             self._references()
             self._measure()
         elif reason is not None:
@@ -79,9 +82,11 @@ class KernelCheck:
             device=self._device.type,
             dtype=str(self._dtype).removeprefix("torch."),
             ran=self._ran,
+            empty=self._empty,
             declined=dict(self._declined),
             worst=self._worst,
             invariant=self._kernel.batch_invariant,
+            workspace=self._kernel.workspace is not None,
             done=tuple(sorted(self._done)),
             speed=self._speed,
             findings=tuple(self._findings.values()),
@@ -99,7 +104,8 @@ class KernelCheck:
         self._done.add("load")
         return True
 
-    def _check(self, batch: Batch) -> None:
+    def _check(self, batch: Batch, other: Batch | None) -> None:
+        """A call; ``other`` has other values of the same shapes, mostly."""
         call = describe_call(self._op, batch.args, self._device)
         self._done.add("supports")
         try:
@@ -112,7 +118,9 @@ class KernelCheck:
             return
         expected = Expected(self._op, batch.args)
         try:
-            self._compare(batch, expected)
+            run = self._compare(batch, expected)
+            if run is not None and other is not None and alike(batch, other):
+                self._values(batch, other, run)
             self._workspace(batch, expected)
             self._invariance(batch)
             self._graph(batch, expected)
@@ -120,17 +128,20 @@ class KernelCheck:
             devices.synchronize(self._device)  # raises, and ends this process's use, where the device is lost
             self._find("supports", batch, f"supports said yes, and it raised {describe(error)}")
 
-    def _compare(self, batch: Batch, expected: Expected) -> None:
+    def _compare(self, batch: Batch, expected: Expected) -> Run | None:
+        """What ran, for another run; None where its results are wrong or missing."""
         self._say(f"{batch}")
         first, again = self._run(batch, expected.results), self._run(batch, expected.results)
         complaints = list(first.complaints(first(), expected))
         self._ran += 1
+        self._empty += row_count(self._op, batch.args) == 0 or expected.empty
         self._done |= {"result", "inputs", "bands", "determinism", "crash"}
         self._done |= {"fill"} if self._op.results else set()
         for check, message in complaints:
             self._find(check, batch, message)
-        if not any(check in ("fill", "result") and check not in self._waived for check, _ in complaints):
-            self._tolerance(batch, first, expected)
+        whole = not any(check in ("fill", "result") and check not in self._waived for check, _ in complaints)
+        near = whole and self._tolerance(batch, first, expected)
+        if whole:
             again()
             if not all(same(one, other) for one, other in zip(first.results, again.results, strict=True)):
                 self._find("determinism", batch, "gave two results for one input")
@@ -138,15 +149,30 @@ class KernelCheck:
         size = sum(result.numel() for result in first.results)
         if not complaints and (self._largest is None or size > self._largest[0]):
             self._largest = size, batch
+        return again if near else None
 
-    def _tolerance(self, batch: Batch, run: Run, expected: Expected) -> None:
+    def _values(self, batch: Batch, other: Batch, run: Run) -> None:
+        self._done.add("values")
+        self._say(f"{batch}, with other values in its memory")
+        expected = Expected(self._op, other.args)
+        run.change(other.args)
+        run()
+        for differs in self._deviations(run, expected):
+            if not differs.excess <= 1:
+                self._find("values", batch, f"with other values in the same memory: {differs}")
+
+    def _tolerance(self, batch: Batch, run: Run, expected: Expected) -> bool:
         self._done.add("tolerance")
-        pairs = [*zip(run.results, expected.results, strict=False), *run.touched(expected)]
-        for found, wanted in pairs:
-            differs = deviation(found, wanted, self._op.tolerances)
+        deviations = self._deviations(run, expected)
+        for differs in deviations:
             self._worst = max(self._worst or 0.0, differs.excess)
             if not differs.excess <= 1:
                 self._find("tolerance", batch, str(differs))
+        return all(differs.excess <= 1 for differs in deviations)
+
+    def _deviations(self, run: Run, expected: Expected) -> list[Deviation]:
+        pairs = [*zip(run.results, expected.results, strict=False), *run.touched(expected)]
+        return [deviation(found, wanted, self._op.tolerances) for found, wanted in pairs]
 
     def _workspace(self, batch: Batch, expected: Expected) -> None:
         largest = batch.numbers is None or len(batch.numbers) == sizes(self._op)[-1]

@@ -49,12 +49,7 @@ class Banded:
         """The tensor's values with its strides and its alignment."""
         shift = tensor.data_ptr() % 64 // tensor.dtype.itemsize if tensor.numel() else 0
         made = cls(tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device, around=around, shift=shift)
-        if any(step == 0 and n > 1 for n, step in zip(tensor.shape, tensor.stride(), strict=True)):
-            flat = tensor.as_strided((made._span,), (1,))  # rows that share memory
-            made.tensor.as_strided((made._span,), (1,)).copy_(flat)
-        else:
-            made.tensor.copy_(tensor)
-        made.keep()
+        made.put(tensor)
         return made
 
     @classmethod
@@ -66,6 +61,19 @@ class Banded:
             made.tensor.view(-1).view(torch.uint8).fill_(1 if dtype is torch.bool else UNWRITTEN)
         made.keep()
         return made
+
+    def put(self, tensor: Tensor) -> None:
+        """Give it the values of a tensor that is laid out like it, and remember everything as it then is."""
+        if any(step == 0 and n > 1 for n, step in zip(tensor.shape, tensor.stride(), strict=True)):
+            flat = tensor.as_strided((self._span,), (1,))  # rows that share memory
+            self.tensor.as_strided((self._span,), (1,)).copy_(flat)
+        else:
+            self.tensor.copy_(tensor)
+        self.keep()
+
+    def restore(self) -> None:
+        """Make everything what it was at :meth:`keep`."""
+        self._memory.copy_(self._kept)
 
     def keep(self) -> None:
         """Remember everything as it is now."""

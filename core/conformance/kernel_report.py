@@ -19,6 +19,7 @@ CHECKS: Mapping[str, str] = {
     "references": "no argument or result is kept after the call",
     "tolerance": "the results are near to the reference's",
     "determinism": "one input gives one result, to the bit",
+    "values": "other values in the same memory give the results of those, not of the values before",
     "invariance": "if batch_invariant is claimed: a row's result is the same to the bit in every batch",
     "workspace": "if workspace is stated: no more is allocated",
     "graph": "if graph_safe is claimed, on devices that record: a recording gives the same result",
@@ -46,9 +47,11 @@ class KernelReport:
 
     Args:
         ran: calls that were run.
+        empty: those of them that ask for nothing.
         declined: reason → calls that ``supports`` said no to.
         worst: largest error in units of the tolerance; None if nothing was compared.
         invariant: whether the kernel claims to be batch-invariant.
+        workspace: whether the kernel states one.
         done: the checks that had something to look at.
         speed: the reference's time over the kernel's; None where it was not measured.
         findings: what is wrong, the first of each check.
@@ -61,9 +64,11 @@ class KernelReport:
     device: str
     dtype: str
     ran: int = 0
+    empty: int = 0
     declined: Mapping[str, int] = field(default_factory=dict)
     worst: float | None = None
     invariant: bool = False
+    workspace: bool = False
     done: tuple[str, ...] = ()
     speed: float | None = None
     findings: tuple[Finding, ...] = ()
@@ -76,10 +81,10 @@ class KernelReport:
 
     @property
     def verdict(self) -> Verdict:
-        """``declined`` where nothing ran: that proves nothing."""
+        """``declined`` where nothing ran, or nothing but empty calls: that proves nothing."""
         if any(finding.check not in self.waived for finding in self.findings):
             return "fail"
-        return "pass" if self.ran or self.findings else "declined"
+        return "pass" if self.ran > self.empty or self.findings else "declined"
 
     def answer(self, check: str) -> str:
         """``yes`` or ``NO`` for a check that was made, a dash for one that had nothing to look at."""
@@ -104,7 +109,8 @@ class KernelReport:
 
 #: The columns of the table.
 HEADINGS = (
-    "kernel", "dtype", "cases", "worst error", "deterministic", "batch invariant", "bands", "filled", "speed", "verdict",
+    "kernel", "dtype", "cases", "worst error", "deterministic", "batch invariant", "bands", "filled", "workspace", "speed",
+    "verdict",
 )  # fmt: skip
 
 
@@ -120,6 +126,7 @@ def rows(reports: Sequence[KernelReport]) -> list[tuple[str, ...]]:
             _invariance(one),
             one.answer("bands"),
             one.answer("fill"),
+            one.answer("workspace") if one.workspace else "not stated",
             "-" if one.speed is None else f"{one.speed:.2f}x",
             one.verdict,
         )
@@ -133,6 +140,7 @@ def remarks(reports: Sequence[KernelReport]) -> list[str]:
     for one in reports:
         lines += [f"{one}: {finding}" for finding in one.findings]
         lines += [f"{one}: {check} is waived: {reason}" for check, reason in one.waived.items()]
+        lines += [f"{one}: ran only empty calls"] if 0 < one.ran == one.empty else []
         lines += [f"{one}: declined {count}: {reason}" for reason, count in one.declined.items()]
     return lines
 

@@ -28,6 +28,12 @@ class Expected:
         self.before = mutated(op, args)
         self.after = mutated(op, given)
 
+    @property
+    def empty(self) -> bool:
+        """Whether the call asks for nothing: there are results, or arguments to change, and none has an element."""
+        asked = (*self.results, *self.after)
+        return bool(asked) and not any(one.numel() for one in asked)
+
 
 class Run:
     """A kernel's run. ``results`` holds what it wrote: ``out``, then the changed arguments.
@@ -46,22 +52,27 @@ class Run:
         results: tuple[Tensor, ...],
         device: torch.device,
     ) -> None:
-        self._op, self._function, self._device = op, function, device
+        self._op, self._function, self._pack, self._device = op, function, pack, device
         self._given = {
             name: Banded.copy(arg, around=AROUND_RESULTS if name in op.mutates else AROUND_INPUTS)
             for name, arg in zip(op.parameters, args, strict=True)
             if isinstance(arg, Tensor)
         }
         self._outs = [Banded.unwritten(tuple(one.shape), one.dtype, device) for one in results]
-        named = dict(zip(op.parameters, args, strict=True)) | {n: one.tensor for n, one in self._given.items()}
-        packed = {} if pack is None else pack(constants(op, tuple(named.values())))
-        self.args = [packed.get(name, value) for name, value in named.items()]
         outs = tuple(one.tensor for one in self._outs)
         self.keywords: dict[str, Any] = {"out": outs[0] if len(outs) == 1 else outs} if outs else {}
-        for banded in self._given.values():
-            banded.keep()  # pack may do with a model's weights what it likes
+        self.args: list[Any] = self._packed(args)
         self._layouts = [layout(tensor) for _, tensor in self._tensors()]
         self.results = (*outs, *(self._given[name].tensor for name in op.mutates))
+
+    def change(self, args: tuple[Any, ...]) -> None:
+        """Other values for the next run, in the same memory; the tensors are laid out as before."""
+        for name, arg in zip(self._op.parameters, args, strict=True):
+            if isinstance(arg, Tensor):
+                self._given[name].put(arg)
+        for banded in self._outs:
+            banded.restore()
+        self.args = self._packed(args)
 
     def __call__(self) -> Any:
         """Run the kernel and wait for it; what it returned."""
@@ -99,6 +110,13 @@ class Run:
     def references(self) -> list[tuple[str, Weak]]:
         """Weak references to the memory of what it was given, by name."""
         return [(name, weakly(one.tensor)) for name, one in self._banded()]
+
+    def _packed(self, args: tuple[Any, ...]) -> list[Any]:
+        named = dict(zip(self._op.parameters, args, strict=True)) | {n: one.tensor for n, one in self._given.items()}
+        packed = {} if self._pack is None else self._pack(constants(self._op, tuple(named.values())))
+        for banded in self._given.values():
+            banded.keep()  # pack may do with a model's weights what it likes
+        return [packed.get(name, value) for name, value in named.items()]
 
     def _unwritten(self, expected: Expected) -> Iterator[Complaint]:
         for (name, banded), wanted in zip(self._banded_outs(), expected.results, strict=True):

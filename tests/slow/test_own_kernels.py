@@ -38,9 +38,9 @@ def test_the_command_prints_the_table_and_fails_with_the_plugin(
     line = ["-p", "faulty_kernels", "check-kernel", "faulty_kernels", "--timeout", "5"]
     assert invoke([*line, "--json", str(tmp_path / "out.json")]) == 69
     shown = capsys.readouterr()
-    assert "faulty_kernels: 29 of 36 reports fail" in shown.err
+    assert "faulty_kernels: 31 of 39 reports fail" in shown.err
     rows = {row.split()[0]: row for row in shown.out.splitlines() if row.startswith("faulty::") and ": " not in row}
-    assert len(rows) == 36
+    assert len(rows) == 39
     assert rows["faulty::scale=right"].split()[-1] == "pass" and rows["faulty::scale=short"].split()[-1] == "fail"
     assert "claimed, NO" in rows["faulty::scale=social"]
     reports = json.loads((tmp_path / "out.json").read_text())["reports"]
@@ -52,6 +52,7 @@ def test_the_command_prints_the_table_and_fails_with_the_plugin(
         "packed",
         "waits",
         "unmet",
+        "idle",
     }
     off = next(report for report in reports if report["kernel"] == "off")
     assert off["worst"] == pytest.approx(2, rel=0.01) and off["findings"][0]["check"] == "tolerance"

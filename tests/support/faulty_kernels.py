@@ -20,6 +20,8 @@ from bestiary.spec import Call
 TOLERANCE = Tolerance(1e-4, 0.0)
 _COUNTER = itertools.count()
 _KEPT: list[Tensor] = []
+_RESULTS: dict[tuple[int, ...], Tensor] = {}
+_WEIGHTS: dict[tuple[int, ...], Tensor] = {}
 
 
 def _scale_inputs(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
@@ -95,7 +97,7 @@ def off(x: Tensor, weight: Tensor, *, out: Tensor) -> None:
 
 
 def fickle(x: Tensor, weight: Tensor, *, out: Tensor) -> None:
-    torch.add(x * weight, 1e-6 * next(_COUNTER), out=out)
+    torch.add(x * weight, 1e-6 * (next(_COUNTER) % 2), out=out)
 
 
 def social(x: Tensor, weight: Tensor, *, out: Tensor) -> None:
@@ -116,6 +118,16 @@ def reaches(x: Tensor, weight: Tensor, *, out: Tensor) -> None:
     right(x, weight, out=out)
     if 16 < len(x) < 33:
         out.as_strided((out.numel() + 1,), (1,))[-1] = 0
+
+
+def remembers(x: Tensor, weight: Tensor, *, out: Tensor) -> None:
+    """Computes once for a shape."""
+    out.copy_(_RESULTS.setdefault(tuple(x.shape), x * weight))
+
+
+def converts(x: Tensor, weight: Tensor, *, out: Tensor) -> None:
+    """Converts a weight once, and knows it by its address."""
+    torch.mul(x, _WEIGHTS.setdefault((weight.data_ptr(), len(weight)), weight * 1), out=out)
 
 
 def segfaults(x: Tensor, weight: Tensor, *, out: Tensor) -> None:
@@ -213,6 +225,10 @@ def _refuses(call: Call) -> str | None:
     raise KeyError("shape")
 
 
+def _only_nothing(call: Call) -> str | None:
+    return "only for nothing" if call.arguments["x"].shape[0] else None
+
+
 def _answers_yes(call: Call) -> Any:
     return True
 
@@ -237,13 +253,14 @@ def bestiary_register_ops(register: Callable[[Op], None]) -> None:
 @hookimpl
 def bestiary_register_kernels(register: Callable[[Kernel], None]) -> None:
     for run in (
-        right, short, beyond, before, between, spoils, off, fickle, social, tiles, blocks, reaches, segfaults, hangs, leaves, exits, chatters,
+        right, short, beyond, before, between, spoils, off, fickle, social, tiles, blocks, reaches, remembers, converts, segfaults, hangs, leaves, exits, chatters,
         returns, replaces, keeps, raises, outside, waits, spends, packed, misnamed,
     ):  # fmt: skip
         name = run.__name__
         register(Kernel(op="faulty::scale", name=name, run=f"faulty_kernels:{name}", **_FIELDS.get(name, {})))
     for name, supports in (("refuses", _refuses), ("answers_yes", _answers_yes)):
         register(Kernel(op="faulty::scale", name=name, run="faulty_kernels:right", supports=supports))
+    register(Kernel(op="faulty::scale", name="idle", run="faulty_kernels:off", supports=_only_nothing))
     register(Kernel(op="faulty::scale", name="absent", run="faulty_kernels:nothing"))
     register(Kernel(op="faulty::scale", name="unmet", run="faulty_kernels:right", requires="no-such-package"))
     for name in ("strays", "overruns", "blunders", "mingles"):

@@ -12,13 +12,13 @@ from bestiary import PluginError
 from bestiary.core.conformance.kernel_cases import ROWS
 from bestiary.core.conformance.kernel_check import KernelCheck
 from bestiary.core.conformance.kernel_memory import AROUND_INPUTS, Banded
-from bestiary.core.conformance.kernel_report import CHECKS, KernelReport, remarks
+from bestiary.core.conformance.kernel_report import CHECKS, HEADINGS, KernelReport, remarks, rows
 from bestiary.core.conformance.kernel_select import select
 from bestiary.core.conformance.kernel_worker import KernelChecker
 from bestiary.core.ops.declare import Tolerance
 from bestiary.core.program.calls import load_op
 from bestiary.core.program.compare import Deviation, deviation
-from bestiary.testing import KernelCase, KernelConformance, kernel_cases, load_plugins
+from bestiary.testing import KernelCase, KernelConformance, check_kernel, kernel_cases, load_plugins
 
 HOST = load_plugins(faulty_kernels)
 
@@ -47,6 +47,8 @@ def checked(name: str) -> KernelReport:
         ("tiles", "invariance", r"row \d is another at place 0 of 257 rows than at its place among 3"),
         ("blocks", "invariance", r"row \d is another at place 0 of 17 rows than at its place among 3"),
         ("reaches", "bands", r"with 17 rows \(.*\): wrote beside out: 1 element, up to 1 after its end"),
+        ("remembers", "values", r"input 0 \(.*\): with other values in the same memory: an error"),
+        ("converts", "values", r"input 0 \(.*\): with other values in the same memory: an error"),
         ("exits", "supports", r"supports said yes, and it raised SystemExit: 0"),
         ("raises", "supports", r"supports said yes, and it raised RuntimeError: no code for this architecture"),
         ("outside", "supports", r"supports said yes, and it raised IndexError"),
@@ -87,6 +89,19 @@ def test_a_kernel_gets_constants_as_it_packed_them() -> None:
 def test_a_kernel_that_lacks_what_it_requires_is_declined_which_is_no_pass() -> None:
     report = checked("unmet")
     assert (report.verdict, report.declined) == ("declined", {"no-such-package is not installed": 1})
+
+
+def test_a_kernel_that_runs_empty_calls_only_is_declined_which_is_no_pass() -> None:
+    report = checked("idle")
+    assert (report.verdict, report.ran, report.empty) == ("declined", 2, 2)
+    assert any(line.endswith("ran only empty calls") for line in remarks([report]))
+    assert not any(line.endswith("ran only empty calls") for line in remarks([checked("right"), checked("unmet")]))
+    assert check_kernel(case("idle")) == 0
+
+
+def test_the_table_says_where_no_workspace_is_stated() -> None:
+    place = HEADINGS.index("workspace")
+    assert [row[place] for row in rows([checked("right"), checked("spends")])] == ["not stated", "NO"]
 
 
 @pytest.mark.parametrize(
