@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bestiary.core import device as devices
-from bestiary.core.errors import PluginError
+from bestiary.core.errors import PluginError, said
 from bestiary.core.ops.collective import Ranks
 from bestiary.core.ops.declare import OpDeclaration
 from bestiary.core.plugins import PluginHost
@@ -195,7 +195,7 @@ class Tuner:
             returned = run(*args, **keywords)
             devices.synchronize(self._target.device)
         except Exception as error:
-            raise PluginError("E-KERNEL-FAILED", label, f"raised {type(error).__name__}: {error}") from error
+            raise PluginError("E-KERNEL-FAILED", label, f"raised {type(error).__name__}: {said(error)}") from error
         found = None if returned is None else f"it returned a {type(returned).__name__}"
         if found is None and [layout(tensor) for tensor in given] != before:
             found = "other memory or another shape"
