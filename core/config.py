@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bestiary.core.errors import ConfigError
-from bestiary.core.rope import LARGEST, ROPE_KEYS, Rope, Size, fold_rope, shown
+from bestiary.core.rope import LARGEST, ROPE_KEYS, Rope, Size, fold_rope, typed
 
 __all__ = ["ModelConfig", "Rope"]
 
@@ -124,7 +124,7 @@ class ModelConfig(BaseModel):
                     "E-CFG-FIELD",
                     f"config.json, field {name}",
                     "is absurd",
-                    found=shown(value),
+                    found=typed(value),
                     expected=f"at most {LARGEST}",
                 )
         return self
@@ -146,7 +146,7 @@ class ModelConfig(BaseModel):
                     "E-CFG-UNSUPPORTED",
                     f"config.json, field {key}",
                     f"changes the mathematics in a way {cls.__name__} does not implement",
-                    found=shown(raw[key]),
+                    found=typed(raw[key]),
                     expected=" or ".join("null" if a is None else repr(a) for a in allowed),
                 )
         if raw.get("quantization_config") is not None:
@@ -168,7 +168,7 @@ def _config_error(error: ValidationError) -> ConfigError:
         "E-CFG-FIELD",
         f"config.json, field {field}",
         "is missing" if missing else "has a wrong value",
-        found=None if missing else shown(first["input"]),
+        found=None if missing else typed(first["input"]),
         expected=None if missing else first["msg"].removeprefix("Input should be ").removeprefix("Value error, "),
     )
 
@@ -181,7 +181,7 @@ def _fold_dtype(raw: Mapping[str, Any]) -> str | None:
             "E-CFG-CONTRADICTION",
             "config.json, fields dtype and torch_dtype",
             "contradict each other",
-            found=shown(found),
+            found=typed(found),
         )
     for key, value in found.items():
         if not isinstance(value, str) or not names <= set(_DTYPES):
@@ -189,7 +189,7 @@ def _fold_dtype(raw: Mapping[str, Any]) -> str | None:
                 "E-CFG-FIELD",
                 f"config.json, field {key}",
                 "is no dtype of weights",
-                found=shown(value),
+                found=typed(value),
                 expected=", ".join(_DTYPES),
             )
     return next(iter(names), None)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from bestiary.core.errors import ConfigError
+from bestiary.core.errors import ConfigError, shown
 
 # Far above any model there is, low enough that a damaged number can't make a shape that overflows or a loop that hangs.
 LARGEST = 2**27
@@ -77,7 +77,7 @@ def fold_rope(raw: Mapping[str, Any], default_theta: float) -> Rope:
         subject = f"config.json, field {key if key in raw and key not in given else f'{field}.{key}'}"
         expected = first["msg"].removeprefix("Input should be ")
         raise ConfigError(
-            "E-CFG-ROPE", subject, "has a wrong value", found=shown(first["input"]), expected=expected
+            "E-CFG-ROPE", subject, "has a wrong value", found=typed(first["input"]), expected=expected
         ) from None
 
 
@@ -92,7 +92,7 @@ def _rope_object(raw: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
                 "E-CFG-ROPE",
                 f"config.json, field {field}",
                 "has a wrong value",
-                found=shown(value),
+                found=typed(value),
                 expected="an object",
             )
         objects[field] = dict(value)
@@ -126,7 +126,7 @@ def _rope_kind(field: str, given: Mapping[str, Any]) -> str:
             "E-CFG-ROPE",
             f"config.json, field {field}.{key}",
             "is no known kind of rope",
-            found=shown(kind),
+            found=typed(kind),
             expected=", ".join(_KINDS),
         )
     return str(kind)
@@ -182,11 +182,11 @@ def _contradiction(old_field: str, new_field: str, old: Any, new: Any) -> Config
         "E-CFG-CONTRADICTION",
         f"config.json, fields {old_field} and {new_field}",
         "contradict each other",
-        found=f"{shown(old)} and {shown(new)}",
+        found=f"{typed(old)} and {typed(new)}",
         hint="remove the one that does not belong to the model",
     )
 
 
-def shown(value: Any) -> str:
-    text = repr(value)
-    return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
+def typed(value: Any) -> str:
+    """A value of config.json for a message, with its type, which is often what is wrong with it."""
+    return f"{shown(value)} ({type(value).__name__})"

@@ -14,7 +14,7 @@ from bestiary.core.conformance.model_steps import logits, opened, step, whole
 #: Largest difference of logits in float32.
 FLOAT32 = 1e-4
 #: Largest difference of the step program's logits from the eager reference mode's: merged products sum in another order.
-PROGRAM = 5e-5
+PROGRAM = 2e-5
 #: How much farther from float32 the logits in bfloat16 may be than the reference's own in bfloat16.
 BFLOAT16 = 1.25
 
