@@ -1,4 +1,4 @@
-"""Directories that are absent or complete: written beside their place, flushed, and renamed at the end."""
+"""Directories and files that are absent or complete: written beside their place, flushed, and renamed at the end."""
 
 from __future__ import annotations
 
@@ -52,6 +52,24 @@ def new_directory(target: Path, *, overwrite: bool = False, hint: str = _OVERWRI
         raise ReadWriteError("E-OUT-WRITE", name, f"writing failed: {e.strerror or e}") from e
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def new_file(target: Path, content: bytes) -> None:
+    """Write a file that is whole from the moment it is there; one of that name is replaced.
+
+    Raises:
+        OutputError: it can't be written.
+    """
+    target = Path.cwd() / target
+    temporary = _temporary(target)
+    try:
+        temporary.write_bytes(content)
+        _sync(temporary)
+        temporary.replace(target)
+    except OSError as e:
+        raise OutputError("E-OUT-FILE", target.name, f"can't be written: {e.strerror}") from e
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def check_target(target: Path, *, overwrite: bool, hint: str = _OVERWRITE) -> None:

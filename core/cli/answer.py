@@ -18,6 +18,8 @@ from bestiary.core.progress import Progress
 from bestiary.core.source import recognise
 
 if TYPE_CHECKING:
+    import typer
+
     from bestiary import LLM, SamplingParams
 
 Prompt = str | list[dict[str, str]]
@@ -78,7 +80,7 @@ def require_engine(engine: str, session: Session) -> Path:
 
 @contextmanager
 def open_llm(
-    engine: Path, session: Session, progress: Progress, *, tokenizer: str | Path | None = None, **options: Any
+    engine: str | Path, session: Session, progress: Progress, *, tokenizer: str | Path | None = None, **options: Any
 ) -> Iterator[LLM]:
     """The engine, loaded with the session's plugins; closed at the end. Options that are None are left out.
 
@@ -90,7 +92,7 @@ def open_llm(
     said = {name: value for name, value in options.items() if value is not None}
     llm = LLM(
         engine,
-        tokenizer=tokenizer or ("auto" if has_tokenizer(engine) else None),
+        tokenizer=tokenizer or ("auto" if has_tokenizer(Path(engine)) else None),
         plugins=session.plugins,
         prefer=session.preferences,
         strict_plugins=session.strict,
@@ -102,6 +104,22 @@ def open_llm(
         yield llm
     finally:
         llm.close()
+
+
+@contextmanager
+def open_model(context: typer.Context, model: str, progress: Progress, **options: Any) -> Iterator[LLM]:
+    """Any model, converted and built into the cache where that is needed, loaded with the plugins that the command line names;
+    closed at the end.
+
+    Args:
+        context: the command's.
+        model: HF directory, GGUF file, hub id, checkpoint or engine.
+        options: of ``LLM``; those that are None are left out.
+    """
+    from bestiary.core.cli.session import session_of
+
+    with open_llm(model, session_of(context), progress, **{"tokenizer": "auto", **options}) as llm:
+        yield llm
 
 
 def has_chat_template(*directories: Path) -> bool:

@@ -76,14 +76,10 @@ def _named(name: str, host: PluginHost) -> list[Model]:
 
 
 def _write(target: str, reports: list[dict[str, object]]) -> None:
-    import json
-
-    from bestiary.core.errors import OutputError
+    from bestiary.core.checkpoint.files import json_bytes
+    from bestiary.core.checkpoint.transaction import new_file
 
     if target == "-":
         print_json({"conformance": reports})
         return
-    try:
-        Path(target).write_text(json.dumps({"conformance": reports}, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise OutputError("E-OUT-FILE", target, f"can't be written: {error.strerror}") from error
+    new_file(Path(target), json_bytes({"conformance": reports}))

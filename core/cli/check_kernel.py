@@ -33,6 +33,8 @@ def check_kernel(
     ] = None,
 ) -> None:
     """Check a plugin's kernels and ops against the ops' declarations, in a process of their own."""
+    from bestiary.core.checkpoint.files import json_bytes
+    from bestiary.core.checkpoint.transaction import new_file
     from bestiary.core.cli.report import table
     from bestiary.core.cli.session import session_of
     from bestiary.core.conformance.kernel_report import HEADINGS, remarks, rows
@@ -51,7 +53,7 @@ def check_kernel(
         for line in remarks(reports):
             print(line)
         if json is not None:
-            _write(Path(json), result)
+            new_file(Path(json), json_bytes(result))
     if (problem := _problem(reports)) is not None:
         print(f"bestiary: {dist}: {problem}", file=sys.stderr)
         raise typer.Exit(UNAVAILABLE)
@@ -83,9 +85,3 @@ def _problem(reports: Sequence[KernelReport]) -> str | None:
         return f"{failed} of {len(reports)} reports fail"
     kernels = [report for report in reports if report.kernel != "reference"]
     return "no kernel of it runs here" if kernels and not any(report.ran > report.empty for report in kernels) else None
-
-
-def _write(path: Path, result: object) -> None:
-    import json
-
-    path.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -19,13 +18,14 @@ def lock(
     json: Json = False,
 ) -> None:
     """Write the plugins that would be loaded, with versions and digests of their code, to FILE."""
+    from bestiary.core.checkpoint.transaction import new_file
     from bestiary.core.cli.session import session_of
     from bestiary.core.plugins import lockfile
 
     then = lockfile.read(file) if check else {}
     now = lockfile.lock(session_of(ctx).candidates())
     if not check:
-        _write(file, lockfile.text(now))
+        new_file(file, lockfile.text(now).encode())
     differences = lockfile.drift(then, now) if check else ()
     if json:
         found = [vars(one) for one in differences]
@@ -37,16 +37,3 @@ def lock(
         print(f"{file.name}: {len(then if check else now)} distributions, {outcome}")
     if differences:
         raise typer.Exit(UNAVAILABLE)
-
-
-def _write(file: Path, text: str) -> None:
-    """The old file or the new one, whatever happens."""
-    from bestiary.core.errors import OutputError
-
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(file)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OutputError("E-OUT-CREATE", file.name, f"can't be written: {error.strerror}") from error

@@ -57,8 +57,10 @@ def breaks(old: str, new: str, changelog: str, version: Version) -> list[str]:
             for one in added
             if one not in told
         ]
-    for name in now.keys() - before.keys():
-        if name.removesuffix(".__init__").rpartition(".")[2] not in told:
+    added_names = now.keys() - before.keys()
+    for name in added_names:
+        owner, _, own = name.replace(":", ".").rpartition(".")
+        if owner not in added_names and own not in told:  # else it comes with its class
             found.append(f"{name} is new, and the changelog does not name it")
     return sorted(found)
 
