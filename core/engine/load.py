@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,8 @@ def load_engine(
     graphs: bool | None = None,
     place: Place = UNDIVIDED,
     taps: Sequence[str] = (),
+    watched: bool = False,
+    without_fusions: Collection[str] = (),
     reference: bool = False,
     progress: Progress | None = None,
 ) -> LoadedEngine:
@@ -90,7 +92,8 @@ def load_engine(
         max_batch_size, max_seq_len, graphs: in place of the build's.
         memory_limit: most bytes of the device's memory for this process with the engine; the cache gets what is left.
         place: this process's place in a divided engine.
-        taps: module paths whose outputs ``Runner.forward_all`` also returns.
+        taps, watched, without_fusions: see :func:`~bestiary.core.engine.network.make_network`; ``Runner.forward`` returns
+            the tensors.
         reference: run the model's own forward on the ops' references, without a step program.
 
     Raises:
@@ -114,7 +117,15 @@ def load_engine(
     config = parse_config(model, manifest.checkpoint.config)
     with step(progress or Silent(), "load") as note:
         network = make_network(
-            model, config, options, checkpoint_dtype=manifest.checkpoint.dtype, host=host, place=place, taps=taps
+            model,
+            config,
+            options,
+            checkpoint_dtype=manifest.checkpoint.dtype,
+            host=host,
+            place=place,
+            taps=taps,
+            watched=watched,
+            without_fusions=without_fusions,
         )
         manifest.check_lock(host)
         plan = _plan(directory, network, options)

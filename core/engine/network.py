@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +23,7 @@ from bestiary.core.program.passes.cut import cut
 from bestiary.core.program.passes.fuse import fuse, pattern_of
 from bestiary.core.program.passes.merge import merge_linears
 from bestiary.core.program.passes.shard import shard
-from bestiary.core.program.passes.taps import insert_taps
+from bestiary.core.program.passes.taps import insert_taps, watch
 from bestiary.core.program.program import Program, Value
 from bestiary.core.program.shapes import Geometry, Shape, Sizes, infer
 from bestiary.core.program.trace import trace
@@ -65,8 +65,15 @@ def make_network(
     host: PluginHost,
     place: Place = UNDIVIDED,
     taps: Sequence[str] = (),
+    watched: bool = False,
+    without_fusions: Collection[str] = (),
 ) -> Network:
     """Trace the model and run the passes over it.
+
+    Args:
+        taps: names of tensors to keep as outputs, whatever fusions would do to them.
+        watched: keep every named tensor that the passes leave.
+        without_fusions: names of fusions not to apply, ``*`` for none.
 
     Raises:
         ConfigError: the options ask for what the model, the device or the plugins don't have.
@@ -86,7 +93,9 @@ def make_network(
     insert_taps(program, taps)
     cut(program, module, place.stage, geometry)
     merge_linears(program)
-    fusions = _fuse(program, geometry, target, host)
+    fusions = _fuse(program, geometry, target, host, without_fusions)
+    if watched:
+        watch(program)
     sequences = min(options.max_batch_size, options.max_num_tokens)
     limits = Sizes(options.max_num_tokens, sequences, sequences + PROMPT_ROWS)
     shapes = infer(program, geometry)
@@ -96,9 +105,12 @@ def make_network(
     return Network(module, program, shapes, geometry, target, limits, max_seq_len, config.vocab_size, fusions)
 
 
-def _fuse(program: Program, geometry: Geometry, target: Target, host: PluginHost) -> dict[str, int]:
+def _fuse(
+    program: Program, geometry: Geometry, target: Target, host: PluginHost, without: Collection[str]
+) -> dict[str, int]:
     """Apply every registered fusion, the longest patterns first, where a kernel can run the fused op."""
-    patterns = [(fusion.name, pattern_of(load_op(fusion.op, host))) for fusion in host.fusions()]
+    wanted_ones = [fusion for fusion in host.fusions() if not {fusion.name, "*"} & set(without)]
+    patterns = [(fusion.name, pattern_of(load_op(fusion.op, host))) for fusion in wanted_ones]
     applied = {}
     for name, pattern in sorted(patterns, key=lambda item: -len(item[1].ops)):
         shapes = infer(program, geometry)

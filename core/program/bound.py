@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,6 +35,24 @@ class BoundKernel:
     graph_safe: bool = False
 
 
+class BoundCall(NamedTuple):
+    """One call of a step, for those who watch it.
+
+    ``kernel``: its name; None for a function or view of torch's. ``args``: as the kernel gets them. ``results``: the tensors
+    that it fills. ``run`` makes the call; None for a view, which is there already.
+    """
+
+    instruction: Instruction
+    kernel: str | None
+    args: tuple[Any, ...]
+    results: tuple[Tensor, ...]
+    run: Callable[[], Any] | None
+
+
+#: Is given every call of a step in order, and makes it by ``call.run()``.
+Observer = Callable[[BoundCall], None]
+
+
 class StepProgram:
     """Runs a program whose kernels are bound. Inputs are views of the same memory at every step."""
 
@@ -59,6 +77,14 @@ class StepProgram:
             call()
         return outputs
 
+    def watch(self, sizes: Sizes, observer: Observer) -> dict[str, Tensor]:
+        """Execute one step like ``run``, every call through an observer."""
+        self.reserve(sizes)
+        calls, outputs = self._bind(sizes)
+        for call in calls:
+            observer(call)
+        return outputs
+
     def reserve(self, sizes: Sizes) -> None:
         """Take the activations' memory for steps of up to these sizes now, so that none of them asks for more."""
         if self._arena.reserve(sizes):
@@ -81,44 +107,41 @@ class StepProgram:
             self._lists.move_to_end(sizes)
             return known
         self.reserve(sizes)
-        self._lists[sizes] = made = self._bind(sizes)
+        calls, outputs = self._bind(sizes)
+        self._lists[sizes] = made = [call.run for call in calls if call.run is not None], outputs
         if len(self._lists) > _KEPT:
             self._lists.popitem(last=False)
         return made
 
-    def _bind(self, sizes: Sizes) -> tuple[list[Callable[[], Any]], dict[str, Tensor]]:
+    def _bind(self, sizes: Sizes) -> tuple[list[BoundCall], dict[str, Tensor]]:
         given = self._inputs(sizes)
         tensors: dict[Value, Any] = {value: given[name] for name, value in self.program.inputs.items()}
         for weight, tensor in self._weights.items():
             tensors[weight] = tensor
-        calls: list[Callable[[], Any]] = []
-        for instruction in self.program.instructions:
-            call = self._call(instruction, tensors, sizes)
-            if call is not None:
-                calls.append(call)
+        calls = [self._call(instruction, tensors, sizes) for instruction in self.program.instructions]
         return calls, {name: tensors[value] for name, value in self.program.outputs.items()}
 
-    def _call(self, instruction: Instruction, tensors: dict[Value, Any], sizes: Sizes) -> Callable[[], Any] | None:
+    def _call(self, instruction: Instruction, tensors: dict[Value, Any], sizes: Sizes) -> BoundCall:
         target = instruction.target
         if isinstance(target, TorchCall) and self._shapes[instruction.results[0]].base is not None:
             # A view of fixed memory is itself fixed: taken here, it costs nothing at run time.
             args = fill(instruction.args, tensors.__getitem__)
-            tensors[instruction.results[0]] = target.function(*args, **dict(target.keywords))
-            return None
+            view = tensors[instruction.results[0]] = target.function(*args, **dict(target.keywords))
+            return BoundCall(instruction, None, args, (view,), None)
         for result in instruction.results:
             tensors[result] = self._arena.view(result, sizes)
         outs = tuple(tensors[result] for result in instruction.results)
         if isinstance(target, TorchCall):
             args = fill(instruction.args, tensors.__getitem__)
-            return partial(_torch_call, target.function, args, dict(target.keywords), outs[0])
+            run = partial(_torch_call, target.function, args, dict(target.keywords), outs[0])
+            return BoundCall(instruction, None, args, outs, run)
         kernel = self.kernel(instruction, sizes)
         args = tuple(
             kernel.packed[index] if index in kernel.packed else fill(argument, tensors.__getitem__)
             for index, argument in enumerate(instruction.args)
         )
-        if not outs:
-            return partial(kernel.run, *args)
-        return partial(kernel.run, *args, out=outs[0] if len(outs) == 1 else outs)
+        out = {"out": outs[0] if len(outs) == 1 else outs} if outs else {}
+        return BoundCall(instruction, kernel.name, args, outs, partial(kernel.run, *args, **out))
 
     def kernel(self, instruction: Instruction, sizes: Sizes) -> BoundKernel:
         """Which kernel runs an instruction at these sizes."""

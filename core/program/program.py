@@ -84,7 +84,7 @@ class Program:
         inputs: by name, in a fixed order.
         instructions: in the order of execution.
         outputs: ``logits`` and the taps, by name.
-        scopes: module path → the tensor its forward returned.
+        places: names of tensors, in the order in which they are made; see :mod:`~bestiary.core.program.places`.
         caches: path of each cache that this program uses → what a rank stores of it.
         groups: the cache groups of the whole model as it declares them; the same for all ranks and stages.
         group_of: path of each cache of the whole model → the number of its group.
@@ -93,7 +93,7 @@ class Program:
     inputs: dict[str, Input] = field(default_factory=dict)
     instructions: list[Instruction] = field(default_factory=list)
     outputs: dict[str, Value] = field(default_factory=dict)
-    scopes: dict[str, Value] = field(default_factory=dict)
+    places: dict[str, Value] = field(default_factory=dict)
     caches: dict[str, CacheSpec] = field(default_factory=dict)
     groups: tuple[CacheSpec, ...] = ()
     group_of: dict[str, int] = field(default_factory=dict)
@@ -121,7 +121,7 @@ class Program:
             if instruction not in keep:
                 instruction.args = tuple(substitute(argument, old, new) for argument in instruction.args)
         self.outputs = {name: new if value is old else value for name, value in self.outputs.items()}
-        self.scopes = {path: new if value is old else value for path, value in self.scopes.items()}
+        self.places = {name: new if value is old else value for name, value in self.places.items()}
 
     def drop_unused(self) -> None:
         """Remove instructions whose results nobody reads; those without a result are called for what they do."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from bestiary.core.errors import PluginError
 from bestiary.core.ops import elementwise
 from bestiary.core.ops.declare import OpDeclaration
+from bestiary.core.program.places import name_places
 from bestiary.core.program.program import Input, Instruction, Part, Program, Result, TorchCall, Value, Weight
 from bestiary.layers.cache import CacheSpec, KVCache
 from bestiary.layers.step import LayerCache, Step
@@ -54,7 +55,8 @@ class _StepTracer(fx.Tracer):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.caches = {path: m for path, m in model.named_modules() if isinstance(m, KVCache)}
-        self.outputs: dict[str, fx.Node] = {}
+        self.returned: dict[str, fx.Node] = {}
+        self.given: dict[str, fx.Node] = {}
         self.owners: dict[fx.Node, str] = {}
         self._stack = [""]
 
@@ -96,7 +98,9 @@ class _StepTracer(fx.Tracer):
         finally:
             self._stack.pop()
         if isinstance(result, fx.Proxy):
-            self.outputs[path] = result.node
+            self.returned[path] = result.node
+        if args and isinstance(args[0], fx.Proxy):
+            self.given[path] = args[0].node
         return result
 
 
@@ -126,9 +130,13 @@ def _lower(graph: fx.Graph, tracer: _StepTracer, model: nn.Module) -> Program:
             program.instructions.append(instruction)
             results = instruction.results
             values[node] = results[0] if len(results) == 1 else results
-    program.scopes = {path: values[node] for path, node in tracer.outputs.items() if isinstance(values[node], Value)}
     program.drop_unused()
+    program.places = name_places(program, _tensors(tracer.returned, values), _tensors(tracer.given, values))
     return program
+
+
+def _tensors(nodes: Mapping[str, fx.Node], values: Mapping[fx.Node, Any]) -> dict[str, Value]:
+    return {path: values[node] for path, node in nodes.items() if isinstance(values[node], Value)}
 
 
 def _weight(name: str, model: nn.Module) -> Weight:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from bestiary.core.program.bound import StepProgram
+from bestiary.core.program.bound import Observer, StepProgram
 from bestiary.core.runtime.graphs import DecodeGraphs
 from bestiary.core.runtime.inputs import StepInputs
 from bestiary.core.runtime.messages import StepMessage
@@ -15,7 +15,12 @@ class Runner:
 
     Args:
         graphs: run steps that only decode as recorded graphs.
+
+    Attributes:
+        observer: sees and makes every call of the steps while it is set; there are no graphs then.
     """
+
+    observer: Observer | None = None
 
     def __init__(self, program: StepProgram, inputs: StepInputs, graphs: DecodeGraphs | None = None) -> None:
         self.program, self.inputs, self._graphs = program, inputs, graphs
@@ -28,5 +33,7 @@ class Runner:
     def forward(self, step: StepMessage) -> dict[str, Tensor]:
         """``logits`` ``[R, vocabulary]`` fp32 of the step's rows, in order, and every tap, by name. The next call overwrites
         them."""
+        if self.observer is not None:
+            return self.program.watch(self.inputs.write(step), self.observer)
         outputs = None if self._graphs is None else self._graphs.forward(step)
         return self.program.run(self.inputs.write(step)) if outputs is None else outputs

@@ -14,6 +14,8 @@ from bestiary import LLM, ConfigError, DataError, Fusion, Kernel, Op, PluginErro
 from bestiary.core.engine.build import build
 from bestiary.core.engine.options import BuildOptions
 from bestiary.core.plugins import PluginHost
+from bestiary.core.ops.declare import OpDeclaration
+from bestiary.core.program.bound import BoundCall
 from bestiary.core.program.passes.fuse import fuse, pattern_of
 from bestiary.core.program.passes.merge import merge_linears
 from bestiary.core.program.passes.taps import insert_taps
@@ -42,7 +44,7 @@ def test_a_trace_is_flat_and_knows_its_modules() -> None:
     assert _names(program).count("linear") == 3 * 7
     assert _names(program).count("rotary_table") == 1, "layers that rotate alike share their angles"
     assert list(program.outputs) == ["logits"]
-    assert "layers.2.attention" in program.scopes
+    assert "layers.2.attention" in program.places
     assert len(program.caches) == 3
 
 
@@ -56,7 +58,7 @@ def test_shapes_follow_tokens_and_rows() -> None:
     program = trace(_llama())
     shapes = infer(program, GEOMETRY)
     assert str(shapes[program.outputs["logits"]]) == "float32[R, 96]"
-    assert str(shapes[program.scopes["layers.0.attention"]]) == "float32[T, 48]"
+    assert str(shapes[program.places["layers.0.attention"]]) == "float32[T, 48]"
 
 
 class _Peeks(nn.Module):
@@ -300,3 +302,51 @@ def test_random_weights_follow_the_seed(tiny: tuple[Path, Any]) -> None:
     assert not torch.equal(seeded(0), seeded(1))
     with pytest.raises(UsageError, match="seed: is not an integer"):
         seeded("x")  # type: ignore[arg-type]
+
+
+def test_every_tensor_on_the_way_has_a_name() -> None:
+    places = trace(_llama()).places
+    attention = "layers.1.attention"
+    for name in (
+        "embed",
+        f"{attention}.input",
+        f"{attention}.q",
+        f"{attention}.rope.1",
+        f"{attention}.paged_attention",
+    ):
+        assert name in places, name
+    assert places[f"{attention}.o"] is places[attention], "what a module returns may be what its last part returns"
+    assert places["layers.1.mlp_norm.input"] is places["layers.1.add.0"]
+    order = list(places)
+    assert order.index("embed") < order.index(f"{attention}.rope.0") < order.index("layers.1.mlp") < order.index("head")
+
+
+def test_watching_keeps_what_the_passes_left_and_changes_nothing(tiny: tuple[Path, Any]) -> None:
+    directory, _ = tiny
+    message = whole(list(range(3, 20)), [2, 4])
+    plain = load(directory, PluginHost.load()).runner.forward(message)
+    watched = load(directory, PluginHost.load(), watched=True).runner.forward(message)
+    unfused = load(directory, PluginHost.load(), watched=True, without_fusions=["*"]).runner.forward(message)
+    assert torch.equal(plain["logits"], watched["logits"])
+    swallowed = unfused.keys() - watched.keys()
+    assert "layers.0.attention.rope.1" in swallowed and "layers.0.attention.rope.0" not in swallowed
+    for name, tensor in watched.items():
+        assert (tensor - unfused[name]).abs().max() < 1e-4, name
+
+
+def test_an_observer_sees_and_makes_every_call(tiny: tuple[Path, Any]) -> None:
+    directory, _ = tiny
+    message = whole(list(range(3, 20)), [2, 4])
+    engine = load(directory, PluginHost.load())
+    plain = engine.runner.forward(message)["logits"].clone()
+    seen: list[BoundCall] = []
+
+    def observer(call: BoundCall) -> None:
+        seen.append(call)
+        if call.run is not None:
+            call.run()
+
+    engine.runner.observer = observer
+    assert torch.equal(engine.runner.forward(message)["logits"], plain)
+    assert [call.instruction for call in seen] == engine.network.program.instructions
+    assert all(call.kernel for call in seen if isinstance(call.instruction.target, OpDeclaration))

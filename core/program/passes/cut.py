@@ -166,4 +166,4 @@ def _keep_outputs(program: Program, mine: list[Instruction], *, last: bool) -> N
     program.outputs = {
         name: value for name, value in program.outputs.items() if value in made or (last and value not in producers)
     }
-    program.scopes = {path: value for path, value in program.scopes.items() if value in made}
+    program.places = {name: value for name, value in program.places.items() if value in made}

@@ -1,29 +1,25 @@
-"""Taps: keep what named modules return, as further outputs."""
+"""Taps: keep named tensors, as further outputs."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 
-from bestiary.core.errors import UsageError
+from bestiary.core.program.places import place, surviving
 from bestiary.core.program.program import Program
 
 
-def insert_taps(program: Program, modules: Sequence[str]) -> None:
-    """Add the output of each module (``layers.3.attention``) to the program's outputs, under its path.
+def insert_taps(program: Program, names: Sequence[str]) -> None:
+    """Add tensors to the program's outputs, under their names. To be called before fusing.
 
-    A tap is a reader like any other, so a fusion that would swallow the value is not applied there.
+    A tap is a reader like any other, so a fusion that would swallow the tensor is not applied there.
 
     Raises:
-        UsageError: no module of that path returns a tensor.
+        UsageError: no tensor has that name.
     """
-    for path in modules:
-        if path not in program.scopes:
-            near = difflib.get_close_matches(path, program.scopes, n=3)
-            raise UsageError(
-                "E-TAP-NAME",
-                path,
-                "no module of this path returns a tensor",
-                hint=f"near it: {', '.join(near)}" if near else "paths look like layers.0.attention",
-            )
-        program.outputs[path] = program.scopes[path]
+    for name in names:
+        program.outputs[name] = place(program, name)
+
+
+def watch(program: Program) -> None:
+    """Add every tensor that the passes left and that has a name. To be called last: it changes nothing that is computed."""
+    program.outputs = surviving(program) | program.outputs
