@@ -9,7 +9,7 @@ from bestiary.core.conformance.findings import Findings
 from bestiary.core.conformance.model_case import Case
 from bestiary.core.conformance.model_reference import logits as reference_logits
 from bestiary.core.conformance.model_reference import narrowed
-from bestiary.core.conformance.model_steps import logits, opened, step, whole
+from bestiary.core.engine.steps import logits, opened, step, whole
 
 #: Largest difference of logits in float32.
 FLOAT32 = 1e-4

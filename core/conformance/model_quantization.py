@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bestiary.core.conformance.findings import Findings
 from bestiary.core.conformance.model_case import Case
-from bestiary.core.conformance.model_steps import logits, whole
+from bestiary.core.engine.steps import logits, whole
 from bestiary.core.errors import ConfigError
 from bestiary.core.plugins import resolve
 from bestiary.spec import Quantization

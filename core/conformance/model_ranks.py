@@ -14,7 +14,7 @@ from torch.multiprocessing.spawn import start_processes
 from bestiary.core.conformance.findings import Findings
 from bestiary.core.conformance.model_case import Case
 from bestiary.core.conformance.model_logits import FLOAT32, difference
-from bestiary.core.conformance.model_steps import logits, whole
+from bestiary.core.engine.steps import logits, whole
 from bestiary.core.errors import ConfigError
 
 _REFUSALS = ("SHARD", "STAGES")

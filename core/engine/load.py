@@ -76,7 +76,6 @@ def load_engine(
     graphs: bool | None = None,
     place: Place = UNDIVIDED,
     taps: Sequence[str] = (),
-    watched: bool = False,
     without_fusions: Collection[str] = (),
     reference: bool = False,
     progress: Progress | None = None,
@@ -92,7 +91,7 @@ def load_engine(
         max_batch_size, max_seq_len, graphs: in place of the build's.
         memory_limit: most bytes of the device's memory for this process with the engine; the cache gets what is left.
         place: this process's place in a divided engine.
-        taps, watched, without_fusions: see :func:`~bestiary.core.engine.network.make_network`; ``Runner.forward`` returns
+        taps, without_fusions: see :func:`~bestiary.core.engine.network.make_network`; ``Runner.forward`` returns
             the tensors.
         reference: run the model's own forward on the ops' references, without a step program.
 
@@ -124,7 +123,6 @@ def load_engine(
             host=host,
             place=place,
             taps=taps,
-            watched=watched,
             without_fusions=without_fusions,
         )
         manifest.check_lock(host)

@@ -23,7 +23,7 @@ from bestiary.core.program.passes.cut import cut
 from bestiary.core.program.passes.fuse import fuse, pattern_of
 from bestiary.core.program.passes.merge import merge_linears
 from bestiary.core.program.passes.shard import shard
-from bestiary.core.program.passes.taps import insert_taps, watch
+from bestiary.core.program.passes.taps import insert_taps
 from bestiary.core.program.program import Program, Value
 from bestiary.core.program.shapes import Geometry, Shape, Sizes, infer
 from bestiary.core.program.trace import trace
@@ -65,14 +65,12 @@ def make_network(
     host: PluginHost,
     place: Place = UNDIVIDED,
     taps: Sequence[str] = (),
-    watched: bool = False,
     without_fusions: Collection[str] = (),
 ) -> Network:
     """Trace the model and run the passes over it.
 
     Args:
         taps: names of tensors to keep as outputs, whatever fusions would do to them.
-        watched: keep every named tensor that the passes leave.
         without_fusions: names of fusions not to apply, ``*`` for none.
 
     Raises:
@@ -94,8 +92,6 @@ def make_network(
     cut(program, module, place.stage, geometry)
     merge_linears(program)
     fusions = _fuse(program, geometry, target, host, without_fusions)
-    if watched:
-        watch(program)
     sequences = min(options.max_batch_size, options.max_num_tokens)
     limits = Sizes(options.max_num_tokens, sequences, sequences + PROMPT_ROWS)
     shapes = infer(program, geometry)

@@ -48,12 +48,6 @@ def place(program: Program, name: str) -> Value:
     return found
 
 
-def surviving(program: Program) -> dict[str, Value]:
-    """The names whose tensors are still made after the passes: a fusion may have swallowed some."""
-    made = {result for instruction in program.instructions for result in instruction.results}
-    return {name: value for name, value in program.places.items() if value in made}
-
-
 def _made_by_ops(instructions: list[Instruction]) -> dict[str, Value]:
     made: dict[str, list[Result]] = {}
     for instruction in instructions:

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from bestiary.converters.convert import convert
-from bestiary.core.conformance.model_steps import logits, opened, step, whole
 from bestiary.core.engine.build import build
 from bestiary.core.engine.load import LoadedEngine, load_engine
 from bestiary.core.engine.options import BuildOptions
+from bestiary.core.engine.steps import logits, opened, step, whole
 from bestiary.core.plugins import PluginHost
 from bestiary_llama.conformance import SMALL, LlamaConformance
 

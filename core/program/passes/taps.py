@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bestiary.core.program.places import place, surviving
+from bestiary.core.program.places import place
 from bestiary.core.program.program import Program
 
 
@@ -18,8 +18,3 @@ def insert_taps(program: Program, names: Sequence[str]) -> None:
     """
     for name in names:
         program.outputs[name] = place(program, name)
-
-
-def watch(program: Program) -> None:
-    """Add every tensor that the passes left and that has a name. To be called last: it changes nothing that is computed."""
-    program.outputs = surviving(program) | program.outputs

@@ -1,0 +1,134 @@
+"""transformers' own module as a side, its tensors under the zoo's names."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bestiary.converters.weight_map import WeightMap
+from bestiary.core.checkpoint.parameters import Parameters
+from bestiary.core.errors import PluginError
+from bestiary.core.sides.names import pairs
+from bestiary.core.sides.side import Seen, plain
+
+
+class TransformersSide:
+    """A causal language model of transformers, run on a whole sequence at a time.
+
+    Args:
+        module: the model.
+        weights, expected: the zoo's weight map for Hugging Face and its parameters, which say what is what.
+    """
+
+    def __init__(self, module: nn.Module, weights: WeightMap, expected: Parameters, label: str) -> None:
+        self.module, self.label = module.eval(), label
+        modules = dict(module.named_modules())
+        self._pairs = pairs(weights, expected.shapes, modules.keys(), module.state_dict().keys())
+        self._modules = {zoo: modules[theirs] for zoo, theirs in self._pairs.items()}
+
+    @classmethod
+    def load(
+        cls, directory: Path, weights: WeightMap, expected: Parameters, *, dtype: torch.dtype, device: torch.device
+    ) -> TransformersSide:
+        """The model of a Hugging Face directory.
+
+        Raises:
+            PluginError: transformers is not installed, or does not take the model.
+        """
+        try:
+            import transformers
+
+            found = transformers.AutoModelForCausalLM.from_pretrained(
+                directory, dtype=dtype, attn_implementation="eager", local_files_only=True
+            )
+        except ImportError as error:
+            hint = "pip install 'bestiary[convert]'"
+            raise PluginError("E-SIDE-TRANSFORMERS", "transformers", "is not installed", hint=hint) from error
+        except Exception as error:
+            raise PluginError(
+                "E-SIDE-TRANSFORMERS", directory.name, "transformers does not load this model", found=str(error)[:200]
+            ) from error
+        name = str(dtype).removeprefix("torch.")
+        return cls(found.to(device), weights, expected, f"transformers {transformers.__version__}, {name}")
+
+    def run(self, tokens: Sequence[int], chunks: Sequence[int] = ()) -> Seen:
+        """All tensors of one sequence: what each module of the zoo takes and returns, queries and keys after their
+        rotation (``layers.0.attention.rope.0`` and ``.1``), what the caches hold (``layers.0.attention.cache.k``), and the
+        logits. ``chunks`` is not read: a step of many tokens has what many steps would have.
+        """
+        seen = Seen()
+        with ExitStack() as hooks, torch.no_grad():
+            for path, module in self._modules.items():
+                handle = module.register_forward_hook(partial(_keep, seen, path), with_kwargs=True)
+                hooks.callback(handle.remove)
+            hooks.enter_context(_rotations(self._modules, seen))
+            seen.tensors["logits"] = plain(self._forward(tokens))
+        for path in self._modules:
+            _fill_cache(seen, path)
+        return seen
+
+    def logits(self, tokens: Sequence[int]) -> Tensor:
+        """After each token, ``[tokens, vocabulary]`` float32."""
+        with torch.no_grad():
+            return plain(self._forward(tokens))
+
+    def _forward(self, tokens: Sequence[int]) -> Tensor:
+        device = next(self.module.parameters()).device
+        rows: Tensor = self.module(torch.tensor([list(tokens)], device=device), use_cache=False).logits[0]
+        return rows
+
+
+def _keep(seen: Seen, path: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+    given = next((one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)), None)
+    returned = output[0] if isinstance(output, tuple) else output
+    for name, tensor in ((f"{path}.input", given), (path, returned)):
+        if isinstance(tensor, Tensor):
+            seen.tensors[name] = plain(tensor[0] if tensor.dim() > 2 else tensor)
+
+
+@contextmanager
+def _rotations(modules: Mapping[str, nn.Module], seen: Seen) -> Iterator[None]:
+    """Watch the function by which a family's attention rotates queries and keys; a family without it has none to show."""
+    inside: list[str] = []
+    with ExitStack() as undo:
+        for path, module in modules.items():
+            home = sys.modules[type(module).__module__]
+            own = getattr(home, "apply_rotary_pos_emb", None)
+            if own is None or "forward" not in vars(type(module)):
+                continue
+            enter = module.register_forward_pre_hook(lambda module, args, path=path: inside.append(path))
+            # Not pop: what a hook returns takes the place of the module's result.
+            leave = module.register_forward_hook(lambda *call: inside.__delitem__(-1), always_call=True)
+            undo.callback(enter.remove)
+            undo.callback(leave.remove)
+            if not hasattr(own, "watched"):
+                home.apply_rotary_pos_emb = _watched(own, inside, seen)  # type: ignore[attr-defined]
+                undo.callback(setattr, home, "apply_rotary_pos_emb", own)
+        yield
+
+
+def _watched(own: Callable[..., Any], inside: list[str], seen: Seen) -> Callable[..., Any]:
+    def rotate(*args: Any, **kwargs: Any) -> Any:
+        turned = own(*args, **kwargs)
+        if inside and isinstance(turned, tuple) and len(turned) == 2:
+            for number, tensor in enumerate(turned):  # [1, heads, tokens, size]
+                seen.tensors[f"{inside[-1]}.rope.{number}"] = plain(tensor[0].transpose(0, 1))
+        return turned
+
+    rotate.watched = True  # type: ignore[attr-defined]
+    return rotate
+
+
+def _fill_cache(seen: Seen, path: str) -> None:
+    """What a cache of the usual kind holds: keys after rotation, values in heads."""
+    keys, values = seen.tensors.get(f"{path}.rope.1"), seen.tensors.get(f"{path}.v")
+    if keys is not None and values is not None and values.shape[-1] % keys.shape[1] == 0:
+        seen.tensors[f"{path}.cache.k"] = keys
+        seen.tensors[f"{path}.cache.v"] = values.reshape(len(values), keys.shape[1], -1)
