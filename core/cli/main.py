@@ -29,6 +29,7 @@ from bestiary.core.cli import (
     new,
     plan_memory,
     plugins,
+    quality,
     run,
     verify,
 )
@@ -168,6 +169,7 @@ app.command("check")(check.check)
 app.command("check-kernel")(check_kernel.check_kernel)
 app.command("doctor")(doctor.doctor)
 app.command("lock")(lock.lock)
+app.command("quality")(quality.quality)
 app.command("plan-memory")(plan_memory.plan_memory)
 app.add_typer(cache.app, name="cache")
 app.add_typer(new.app, name="new")

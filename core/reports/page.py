@@ -64,6 +64,7 @@ class Page:
 
     def figure(self, figure: Figure, caption: str = "") -> None:
         """A plot of plotly's. The page carries plotly's script once."""
+        figure.update_layout(template="plotly_white", margin={"t": 36, "r": 24, "b": 56, "l": 72})
         drawn = figure.to_html(
             full_html=False,
             include_plotlyjs=self._plots == 0,

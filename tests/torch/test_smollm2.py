@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,12 @@ from tiny import logits, whole
 
 from bestiary import LLM, SamplingParams
 from bestiary.converters.convert import convert
+from bestiary.core.cli.main import invoke
 from bestiary.core.engine.build import build
 from bestiary.core.engine.load import load_engine
 from bestiary.core.engine.options import BuildOptions
 from bestiary.core.plugins import PluginHost
+from bestiary.core.text.tokenizer import Tokenizer
 
 PROMPTS = (
     "The capital of France is",
@@ -100,3 +104,30 @@ def test_the_answer_in_bfloat16_names_paris(checkpoint: Path) -> None:
         (answer,) = llm.chat(question, SamplingParams(temperature=0, max_tokens=32), use_tqdm=False)
     assert "Paris" in answer.outputs[0].text
     assert answer.outputs[0].finish_reason == "stop"
+
+
+def test_quality_is_what_transformers_says_of_the_text(
+    engine: Path, reference: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(" ".join(PROMPTS) * 4, encoding="utf-8")
+    said = ["quality", str(engine), "--against", str(engine), "--text", str(text), "--window", "128"]
+    assert invoke([*said, "--json", "-", "--html", str(tmp_path / "page.html")]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["schema"] == "bestiary.quality/1"
+    assert report["divergence"]["maximum"] == 0 and report["agreement"]["value"] == 1
+    assert "Plotly.newPlot(" in (tmp_path / "page.html").read_text()
+    tokens = Tokenizer.load(engine).encode(text.read_text(), add_special_tokens=False)
+    lost = []
+    for start in range(0, len(tokens), 128):
+        window = torch.tensor([tokens[start : start + 128]])
+        with torch.no_grad():
+            rows = reference(window).logits[0, :-1].double().log_softmax(-1)
+        lost += (-rows.gather(1, window[0, 1:, None])[:, 0]).tolist()
+    assert report["tokens"] == len(lost)
+    assert report["model_perplexity"] == pytest.approx(math.exp(sum(lost) / len(lost)), rel=1e-5)
+
+
+def test_a_text_that_is_not_there_is_one_sentence(engine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke(["quality", str(engine), "--against", str(engine), "--text", "missing.txt"]) == 66
+    assert "missing.txt: can't be read: No such file" in capsys.readouterr().err

@@ -1,0 +1,78 @@
+"""``bestiary quality``: a model's predictions of a text beside a reference's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bestiary.core.cli.options import Building, print_json, spread
+
+
+@spread
+def quality(
+    ctx: typer.Context,
+    model: Annotated[str, typer.Argument(help="HF directory, GGUF file, hub id, checkpoint or engine.")],
+    *,
+    against: Annotated[
+        str, typer.Option(metavar="MODEL", help="The reference, of the same vocabulary: another of these.")
+    ],
+    text: Annotated[Path, typer.Option(metavar="FILE", help="A text in UTF-8.")],
+    against_dtype: Annotated[
+        str | None,
+        typer.Option(help="Compute dtype of a reference that is built for this; float32 shows all that is lost."),
+    ] = None,
+    window: Annotated[int, typer.Option(min=2, help="Tokens that are run together.")] = 512,
+    max_tokens: Annotated[int | None, typer.Option(min=2, help="Only the text's first so many tokens.")] = None,
+    worst: Annotated[int, typer.Option(min=0, help="How many of the tokens that differ most to show.")] = 10,
+    building: Building,
+    json: Annotated[
+        str | None, typer.Option(metavar="FILE|-", help="Write the result as JSON; - to stdout alone.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with plots.")] = None,
+) -> None:
+    """Perplexity of both, mean KL divergence, top-1 agreement and the worst tokens."""
+    from bestiary.core.checkpoint.files import json_bytes
+    from bestiary.core.checkpoint.transaction import new_file
+    from bestiary.core.cli.report import progress, table
+    from bestiary.core.cli.session import session_of
+    from bestiary.core.quality.examine import examine
+    from bestiary.core.quality.page import page
+    from bestiary.core.reports.page import plotly
+    from bestiary.core.sides.opening import engine_side
+    from bestiary.core.text.files import read_text
+    from bestiary.core.text.tokenizer import Tokenizer
+
+    if html is not None:
+        plotly()
+    host, written = session_of(ctx).host, read_text(text)
+    said = building.said()
+    other = {name: value for name, value in said.items() if name == "device"}
+    other |= {"dtype": against_dtype} if against_dtype else {}
+    with progress(silent=json == "-") as steps:
+        ours = engine_side(model, host=host, said=said, longest=window, needs_tokenizer=True, progress=steps)
+        reference = engine_side(against, host=host, said=other, longest=window, needs_tokenizer=False, progress=steps)
+        size = min(window, ours.engine.max_seq_len, reference.engine.max_seq_len)
+        report, rows = examine(
+            ours,
+            reference,
+            Tokenizer.load(ours.engine.directory),
+            written,
+            name=text.name,
+            window=size,
+            max_tokens=max_tokens,
+            worst=worst,
+            progress=steps,
+        )
+    if html is not None:
+        page(report, rows).write(html)
+    if json == "-":
+        print_json(report.as_dict())
+        return
+    if json is not None:
+        new_file(Path(json), json_bytes(report.as_dict()))
+    table(("", f"model: {report.model}", f"reference: {report.reference}"), report.lines())
+    if report.worst:
+        print()
+        table(report.WORST, report.worst_lines())

@@ -1,0 +1,90 @@
+"""What the numbers are made of: two sides' logits over the same tokens. T tokens · V vocabulary."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+_ROWS = 64  # whose distributions are held in float64 at a time
+
+
+@dataclass
+class Rows:
+    """Of each predicted token, over all windows; natural logarithms.
+
+    Attributes:
+        window, place: where the predicted token stands: in which window, at which of its places.
+        ours, reference: the log-probability that each side gives to the token of the text.
+        divergence: KL(reference ‖ ours) of the distributions.
+        our_choice, reference_choice: each side's likeliest token.
+        our_best, reference_best: the log-probabilities of those.
+    """
+
+    window: list[Tensor] = field(default_factory=list)
+    place: list[Tensor] = field(default_factory=list)
+    ours: list[Tensor] = field(default_factory=list)
+    reference: list[Tensor] = field(default_factory=list)
+    divergence: list[Tensor] = field(default_factory=list)
+    our_choice: list[Tensor] = field(default_factory=list)
+    reference_choice: list[Tensor] = field(default_factory=list)
+    our_best: list[Tensor] = field(default_factory=list)
+    reference_best: list[Tensor] = field(default_factory=list)
+
+    def add(self, window: int, tokens: list[int], ours: Tensor, reference: Tensor) -> None:
+        """Take in a window.
+
+        Args:
+            tokens: [T] of the window; all but the first are predicted.
+            ours, reference: logits [T, V] after each of them.
+        """
+        targets = torch.tensor(tokens[1:])
+        for start in range(0, len(targets), _ROWS):
+            rows = slice(start, min(start + _ROWS, len(targets)))
+            q = torch.log_softmax(ours[rows].double(), -1)
+            p = torch.log_softmax(reference[rows].double(), -1)
+            wanted = targets[rows, None]
+            self.window.append(torch.full((len(wanted),), window))
+            self.place.append(torch.arange(rows.start + 1, rows.stop + 1))
+            self.ours.append(q.gather(1, wanted)[:, 0])
+            self.reference.append(p.gather(1, wanted)[:, 0])
+            self.divergence.append(_divergence(p, q))
+            for best, choice, of in (
+                (self.our_best, self.our_choice, q),
+                (self.reference_best, self.reference_choice, p),
+            ):
+                value, token = of.max(-1)
+                best.append(value)
+                choice.append(token)
+
+    def column(self, name: str) -> Tensor:
+        """[tokens] float64 or int64: one of the attributes, over all windows."""
+        parts: list[Tensor] = getattr(self, name)
+        return torch.cat(parts)
+
+
+def _divergence(p: Tensor, q: Tensor) -> Tensor:
+    """Σ p (log p − log q); a token that both call impossible adds nothing."""
+    terms = p.exp() * (p - q)
+    return torch.where(p == -math.inf, torch.zeros_like(terms), terms).sum(-1)
+
+
+def mean(values: Tensor) -> tuple[float, float]:
+    """The mean, and its standard error; NaN where one value does not say."""
+    error = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return float(values.mean()), error
+
+
+def wilson(successes: int, count: int) -> tuple[float, float]:
+    """The 95 % interval of a share (Wilson 1927).
+
+    >>> tuple(round(bound, 4) for bound in wilson(97, 100))
+    (0.9155, 0.9897)
+    """
+    z = 1.959963984540054
+    share, scale = successes / count, 1 + z * z / count
+    middle = (share + z * z / (2 * count)) / scale
+    half = z / scale * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return max(0.0, middle - half), min(1.0, middle + half)

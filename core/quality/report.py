@@ -1,0 +1,117 @@
+"""What ``bestiary quality`` found."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from bestiary.core.reports.schema import JsonReport
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Share(_Part):
+    """A share of the tokens with its 95 % interval (Wilson)."""
+
+    value: float = Field(description="0 … 1")
+    low: float = Field(description="lower end of the interval, 0 … 1")
+    high: float = Field(description="upper end of the interval, 0 … 1")
+
+
+class Mean(_Part):
+    """A mean over the tokens with its standard error."""
+
+    value: float = Field(description="the mean, in nats")
+    error: float = Field(description="its standard error, in nats; null for a single token")
+
+
+class Divergence(_Part):
+    """KL(reference ‖ model) of the predicted distributions, in nats a token."""
+
+    mean: Mean = Field(description="over all predicted tokens")
+    median: float = Field(description="nats")
+    p99: float = Field(description="99th percentile, nats")
+    maximum: float = Field(description="nats")
+
+
+class WorstToken(_Part):
+    """One of the tokens whose distributions are farthest apart."""
+
+    window: int = Field(description="number of the window, from 0")
+    place: int = Field(description="place of the token in its window, from 0")
+    divergence: float = Field(description="KL(reference ‖ model), nats")
+    context: str = Field(description="the text before it, its end")
+    token: str = Field(description="the token of the text")
+    model_probability: float = Field(description="that the model gives to it")
+    reference_probability: float = Field(description="that the reference gives to it")
+    model_choice: str = Field(description="the model's likeliest token")
+    reference_choice: str = Field(description="the reference's likeliest token")
+
+
+class QualityReport(JsonReport):
+    """A model's predictions over a text, beside a reference's."""
+
+    schema_name: ClassVar[str] = "quality"
+
+    model: str = Field(description="what was examined")
+    reference: str = Field(description="what it was compared with")
+    text: str = Field(description="name of the text's file")
+    tokens: int = Field(description="tokens that both predicted")
+    windows: int = Field(description="pieces that the text was cut into; the first token of each is not predicted")
+    window: int = Field(description="most tokens of a window")
+    model_perplexity: float = Field(description="exp of the mean negative log-probability of the text's tokens")
+    reference_perplexity: float = Field(description="the same of the reference")
+    log_perplexity_difference: Mean = Field(
+        description="mean of the model's minus the reference's negative log-probability"
+    )
+    divergence: Divergence = Field(description="how far the distributions are apart")
+    agreement: Share = Field(description="tokens at which both have the same likeliest token")
+    worst: tuple[WorstToken, ...] = Field(description="the tokens with the largest divergence, the largest first")
+
+    WORST: ClassVar[tuple[str, ...]] = (
+        "KL",
+        "token",
+        "p model",
+        "p reference",
+        "model says",
+        "reference says",
+        "after",
+    )
+
+    def worst_lines(self) -> list[tuple[str, ...]]:
+        """Rows under ``WORST``."""
+        return [
+            (
+                f"{one.divergence:.3g}",
+                repr(one.token),
+                f"{one.model_probability:.3g}",
+                f"{one.reference_probability:.3g}",
+                repr(one.model_choice),
+                repr(one.reference_choice),
+                repr(one.context[-32:]),
+            )
+            for one in self.worst
+        ]
+
+    def lines(self) -> list[tuple[str, str, str]]:
+        """Rows of a table: figure, model, reference."""
+        difference, agreed, apart = self.log_perplexity_difference, self.agreement, self.divergence
+        return [
+            ("perplexity", f"{self.model_perplexity:.4f}", f"{self.reference_perplexity:.4f}"),
+            ("log perplexity, difference", f"{difference.value:+.5f} ± {_error(difference)}", ""),
+            ("KL divergence, mean", f"{apart.mean.value:.3g} ± {_error(apart.mean)}", ""),
+            ("KL divergence, median · p99 · max", f"{apart.median:.3g} · {apart.p99:.3g} · {apart.maximum:.3g}", ""),
+            (
+                "top-1 agreement",
+                f"{agreed.value:.2%} ({agreed.low:.2%} … {agreed.high:.2%})",
+                "",
+            ),
+        ]
+
+
+def _error(mean: Mean) -> str:
+    return "?" if math.isnan(mean.error) else f"{1.96 * mean.error:.2g}"

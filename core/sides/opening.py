@@ -1,0 +1,61 @@
+"""From what a caller names to a side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bestiary.core.engine.engine import EngineManifest
+from bestiary.core.engine.load import load_engine
+from bestiary.core.engine.options import AT_LOAD, BuildOptions
+from bestiary.core.errors import ConfigError
+from bestiary.core.opening import check_built
+from bestiary.core.plugins import PluginHost
+from bestiary.core.prepare import prepare
+from bestiary.core.progress import Progress
+from bestiary.core.sides.engine_side import EngineSide
+
+
+def engine_side(
+    model: str | Path,
+    *,
+    host: PluginHost,
+    said: Mapping[str, Any],
+    longest: int | None,
+    needs_tokenizer: bool,
+    progress: Progress,
+) -> EngineSide:
+    """The engine of a model, converted and built into the cache where that is needed, with a KV cache for one sequence.
+
+    Args:
+        said: build options that the caller named; those of an engine that is built already must agree.
+        longest: most tokens of a sequence; None: what the engine was built for.
+
+    Raises:
+        ConfigError: the engine is divided among ranks, which can't be looked into from here.
+    """
+    directory = prepare(
+        model,
+        host=host,
+        options=BuildOptions(**said),
+        needs_tokenizer=needs_tokenizer,
+        progress=progress,
+    )
+    check_built(directory, said)
+    options = EngineManifest.read(directory).options
+    if options.tensor_parallel * options.pipeline_parallel > 1:
+        raise ConfigError(
+            "E-SIDE-RANKS",
+            directory.name,
+            "is divided among ranks, whose tensors can't be compared one by one",
+            found=f"{options.tensor_parallel * options.pipeline_parallel} ranks",
+            expected="1",
+            hint="build an engine of the same checkpoint for one process",
+        )
+    tokens = options.max_seq_len if longest is None else min(longest, options.max_seq_len or longest)
+    assert tokens is not None, "a built engine knows its longest sequence"
+    changes = {name: value for name, value in said.items() if name in AT_LOAD}
+    blocks = -(-tokens // options.block_size) + 1
+    engine = load_engine(directory, host=host, num_blocks=blocks, progress=progress, **changes)
+    return EngineSide(engine, f"{directory.name}, {options.dtype}")
