@@ -138,8 +138,18 @@ def convert(
     )
 
 
-def foresee(path: Path, host: PluginHost, dtype: str = "auto") -> tuple[Model, ModelConfig, dict[str, str], str]:
-    """What a conversion would make, from headers alone: the family, its config, each tensor's dtype, and the main one.
+class Foreseen(NamedTuple):
+    """What a conversion would make: ``stored`` is each tensor's dtype, ``dtype`` the main one, ``nbytes`` of all weights."""
+
+    model: Model
+    config: ModelConfig
+    stored: dict[str, str]
+    dtype: str
+    nbytes: int
+
+
+def foresee(path: Path, host: PluginHost, dtype: str = "auto") -> Foreseen:
+    """What a conversion would make, from headers alone.
 
     Raises:
         BestiaryError: the source could not be converted.
@@ -148,7 +158,7 @@ def foresee(path: Path, host: PluginHost, dtype: str = "auto") -> tuple[Model, M
     job = _prepare(path, host)
     groups = [_group(transfer, job, dtype) for transfer in job.plan.transfers]
     stored = {slot.name: slot.dtype for group in groups for slot in group.slots}
-    return job.model, job.config, stored, _main_dtype(groups)
+    return Foreseen(job.model, job.config, stored, _main_dtype(groups), total_bytes(groups))
 
 
 def open_source(path: Path, host: PluginHost) -> Source:
