@@ -24,6 +24,7 @@ from bestiary.core.config import ModelConfig
 from bestiary.core.errors import ConfigError, DataError, MissingInputError
 from bestiary.core.plugins import resolve
 from bestiary.core.progress import Progress, Silent, step
+from bestiary.core.resolve_params import check_defaults
 from bestiary.core.text.tokenizer import has_tokenizer, no_tokenizer
 from bestiary.core.version import __version__
 
@@ -293,4 +294,6 @@ def _provenance(job: _Job, host: PluginHost, sources: dict[str, FileDigest]) -> 
 def _check_generation(directory: Path, config: ModelConfig) -> None:
     name = "generation_config.json"
     if (directory / name).exists():
-        check_token_ids(read_json(directory, name, error=ConfigError), config.vocab_size, name)
+        found = read_json(directory, name, error=ConfigError)
+        check_token_ids(found, config.vocab_size, name)
+        check_defaults(found)

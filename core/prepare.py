@@ -209,10 +209,11 @@ def _code(module: str) -> str:
     file = getattr(sys.modules.get(module), "__file__", None)
     if file is None:
         return ""
-    files = (
-        sorted(Path(file).parent.glob("**/*.py"))
-        if Path(file).parent.joinpath("__init__.py").exists()
-        else [Path(file)]
-    )
+    # The file itself, or the archive that it is imported from.
+    found = next((path for path in (Path(file), *Path(file).parents) if path.is_file()), None)
+    if found is None:
+        return ""
+    package = found == Path(file) and (found.parent / "__init__.py").exists()
+    files = sorted(found.parent.glob("**/*.py")) if package else [found]
     facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]

@@ -99,7 +99,10 @@ REFUSED: Mapping[str, tuple[Callable[[], Any], str]] = {
         r"configs: belongs into TestFamily, which 'bestiary check' runs too",
     ),
     "waivers below": (lambda: made(parent=made(), waived={"test_export": REASON}), r"waived: belongs into TestFamily"),
-    "an override by a mixin": (lambda: mixed(test_prefill=_nothing), _OF_SHARED + "test_prefill: a check is overridden"),
+    "an override by a mixin": (
+        lambda: mixed(test_prefill=_nothing),
+        _OF_SHARED + "test_prefill: a check is overridden",
+    ),
     "an override by a mixin's mixin": (
         lambda: mixed(above=_Deep),
         r"TestFamily, from _Deep\.test_prefill: a check is overridden",
