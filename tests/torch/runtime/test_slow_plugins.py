@@ -9,7 +9,7 @@ import time
 import canary_model
 import numpy as np
 import pytest
-from canary import alone
+from canary_numbers import alone
 
 from bestiary import LLM, Guided, SamplingParams, hookimpl
 from bestiary.core.runtime import sampler
