@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import numpy
 
     from bestiary.core.config import ModelConfig, Rope
+    from bestiary.core.grouped_query import GroupedQueryConfig
     from bestiary.core.guided import Guided
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "GrammarMatcher",
     "GrammarProvider",
     "GrammarVocabulary",
+    "GroupedQueryConfig",
     "Kernel",
     "LogitsProcessor",
     "Model",
@@ -282,9 +284,13 @@ class Executor:
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> object:
-        # The two pydantic bases are here for plugins' config.py; a plugin.py that needs only descriptors pays nothing.
+        # The pydantic classes are here for plugins' config.py; a plugin.py that needs only descriptors pays nothing.
         if name in ("ModelConfig", "Rope"):
             from bestiary.core import config
 
             return getattr(config, name)
+        if name == "GroupedQueryConfig":
+            from bestiary.core import grouped_query
+
+            return grouped_query.GroupedQueryConfig
         raise AttributeError(f"module 'bestiary.spec' has no attribute {name!r}")

@@ -24,6 +24,7 @@ from bestiary.core.config import ModelConfig
 from bestiary.core.errors import ConfigError, DataError, MissingInputError
 from bestiary.core.plugins import resolve
 from bestiary.core.progress import Progress, Silent, step
+from bestiary.core.resolve_params import check_defaults
 from bestiary.core.text.tokenizer import has_tokenizer, no_tokenizer
 from bestiary.core.version import __version__
 
@@ -138,8 +139,18 @@ def convert(
     )
 
 
-def foresee(path: Path, host: PluginHost, dtype: str = "auto") -> tuple[Model, ModelConfig, dict[str, str], str]:
-    """What a conversion would make, from headers alone: the family, its config, each tensor's dtype, and the main one.
+class Foreseen(NamedTuple):
+    """What a conversion would make: ``stored`` is each tensor's dtype, ``dtype`` the main one, ``nbytes`` of all weights."""
+
+    model: Model
+    config: ModelConfig
+    stored: dict[str, str]
+    dtype: str
+    nbytes: int
+
+
+def foresee(path: Path, host: PluginHost, dtype: str = "auto") -> Foreseen:
+    """What a conversion would make, from headers alone.
 
     Raises:
         BestiaryError: the source could not be converted.
@@ -148,7 +159,7 @@ def foresee(path: Path, host: PluginHost, dtype: str = "auto") -> tuple[Model, M
     job = _prepare(path, host)
     groups = [_group(transfer, job, dtype) for transfer in job.plan.transfers]
     stored = {slot.name: slot.dtype for group in groups for slot in group.slots}
-    return job.model, job.config, stored, _main_dtype(groups)
+    return Foreseen(job.model, job.config, stored, _main_dtype(groups), total_bytes(groups))
 
 
 def open_source(path: Path, host: PluginHost) -> Source:
@@ -283,4 +294,6 @@ def _provenance(job: _Job, host: PluginHost, sources: dict[str, FileDigest]) -> 
 def _check_generation(directory: Path, config: ModelConfig) -> None:
     name = "generation_config.json"
     if (directory / name).exists():
-        check_token_ids(read_json(directory, name, error=ConfigError), config.vocab_size, name)
+        found = read_json(directory, name, error=ConfigError)
+        check_token_ids(found, config.vocab_size, name)
+        check_defaults(found)

@@ -12,6 +12,7 @@ from typing import Any
 from bestiary.converters.sentencepiece_check import Original
 from bestiary.core.checkpoint.files import json_bytes, open_file, read_json
 from bestiary.core.errors import BestiaryError, ConfigError, DataError, PluginError
+from bestiary.core.text.tokenizer import Tokenizer
 
 MAIN = "tokenizer.json"
 CONFIGS = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
@@ -35,7 +36,9 @@ def copy_tokenizer(source: Path, target: Path) -> None:
         if name != TEMPLATE:
             read_json(source, name, limit=_LIMIT, error=DataError if name == MAIN else ConfigError)
         _copy(source, name, target)
-    if not (target / MAIN).exists():
+    if (target / MAIN).exists():
+        Tokenizer.load(target)
+    else:
         foreign = next((name for name in FOREIGN if os.path.lexists(source / name)), None)
         if foreign:
             _from_vocabulary(source, foreign, target)
@@ -78,6 +81,7 @@ def _from_vocabulary(source: Path, vocabulary: str, target: Path) -> None:
                 (clean / name).write_bytes(json_bytes(value))
 
         if vocabulary == "tekken.json":
+            _check_tekken(clean, vocabulary)
             _save([lambda: PreTrainedTokenizerFast.from_pretrained(clean)], vocabulary, target)
             return
         # The class that the model names knows its special tokens; but several classes of transformers ignore what the
@@ -87,6 +91,27 @@ def _from_vocabulary(source: Path, vocabulary: str, target: Path) -> None:
             lambda: PreTrainedTokenizerFast.from_pretrained(clean),
         ]
         _save(loaders, vocabulary, target, original=_original(clean, vocabulary))
+
+
+def _check_tekken(directory: Path, name: str) -> None:
+    """Refuse a file without the parts that every tekken vocabulary has: a library would say that a key is missing."""
+    found = read_json(directory, name, limit=_LIMIT)
+    config, entries = found.get("config"), found.get("vocab")
+    missing = [
+        field for field in ("pattern", "default_vocab_size") if not isinstance(config, dict) or field not in config
+    ]
+    if missing:
+        problem = "is not what a tekken vocabulary has"
+        raise DataError("E-CONV-TOKENIZER", f"{name}, field config", problem, expected=f"an object with {missing[0]}")
+    if not isinstance(entries, list) or not entries or not all(_is_entry(one) for one in entries):
+        expected = "a list of objects with token_bytes, in base64"
+        raise DataError(
+            "E-CONV-TOKENIZER", f"{name}, field vocab", "is not what a tekken vocabulary has", expected=expected
+        )
+
+
+def _is_entry(entry: Any) -> bool:
+    return isinstance(entry, dict) and isinstance(entry.get("token_bytes"), str)
 
 
 def _original(directory: Path, vocabulary: str) -> Original | None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,53 @@ class DeviceFacts:
     features: frozenset[str] = frozenset()
     driver: str = ""
     problem: str = ""
+
+
+@dataclass(frozen=True)
+class TorchBuild:
+    """What torch was built for, and what is here.
+
+    Args:
+        torch: its version.
+        built: ``(12, 8)``: the CUDA that it was built with; None for the processor only.
+        architectures: what it has code for: ``sm_90``, ``compute_120``, …
+        driver: the driver's name and version; empty where there is none.
+        supported: the newest CUDA that the driver runs; None where there is no driver or it does not say.
+        capabilities: each GPU's, by name: ``{"cuda:0": (9, 0)}``.
+    """
+
+    torch: str
+    built: tuple[int, int] | None
+    architectures: tuple[str, ...]
+    driver: str
+    supported: tuple[int, int] | None
+    capabilities: Mapping[str, tuple[int, int]]
+
+
+def torch_build() -> TorchBuild:
+    """Read it; no GPU is used."""
+    version = torch.version.cuda
+    built = None if version is None else _two(int(part) for part in version.split(".")[:2])
+    capabilities = {}
+    for index in range(torch.cuda.device_count()):
+        capabilities[f"cuda:{index}"] = torch.cuda.get_device_capability(index)
+    architectures = tuple(torch.cuda.get_arch_list()) if built else ()
+    return TorchBuild(torch.__version__, built, architectures, _driver(), _driver_supports(), capabilities)
+
+
+def _driver_supports() -> tuple[int, int] | None:
+    """Asked of the driver itself, because a torch without CUDA can't ask it."""
+    number = ctypes.c_int(0)
+    try:
+        status = ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(number))
+    except (OSError, AttributeError):
+        return None
+    return (number.value // 1000, number.value % 1000 // 10) if status == 0 and number.value else None
+
+
+def _two(numbers: Iterable[int]) -> tuple[int, int]:
+    major, minor = numbers
+    return major, minor
 
 
 def inventory() -> tuple[DeviceFacts, ...]:
@@ -106,16 +154,42 @@ def features(device: torch.device) -> frozenset[str]:
         major, minor = torch.cuda.get_device_capability(device)
         return frozenset({f"sm_{major}{minor}"})
     found = {torch.backends.cpu.get_cpu_capability().lower()}
-    flags = _processor_flags()
+    flags = processor_flags()
     found |= {name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8") if name in flags}
     return frozenset(found)
+
+
+@dataclass(frozen=True)
+class ProcessorUse:
+    """What torch uses of the processor.
+
+    Args:
+        capability: the instruction set of torch's own kernels: ``DEFAULT``, ``AVX2``, ``AVX512``, …
+        onednn: whether products can run in oneDNN.
+        fast: the 16-bit dtypes that oneDNN computes in here.
+        threads: of one operator.
+    """
+
+    capability: str
+    onednn: bool
+    fast: tuple[str, ...]
+    threads: int
+
+
+def processor_use() -> ProcessorUse:
+    """Ask torch."""
+    onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    # Where torch has no oneDNN it has no such operators either.
+    asked = {"bfloat16": "_is_mkldnn_bf16_supported", "float16": "_is_mkldnn_fp16_supported"} if onednn else {}
+    fast = tuple(name for name, operator in asked.items() if getattr(torch.ops.mkldnn, operator)())
+    return ProcessorUse(torch.backends.cpu.get_cpu_capability(), onednn, fast, torch.get_num_threads())
 
 
 def label(device: torch.device) -> str:
     """A file name for the kind of device: plans that are made on one kind are not used on another."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device).lower().replace(" ", "-").replace("/", "-")
-    best = next((name for name in ("amx_bf16", "avx512f", "avx2") if name in _processor_flags()), "generic")
+    best = next((name for name in ("amx_bf16", "avx512f", "avx2") if name in processor_flags()), "generic")
     return f"cpu-{best}".replace("_", "-")
 
 
@@ -236,7 +310,8 @@ def _past() -> None:
     """The host itself has done it already."""
 
 
-def _processor_flags() -> frozenset[str]:
+def processor_flags() -> frozenset[str]:
+    """The features of the processor as the system names them: ``avx2``, ``amx_bf16``, ``asimd``, …"""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith(("flags", "Features")):

@@ -17,7 +17,7 @@ from bestiary.core.jobs import Job
 from bestiary.core.runtime.loop import EngineLoop
 from bestiary.core.watchdog import StepLimits, Watchdog
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("bestiary.runtime.driver")
 
 _TURN = 0.05  # seconds after which one who waits for his turn looks whether others' steps have done his work
 _LEAVING = 10.0  # seconds that the thread has to end when the interpreter does

@@ -43,6 +43,7 @@ HINTS = {
     "E-CKPT-TENSOR": _DAMAGED,
     "E-CLI-BEAMS": "leave the option out, or leave --beam-width out",
     "E-CLI-CACHE": "bestiary cache ls shows the names",
+    "E-CLI-DOCTOR": "name the model: bestiary doctor MODEL …",
     "E-CLI-LOG": "give one of them, or leave it out",
     "E-CLI-PAIR": "give the option once for each pair",
     "E-CLI-PROMPT": 'give the prompt as an argument: bestiary run MODEL "…"',

@@ -177,16 +177,30 @@ def check_space(folder: Path, needed: int, purpose: str) -> None:
     Raises:
         OutputError: they don't; the arithmetic is in the error.
     """
-    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    try:
-        free = shutil.disk_usage(existing).free
-    except OSError as error:
-        raise read_write_error(error, str(existing.name)) from error
+    free = free_space(folder)
     if needed + RESERVE > free:
         hint = f"free some space, see 'bestiary cache ls', or set {VARIABLE} to another disk"
         found = f"{gib(free)} free"
         expected = f"{gib(needed)} + {gib(RESERVE)} reserve = {gib(needed + RESERVE)}"
         raise OutputError("E-HOME-SPACE", purpose, "not enough disk space", found=found, expected=expected, hint=hint)
+
+
+def free_space(folder: Path) -> int:
+    """Bytes that are free on the disk where ``folder`` lies or will lie.
+
+    Raises:
+        ReadWriteError: the disk does not say.
+    """
+    existing = existing_parent(folder)
+    try:
+        return shutil.disk_usage(existing).free
+    except OSError as error:
+        raise read_write_error(error, str(existing.name)) from error
+
+
+def existing_parent(folder: Path) -> Path:
+    """The folder itself, or the nearest one above it that is there."""
+    return next(parent for parent in (folder, *folder.parents) if parent.exists())
 
 
 def read_write_error(error: OSError, subject: str) -> ReadWriteError:

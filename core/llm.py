@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from bestiary.core import logs
 from bestiary.core.async_answer import AsyncAnswer
 from bestiary.core.beam_params import BeamSearchParams
 from bestiary.core.calls import Calls, Params
@@ -118,6 +119,7 @@ class LLM:
     ) -> None:
         from bestiary.core.plugins import PluginHost
 
+        logs.configure_library()
         flags = {"prefix_caching": prefix_caching, "reference": reference, "strict_plugins": strict_plugins}
         check_options(plugins=plugins, prefer=prefer, kernels=kernels, lock=lock, progress=progress, flags=flags)
         limits = StepLimits.checked(step_warning, step_timeout)

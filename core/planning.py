@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,12 +15,13 @@ from bestiary.core.source import fetch, recognise
 if TYPE_CHECKING:
     from bestiary.core.config import ModelConfig
     from bestiary.core.engine.memory import MemoryPlan
+    from bestiary.core.engine.network import Network
     from bestiary.core.plugins import PluginHost
     from bestiary.spec import Model
 
 
 @dataclass(frozen=True)
-class _Known:
+class Known:
     """What headers and configs say: ``stored`` is each parameter's dtype in the checkpoint that there is or would be."""
 
     model: Model
@@ -50,23 +51,35 @@ def plan_memory(
         MissingInputError, DataError: the model is absent or damaged.
     """
     from bestiary.core.engine.memory import MemoryPlanner, process_memory
-    from bestiary.core.engine.network import make_network
-    from bestiary.core.ops.collective import Place, Ranks
 
-    known = _known(model, host, said, progress or Silent())
-    options = known.options
+    known = known_of(model, host, said, progress or Silent())
     plans = []
-    for stage in range(options.pipeline_parallel):
-        place = Place(Ranks(0, options.tensor_parallel), Ranks(stage, options.pipeline_parallel))
-        network = make_network(known.model, known.config, options, checkpoint_dtype=known.dtype, host=host, place=place)
+    for network in networks(known, host):
         held, there = process_memory(network)
         longest = known.config.max_length
-        planner = MemoryPlanner(network, options, host, stored=known.stored, longest=longest, held=held)
+        planner = MemoryPlanner(network, known.options, host, stored=known.stored, longest=longest, held=held)
         plans.append(planner.plan(there if memory is None else memory))
     return max(plans, key=lambda plan: plan.shares.total)
 
 
-def _known(model: str | Path, host: PluginHost, said: Mapping[str, Any], progress: Progress) -> _Known:
+def networks(known: Known, host: PluginHost) -> Iterator[Network]:
+    """The program of each pipeline stage's first rank; the others' look the same."""
+    from bestiary.core.engine.network import make_network
+    from bestiary.core.ops.collective import Place, Ranks
+
+    options = known.options
+    for stage in range(options.pipeline_parallel):
+        place = Place(Ranks(0, options.tensor_parallel), Ranks(stage, options.pipeline_parallel))
+        yield make_network(known.model, known.config, options, checkpoint_dtype=known.dtype, host=host, place=place)
+
+
+def known_of(model: str | Path, host: PluginHost, said: Mapping[str, Any], progress: Progress) -> Known:
+    """What a model's headers and configs say, and the options of its engine.
+
+    Raises:
+        ConfigError: the options don't fit an engine that is built.
+        MissingInputError, DataError: the model is absent or damaged.
+    """
     source = recognise(model, host)
     path = source.path or fetch(str(model), progress, files=("*.json",))
     if source.kind == "engine":
@@ -78,11 +91,11 @@ def _known(model: str | Path, host: PluginHost, said: Mapping[str, Any], progres
         return _of_config(path, host, options)
     from bestiary.converters.convert import foresee
 
-    family, config, stored, dtype = foresee(path, host)
-    return _Known(family, config, dtype, stored, options)
+    found = foresee(path, host)
+    return Known(found.model, found.config, found.dtype, found.stored, options)
 
 
-def _of_engine(path: Path, host: PluginHost, said: Mapping[str, Any]) -> _Known:
+def _of_engine(path: Path, host: PluginHost, said: Mapping[str, Any]) -> Known:
     from bestiary.core.checkpoint.parameters import parse_config
     from bestiary.core.checkpoint.weights import Weights
     from bestiary.core.engine.engine import EngineManifest
@@ -93,10 +106,10 @@ def _of_engine(path: Path, host: PluginHost, said: Mapping[str, Any]) -> _Known:
     model = host.model(manifest.checkpoint.model)
     config = parse_config(model, manifest.checkpoint.config)
     stored = mapped_dtypes(Weights.open(path))
-    return _Known(model, config, manifest.checkpoint.dtype, stored, replace(manifest.options, **said))
+    return Known(model, config, manifest.checkpoint.dtype, stored, replace(manifest.options, **said))
 
 
-def _of_checkpoint(path: Path, host: PluginHost, options: BuildOptions) -> _Known:
+def _of_checkpoint(path: Path, host: PluginHost, options: BuildOptions) -> Known:
     from bestiary.core.checkpoint.checkpoint import Checkpoint
     from bestiary.core.checkpoint.parameters import parse_config
     from bestiary.core.engine.memory import mapped_dtypes
@@ -104,14 +117,14 @@ def _of_checkpoint(path: Path, host: PluginHost, options: BuildOptions) -> _Know
     opened = Checkpoint.open(path)
     model = host.model(opened.manifest.model)
     config = parse_config(model, opened.manifest.config)
-    return _Known(model, config, opened.manifest.dtype, mapped_dtypes(opened.weights), options)
+    return Known(model, config, opened.manifest.dtype, mapped_dtypes(opened.weights), options)
 
 
-def _of_config(path: Path, host: PluginHost, options: BuildOptions) -> _Known:
+def _of_config(path: Path, host: PluginHost, options: BuildOptions) -> Known:
     """A config.json alone: the weights are taken to be of the dtype it names."""
     from bestiary.core.checkpoint.parameters import parameters
     from bestiary.core.engine.family import config_of, family_of
 
     model, config = family_of(config_of(path), host)
     dtype = config.dtype or "float32"
-    return _Known(model, config, dtype, dict.fromkeys(parameters(model, config).shapes, dtype), options)
+    return Known(model, config, dtype, dict.fromkeys(parameters(model, config).shapes, dtype), options)

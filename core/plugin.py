@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from bestiary import Fusion, Kernel, Op, Reader, hookimpl
 from bestiary.core.kernels import invariant_workspace, moe_workspace, workspace
@@ -54,51 +55,29 @@ _INVARIANT: dict[str, dict[str, Callable[[Call], int] | None]] = {
     "invariant_moe": {"moe_route": invariant_workspace.moe_route, "moe": moe_workspace.invariant},
     "invariant_attention": {"paged_attention": invariant_workspace.paged_attention},
 }
-_MOE = (
-    Kernel(
-        op="moe",
-        name="torch",
-        run="bestiary.core.kernels.moe:moe",
-        supports=moe_workspace.on_processor,
-        graph_safe=False,
-        workspace=moe_workspace.moe,
+_ON_HOST: dict[str, Any] = {"graph_safe": False}  # it lists the experts' tiles on the host
+_PACKED: dict[str, Any] = {"pack": "bestiary.core.kernels.moe:pack"}
+_SIXTEEN_BIT: dict[str, Any] = {"supports": moe_workspace.sixteen_bit_on_processor}
+_DETERMINISTIC: dict[str, Any] = {"batch_invariant": True, "deterministic_only": True}
+#: Kernels of ``moe`` beside the invariant one: the function, and what of the descriptor is not the default.
+_MOE: dict[str, tuple[str, dict[str, Any]]] = {
+    "torch": ("moe:moe", {"supports": moe_workspace.on_processor, "workspace": moe_workspace.moe, **_ON_HOST}),
+    "widened": ("moe:moe_widened", {"workspace": moe_workspace.moe_widened, **_SIXTEEN_BIT, **_ON_HOST}),
+    "grouped": (
+        "moe:moe_grouped",
+        {
+            "supports": moe_workspace.grouped,
+            "requires": "torch>=2.11",
+            "workspace": moe_workspace.moe_grouped,
+            **_PACKED,
+        },
     ),
-    Kernel(
-        op="moe",
-        name="widened",
-        run="bestiary.core.kernels.moe:moe_widened",
-        supports=moe_workspace.sixteen_bit_on_processor,
-        graph_safe=False,
-        workspace=moe_workspace.moe_widened,
+    "dense": ("moe:moe_dense", {"supports": moe_workspace.dense, "workspace": moe_workspace.moe_dense, **_PACKED}),
+    "invariant_widened": (
+        "invariant_moe:moe_widened",
+        {"workspace": moe_workspace.invariant_widened, **_SIXTEEN_BIT, **_ON_HOST, **_DETERMINISTIC},
     ),
-    Kernel(
-        op="moe",
-        name="grouped",
-        run="bestiary.core.kernels.moe:moe_grouped",
-        supports=moe_workspace.grouped,
-        pack="bestiary.core.kernels.moe:pack",
-        requires="torch>=2.11",
-        workspace=moe_workspace.moe_grouped,
-    ),
-    Kernel(
-        op="moe",
-        name="dense",
-        run="bestiary.core.kernels.moe:moe_dense",
-        supports=moe_workspace.dense,
-        pack="bestiary.core.kernels.moe:pack",
-        workspace=moe_workspace.moe_dense,
-    ),
-    Kernel(
-        op="moe",
-        name="invariant_widened",
-        run="bestiary.core.kernels.invariant_moe:moe_widened",
-        supports=moe_workspace.sixteen_bit_on_processor,
-        batch_invariant=True,
-        deterministic_only=True,
-        graph_safe=False,
-        workspace=moe_workspace.invariant_widened,
-    ),
-)
+}
 
 
 @hookimpl
@@ -128,24 +107,14 @@ def bestiary_register_kernels(register: Callable[[Kernel], None]) -> None:
                     workspace=own,
                 )
             )
-    widened = (
-        ("dense", "widened", workspace.linear_widened),
-        ("invariant", "invariant_widened", invariant_workspace.linear_widened),
-    )
-    for module, name, taken in widened:
-        register(
-            Kernel(
-                op="linear",
-                name=name,
-                run=f"bestiary.core.kernels.{module}:linear_widened",
-                supports=moe_workspace.sixteen_bit_on_processor,
-                batch_invariant=module == "invariant",
-                deterministic_only=module == "invariant",
-                workspace=taken,
-            )
-        )
-    for kernel in _MOE:
-        register(kernel)
+    for module, name, taken, fields in (
+        ("dense", "widened", workspace.linear_widened, {}),
+        ("invariant", "invariant_widened", invariant_workspace.linear_widened, _DETERMINISTIC),
+    ):
+        run = f"bestiary.core.kernels.{module}:linear_widened"
+        register(Kernel(op="linear", name=name, run=run, workspace=taken, **_SIXTEEN_BIT, **fields))
+    for name, (place, said) in _MOE.items():
+        register(Kernel(op="moe", name=name, run=f"bestiary.core.kernels.{place}", **said))
 
 
 @hookimpl

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bestiary.core.home import Home, check_space, file_identity, folder_size
+from bestiary.core.home import Home, check_space, existing_parent, file_identity, folder_size
 from bestiary.core.plugins import PluginHost
 from bestiary.core.plugins.kinds import BUILDING, CONVERTING
 from bestiary.core.progress import Progress, Silent, step
@@ -80,13 +80,53 @@ def _check_tokenizer(path: Path) -> None:
         tokenizer_file(path)
 
 
+class DiskNeeds(NamedTuple):
+    """What a model still takes of the cache's disk.
+
+    Attributes:
+        built: its engine is there already.
+        convert: bytes of a checkpoint that is to be made.
+        copy: bytes of an engine's copy of its checkpoint's weights; mostly they are shared.
+        folder: on the disk.
+    """
+
+    built: bool
+    convert: int
+    copy: int
+    folder: Path
+
+
+def disk_needs(source: Source, *, host: PluginHost, options: BuildOptions, home: Home | None = None) -> DiskNeeds:
+    """What :func:`prepare` would write, from headers alone.
+
+    Args:
+        source: a local one.
+
+    Raises:
+        BestiaryError: it can't be converted.
+    """
+    assert source.path is not None
+    cache, checkpoint = home or Home(), source.path
+    if source.kind == "engine":
+        return DiskNeeds(True, 0, 0, cache.root)
+    if source.kind != "checkpoint":
+        checkpoint = _checkpoint_place(source, host, "auto", cache)
+        if not cache.is_complete(checkpoint):
+            from bestiary.converters.convert import foresee
+
+            return DiskNeeds(False, foresee(source.path, host).nbytes, 0, cache.root)
+    place = _engine_place(checkpoint, source.name, host, options, cache)
+    copy = folder_size(checkpoint) if _elsewhere(checkpoint, place) else 0
+    built = cache.is_complete(place)
+    return DiskNeeds(built, 0, 0 if built else copy, cache.root)
+
+
 def _checkpoint(
     source: Source, label: str, host: PluginHost, dtype: str, progress: Progress, home: Home, needs_tokenizer: bool
 ) -> tuple[Path, bool]:
     """The checkpoint, and whether it has been verified here and now."""
     assert source.path is not None
-    identity = {"source": file_identity(source.path), "dtype": dtype, "lock": _lock(host, CONVERTING)}
-    place = home.place("checkpoints", source.name, identity)
+    place = _checkpoint_place(source, host, dtype, home)
     with home.making(place):
         if home.is_complete(place):
             _reused(progress, "convert")
@@ -116,12 +156,7 @@ def _engine(
     *,
     verified: bool,
 ) -> Path:
-    identity: dict[str, Any] = {
-        "checkpoint": file_identity(checkpoint),
-        "options": options.as_dict(),
-        "lock": _lock(host, BUILDING),
-    }
-    place = home.place("engines", name, identity)
+    place = _engine_place(checkpoint, name, host, options, home)
     with home.making(place):
         if home.is_complete(place):
             _reused(progress, "build")
@@ -129,12 +164,30 @@ def _engine(
         from bestiary.core.engine.build import build
 
         home.discard(place)
-        # Weights are hard-linked from a checkpoint on the same disk; from elsewhere they are copied.
-        elsewhere = checkpoint.stat().st_dev != place.parent.stat().st_dev
-        check_space(place, folder_size(checkpoint) if elsewhere else 0, f"building {name}")
+        check_space(place, folder_size(checkpoint) if _elsewhere(checkpoint, place) else 0, f"building {name}")
         build(checkpoint, place, host=host, options=options, verified=verified, progress=progress)
         home.complete(place, label)
     return place
+
+
+def _checkpoint_place(source: Source, host: PluginHost, dtype: str, home: Home) -> Path:
+    assert source.path is not None
+    identity = {"source": file_identity(source.path), "dtype": dtype, "lock": _lock(host, CONVERTING)}
+    return home.place("checkpoints", source.name, identity)
+
+
+def _engine_place(checkpoint: Path, name: str, host: PluginHost, options: BuildOptions, home: Home) -> Path:
+    identity: dict[str, Any] = {
+        "checkpoint": file_identity(checkpoint),
+        "options": options.as_dict(),
+        "lock": _lock(host, BUILDING),
+    }
+    return home.place("engines", name, identity)
+
+
+def _elsewhere(checkpoint: Path, place: Path) -> bool:
+    """Weights are hard-linked from a checkpoint on the same disk; from elsewhere they are copied."""
+    return checkpoint.stat().st_dev != existing_parent(place).stat().st_dev
 
 
 def _reused(progress: Progress, name: str) -> None:
@@ -156,10 +209,11 @@ def _code(module: str) -> str:
     file = getattr(sys.modules.get(module), "__file__", None)
     if file is None:
         return ""
-    files = (
-        sorted(Path(file).parent.glob("**/*.py"))
-        if Path(file).parent.joinpath("__init__.py").exists()
-        else [Path(file)]
-    )
+    # The file itself, or the archive that it is imported from.
+    found = next((path for path in (Path(file), *Path(file).parents) if path.is_file()), None)
+    if found is None:
+        return ""
+    package = found == Path(file) and (found.parent / "__init__.py").exists()
+    files = sorted(found.parent.glob("**/*.py")) if package else [found]
     facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]

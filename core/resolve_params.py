@@ -95,6 +95,11 @@ def resolve(
     return resolved
 
 
+def check_defaults(defaults: Mapping[str, Any]) -> None:
+    """Refuse a generation_config.json whose sampling defaults could serve no request (ConfigError)."""
+    _with_defaults(SamplingParams(), defaults)
+
+
 def _with_defaults(params: SamplingParams, defaults: Mapping[str, Any]) -> SamplingParams:
     """The parameters, with what the user left open taken from a generation_config."""
     found: dict[str, Any] = {

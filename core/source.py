@@ -115,6 +115,27 @@ def fetch(hub_id: str, progress: Progress, files: Sequence[str] = HUB_FILES) -> 
     return folder
 
 
+def find_local(model: str | Path, host: PluginHost) -> Source:
+    """Say what MODEL is, and where it lies on this machine; nothing is downloaded.
+
+    Raises:
+        MissingInputError: it is not there, or only the hub may have it.
+        DataError: something is there that no reader knows.
+    """
+    source = recognise(model, host)
+    if source.path is not None:
+        return source
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(str(model), allow_patterns=list(HUB_FILES), local_files_only=True))
+    except LocalEntryNotFoundError as error:
+        problem, hint = "is neither a path nor in the hub's own cache", "download it first: bestiary run does"
+        raise MissingInputError("E-HUB-OFFLINE", str(model), problem, hint=hint) from error
+    return Source(recognise(folder, host).kind, folder, source.name)
+
+
 def _hub_error(hub_id: str, error: Exception) -> BestiaryError:
     kinds = {one.__name__ for one in type(error).__mro__}
     if "GatedRepoError" in kinds:

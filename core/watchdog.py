@@ -15,7 +15,7 @@ from typing import NamedTuple
 from bestiary.core.errors import EngineError, UsageError, shown
 from bestiary.core.runtime.pulse import Pulse
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("bestiary.runtime.watchdog")
 
 _LOOKS = 20  # in the shorter limit
 _SECONDS = 1.0  # between two looks, at most

@@ -147,7 +147,10 @@ def _global_options(
         Path | None, typer.Option(metavar="FILE", is_eager=True, help="The lock for --locked, if not ./bestiary.lock.")
     ] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
-    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error; else $BESTIARY_LOG.")] = None,
+    log_level: Annotated[
+        str | None,
+        typer.Option(metavar="LEVEL[,MODULE=LEVEL]", help="trace, debug, info, warning or error; else $BESTIARY_LOG."),
+    ] = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
+from bestiary.core import logs
 from bestiary.core.errors import UsageError
 
 if TYPE_CHECKING:
     from bestiary.core.plugins import PluginHost
     from bestiary.core.plugins.discover import Candidate
-
-LEVELS = ("debug", "info", "warning", "error")
 
 
 @dataclass(frozen=True)
@@ -79,27 +77,11 @@ def pairs(option: str, texts: tuple[str, ...] | list[str], form: str) -> dict[st
     return found
 
 
-def set_logging(level: str | None) -> None:
-    """Log to stderr at ``--log-level``, else ``BESTIARY_LOG``, else warnings.
+def set_logging(said: str | None) -> None:
+    """Log to stderr as ``--log-level`` says, else ``BESTIARY_LOG``, else warnings.
 
     Raises:
-        UsageError: an unknown level.
+        UsageError: an unknown level, or no pair.
     """
-    chosen = level or os.environ.get("BESTIARY_LOG") or "warning"
-    if chosen.lower() not in LEVELS:
-        subject = "--log-level" if level else "BESTIARY_LOG"
-        raise UsageError("E-CLI-LOG", subject, "unknown level", found=repr(chosen), expected=", ".join(LEVELS))
-    logger = logging.getLogger("bestiary")
-    for handler in list(logger.handlers):
-        if isinstance(handler, _Stderr):
-            logger.removeHandler(handler)
-    logger.addHandler(_Stderr())
-    logger.setLevel(chosen.upper())
-
-
-class _Stderr(logging.StreamHandler[TextIO]):
-    """Writes to what sys.stderr is when a command begins."""
-
-    def __init__(self) -> None:
-        super().__init__(sys.stderr)
-        self.setFormatter(logging.Formatter("bestiary: %(levelname)s: %(message)s"))
+    text = said or os.environ.get(logs.VARIABLE) or logs.LogLevels.level
+    logs.configure(logs.parse(text, "--log-level" if said else logs.VARIABLE))

@@ -74,7 +74,7 @@ class KernelConformance(metaclass=Sealed):
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """Parametrize the tests by what the plugin registers."""
-        refuse_marks(type(self), metafunc.definition)
+        refuse_marks(type(self), list(metafunc.definition.iter_markers()), metafunc.definition.name)
         chosen = self._selection()
         if "op_case" in metafunc.fixturenames:
             metafunc.parametrize("op_case", chosen.ops, ids=str)

@@ -17,7 +17,8 @@ from bestiary.core.conformance import model_quantization as quantization
 from bestiary.core.conformance import model_ranks as ranks
 from bestiary.core.conformance.findings import Findings
 from bestiary.core.conformance.model_case import Case, Suite
-from bestiary.core.conformance.model_rules import Guarded, check_class, check_marks, waiver
+from bestiary.core.conformance.model_rules import Guarded, check_class, waiver
+from bestiary.core.conformance.waivers import refuse_marks
 from bestiary.core.errors import UsageError
 
 #: Set to ``long``, every check runs on every config.
@@ -62,7 +63,7 @@ class ModelConformance(metaclass=Guarded):
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """Each check runs on each config; a plugin's own tests may ask for ``case`` too."""
         check_class(type(self))
-        check_marks(type(self), metafunc.definition)
+        refuse_marks(type(self), list(metafunc.definition.iter_markers()), metafunc.definition.name)
         if "case" in metafunc.fixturenames:
             names = configs_of(type(self), metafunc.function.__name__, long=_long())
             metafunc.parametrize("case", names, indirect=True)

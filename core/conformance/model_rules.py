@@ -8,12 +8,10 @@ from inspect import getattr_static
 from types import MappingProxyType
 from typing import Any
 
-from bestiary.core.conformance.waivers import Sealed
+from bestiary.core.conformance.waivers import Sealed, check_waivers, overridden, refuse_marks
 
 #: What a plugin's class sets.
 SETTINGS = ("model", "configs", "reference", "waived", "plugins", "prefer")
-_SHORTEST = 12
-_SKIPPING = ("skip", "skipif", "xfail")
 # Names through which pytest, or a class with a mind of its own, would lose checks.
 _PYTEST = (
     "setup_class", "setup_method", "teardown_class", "teardown_method", "__test__", "__init__", "__new__",
@@ -42,7 +40,7 @@ class Guarded(Sealed):
 
     def __setattr__(cls, name: str, value: Any) -> None:
         if name == "pytestmark":
-            _check_marks(cls, value)
+            refuse_marks(cls, value)
         super().__setattr__(name, value)
 
 
@@ -70,11 +68,6 @@ def waiver(cls: Any, check: str, config: str) -> str | None:
     """The reason why a check is waived for a config, if it is."""
     reason: str | None = cls.waived.get(check) or cls.waived.get(f"{check}[{config}]")
     return reason
-
-
-def check_marks(cls: Any, item: Any) -> None:
-    """Refuse a mark that skips one of the kit's checks, wherever it was put (TypeError)."""
-    _check_marks(cls, list(item.iter_markers()), what=item.name)
 
 
 def _kit_of(cls: type) -> type:
@@ -109,12 +102,7 @@ def _check_settings(cls: Any) -> None:
         raise TypeError(f"{name}.configs: needs at least one config, as {{'name': {{a tiny config.json}}}}")
     if not isinstance(cls.waived, Mapping):
         raise TypeError(f"{name}.waived: is not a mapping from checks to reasons")
-    known = set(_waivable(cls))
-    for check, reason in cls.waived.items():
-        if check not in known:
-            raise TypeError(f"{name}.waived: the kit has no check {check!r}; it has {', '.join(checks_of(cls))}")
-        if not isinstance(reason, str) or len(reason.split()) < 2 or len(reason.strip()) < _SHORTEST:
-            raise TypeError(f"{name}.waived: {check} needs a reason in words, and has {reason!r}")
+    check_waivers(cls, cls.waived, known=set(_waivable(cls)), shown=checks_of(cls))
 
 
 def _waivable(cls: Any) -> Iterator[str]:
@@ -127,23 +115,10 @@ def _check_member(cls: Any, base: type, kit: type, member: str, value: Any) -> N
     name = cls.__name__ if base is cls else f"{cls.__name__}, from {base.__name__}"
     if member in checks_of(cls):
         if member not in cls.waived:
-            raise TypeError(
-                f"{name}.{member}: a check of the kit is overridden without a written reason; "
-                f"waived = {{{member!r}: 'the reason'}} gives one"
-            )
+            raise overridden(name, member)
         if not callable(value):
             raise TypeError(f"{name}.{member}: is no function; a waived check needs no replacement")
     elif member == "pytestmark":
-        _check_marks(cls, value)
+        refuse_marks(cls, value)
     elif member in _PYTEST or (member in vars(kit) and member not in SETTINGS and not member.startswith("__")):
         raise TypeError(f"{name}.{member}: belongs to the conformance kit or to pytest, and would change its checks")
-
-
-def _check_marks(cls: Any, marks: Any, what: str | None = None) -> None:
-    for mark in marks if isinstance(marks, list | tuple) else [marks]:
-        if getattr(mark, "name", None) in _SKIPPING:
-            subject = cls.__name__ if what is None else f"{cls.__name__}, {what}"
-            raise TypeError(
-                f"{subject}: the mark {mark.name} would skip a check of the kit in silence; "
-                "waived = {'test_…': 'the reason'} does it in words"
-            )

@@ -44,23 +44,42 @@ def refuse_silent(
         if name in fixed:
             raise TypeError(f"{cls.__name__}.{name}: belongs to {kit.__name__}, and would change its checks")
         if name in tests and name not in waived:
-            raise TypeError(
-                f"{cls.__name__}.{name}: a check is overridden without a written reason; "
-                f"waived = {{{name!r}: 'the reason'}} gives one"
-            )
+            raise overridden(cls.__name__, name)
+    check_waivers(cls, waived, known=[*sorted(tests), *sorted(names)], shown=sorted({*names, *tests}))
+
+
+def check_waivers(cls: type, waived: Mapping[str, str], known: Collection[str], shown: Collection[str]) -> None:
+    """Refuse a waiver that names no check, or whose reason is none (TypeError).
+
+    Args:
+        known: what may be waived.
+        shown: what an error says there is.
+    """
     for name, reason in waived.items():
-        if name not in tests and name not in names:
-            known = ", ".join(sorted({*names, *tests}))
-            raise TypeError(f"{cls.__name__}.waived: there is no check {name!r}; the checks are {known}")
+        if name not in known:
+            raise TypeError(f"{cls.__name__}.waived: there is no check {name!r}; the checks are {', '.join(shown)}")
         if not isinstance(reason, str) or len(reason.split()) < 2 or len(reason.strip()) < _SHORTEST:
             raise TypeError(f"{cls.__name__}.waived: {name} needs a reason in words, and has {reason!r}")
 
 
-def refuse_marks(cls: type, item: Any) -> None:
-    """Refuse a pytest mark that would skip a kit's check, wherever it was put (TypeError)."""
-    for mark in item.iter_markers():
-        if mark.name in _SKIPPING:
+def overridden(owner: str, check: str) -> TypeError:
+    """What is raised where a check is overridden and not waived."""
+    return TypeError(
+        f"{owner}.{check}: a check is overridden without a written reason; waived = {{{check!r}: 'the reason'}} gives one"
+    )
+
+
+def refuse_marks(cls: type, marks: Any, item: str | None = None) -> None:
+    """Refuse a pytest mark that would skip a kit's check, wherever it was put (TypeError).
+
+    Args:
+        marks: one, or several.
+        item: the test that has them; None for the class itself.
+    """
+    for mark in marks if isinstance(marks, list | tuple) else [marks]:
+        if getattr(mark, "name", None) in _SKIPPING:
+            subject = cls.__name__ if item is None else f"{cls.__name__}, {item}"
             raise TypeError(
-                f"{cls.__name__}, {item.name}: the mark {mark.name} would skip a check in silence; "
+                f"{subject}: the mark {mark.name} would skip a check in silence; "
                 "waived = {'check': 'the reason'} does it in words"
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from bestiary.core.errors import INTERNAL, UNAVAILABLE, BestiaryError
 from bestiary.core.plugins.resolve import describe
@@ -47,11 +47,6 @@ class Report:
         if "failed" in self.levels():
             return INTERNAL
         return UNAVAILABLE if "error" in self.levels() else 0
-
-    def as_dict(self) -> dict[str, Any]:
-        """For ``--json``."""
-        sections = {section.name: [vars(finding) for finding in section.findings] for section in self.sections}
-        return {"sections": sections, "exit_status": self.exit_status}
 
 
 def section(name: str, examine: Callable[[], Iterable[Finding]]) -> Section:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 
 from bestiary.core.doctor.findings import Finding
-from bestiary.core.home import VARIABLE, Home, gib
+from bestiary.core.home import VARIABLE, Home, existing_parent, free_space, gib
 
 
 def home() -> Iterator[Finding]:
@@ -17,8 +16,8 @@ def home() -> Iterator[Finding]:
     size = sum(entry.size for entry in entries)
     state = f"{len(entries)} entries, {gib(size)}" if cache.root.exists() else "not made yet"
     yield Finding(VARIABLE, f"{cache.root}: {state}")
-    existing = next(folder for folder in (cache.root, *cache.root.parents) if folder.exists())
-    yield Finding("disk", f"{gib(shutil.disk_usage(existing).free)} free")
+    existing = existing_parent(cache.root)
+    yield Finding("disk", f"{gib(free_space(existing))} free")
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         yield Finding(VARIABLE, "can't be written to: set it to a folder that you may write to", "warning")
     if unfinished := [entry.name for entry in entries if not entry.complete]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -51,9 +52,12 @@ class Network:
 
 def make_module(model: Model, config: ModelConfig) -> nn.Module:
     """The family's module with its parameters on the meta device: names and shapes only."""
+    return _on_meta(resolve(model.model, needed_by=f"model {model.name}"), config)
+
+
+def _on_meta(make: Callable[[Any], nn.Module], config: ModelConfig) -> nn.Module:
     with torch.device("meta"):
-        module: nn.Module = resolve(model.model, needed_by=f"model {model.name}")(config)
-    return module
+        return make(config)
 
 
 def make_network(
@@ -79,13 +83,32 @@ def make_network(
     """
     check_options(options, host)
     check_fallback(model, options)
+    owner = f"model {model.name} ({host.origin(model)})"
+    return make_network_of(
+        resolve(model.model, needed_by=f"model {model.name}"), config, options,
+        owner=owner, checkpoint_dtype=checkpoint_dtype, host=host, place=place, taps=taps,
+    )  # fmt: skip
+
+
+def make_network_of(
+    make: Callable[[Any], nn.Module],
+    config: ModelConfig,
+    options: BuildOptions,
+    *,
+    owner: str,
+    checkpoint_dtype: str,
+    host: PluginHost,
+    place: Place = UNDIVIDED,
+    taps: Sequence[str] = (),
+) -> Network:
+    """The same of what makes a module from its config; ``owner`` is who errors name."""
     device = devices.choose(options.device)
     dtype = getattr(torch, checkpoint_dtype if options.dtype == "auto" else options.dtype)
     kv_dtype = dtype if options.kv_dtype == "auto" else getattr(torch, options.kv_dtype)
     target = Target(device, devices.features(device), dtype, options.deterministic)
     max_seq_len = _max_seq_len(options, config)
     geometry = Geometry(dtype, kv_dtype, options.block_size, table_width(max_seq_len, options.block_size))
-    module = make_module(model, config)
+    module = _on_meta(make, config)
     program = trace(module)
     shard(program, module, place.tensor)
     insert_taps(program, taps)
@@ -95,7 +118,7 @@ def make_network(
     sequences = min(options.max_batch_size, options.max_num_tokens)
     limits = Sizes(options.max_num_tokens, sequences, sequences + PROMPT_ROWS)
     shapes = infer(program, geometry)
-    check_caches(program, shapes, f"model {model.name} ({host.origin(model)})")
+    check_caches(program, shapes, owner)
     if options.deterministic:
         check_calls(program, shapes)
     return Network(module, program, shapes, geometry, target, limits, max_seq_len, config.vocab_size, fusions)

@@ -15,6 +15,8 @@ AT_LOAD = ("device", "max_batch_size", "max_seq_len", "kernels", "graphs")
 DEFAULT_SEQ_LEN = 4096
 #: Larger blocks would be of no use: a request wastes half of its last one.
 _LONGEST_BLOCK = 1024
+#: Of requests or tokens in a step: what no device holds is a slip of the finger.
+_MOST = 2**20
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -56,9 +58,11 @@ class BuildOptions:
     def __post_init__(self) -> None:
         for name in ("max_batch_size", "max_num_tokens", "block_size", "tensor_parallel", "pipeline_parallel"):
             _positive(name, getattr(self, name))
-        if self.block_size > _LONGEST_BLOCK:
-            found, expected = str(self.block_size), f"at most {_LONGEST_BLOCK}"
-            raise ConfigError("E-BUILD-OPTION", "block_size", "is too large", found=found, expected=expected)
+        limits = {"block_size": _LONGEST_BLOCK, "max_batch_size": _MOST, "max_num_tokens": _MOST}
+        for name, most in limits.items():
+            if getattr(self, name) > most:
+                found, expected = str(getattr(self, name)), f"at most {most}"
+                raise ConfigError("E-BUILD-OPTION", name, "is too large", found=found, expected=expected)
         if self.max_seq_len is not None:
             _positive("max_seq_len", self.max_seq_len)
         for name in ("deterministic", "graphs"):

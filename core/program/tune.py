@@ -11,18 +11,17 @@ import torch
 from torch import Tensor
 
 from bestiary.core import device as devices
-from bestiary.core.errors import PluginError, said
 from bestiary.core.ops.collective import Ranks
 from bestiary.core.ops.declare import OpDeclaration
 from bestiary.core.plugins import PluginHost
-from bestiary.core.program.bind import ROWS, Target, overridden, pack
-from bestiary.core.program.bound import reference_kernel
+from bestiary.core.program.against import Against
+from bestiary.core.program.bind import Target, overridden, pack
 from bestiary.core.program.calls import REFERENCE, candidates, describe, load_kernel, rows_of, signature
-from bestiary.core.program.compare import Deviation, deviation, layout
 from bestiary.core.program.deterministic import able_at_all_sizes
 from bestiary.core.program.plan import Choice, Plan, Trial
 from bestiary.core.program.probe import Probe
-from bestiary.core.program.program import Instruction, Program, TorchCall, Value, Weight, fill
+from bestiary.core.program.program import Instruction, Program, Value, Weight, fill
+from bestiary.core.program.samples import Samples, sampled
 from bestiary.core.program.shapes import Shape, Sizes
 from bestiary.core.progress import Progress
 from bestiary.spec import Kernel
@@ -72,12 +71,7 @@ class Tuner:
 
     def _choices(self, program: Program, instruction: Instruction, limits: Sizes) -> tuple[Choice, ...]:
         rows = rows_of(instruction, self._shapes)
-        limit = rows.at(limits) if rows.tokens or rows.rows else 1
-        sampled = [count for count in ROWS if count < limit] + [min(limit, ROWS[-1])]
-        at = {
-            count: Sizes(count, count, count) if rows.rows or count <= 8 else self._prompt(count)
-            for count in dict.fromkeys(sampled)
-        }
+        at = sampled(rows, limits, self._longest)
         if self._target.deterministic:
             return (self._one_choice(program, instruction, list(at.values())),)
         choices = [self._choice(program, instruction, count, sizes) for count, sizes in at.items()]
@@ -137,125 +131,45 @@ class Tuner:
     ) -> str | None:
         if not self._probe.concerns(kernel) or any(isinstance(a, Ranks) and a.size > 1 for a in instruction.args):
             return None
-        values = self._arguments(program, instruction, sizes)
+        samples = self._samples(program)
+        values = samples.values(instruction, sizes)
         args = dict(zip(op.parameters, fill(instruction.args, values.__getitem__), strict=True))
-        outs = [_unwritten(self._shapes[result], sizes, self._target.device) for result in instruction.results]
+        outs = samples.results(instruction, sizes)
         constants = [name for name, arg in zip(op.parameters, instruction.args, strict=True) if isinstance(arg, Weight)]
         return self._probe.crash(kernel, self._target.device, args, outs, constants)
-
-    def _prompt(self, tokens: int) -> Sizes:
-        """One prompt of so many tokens, or as many equal ones as the longest sequence makes necessary."""
-        sequences = next(n for n in range(1, tokens + 1) if tokens % n == 0 and tokens // n <= self._longest)
-        return Sizes(tokens, sequences, 1)
 
     def _try(
         self, kernel: Kernel, op: OpDeclaration[..., Any], program: Program, instruction: Instruction, sizes: Sizes
     ) -> Trial:
-        run = load_kernel(kernel, op)
-        values = self._arguments(program, instruction, sizes)
-        args = fill(instruction.args, values.__getitem__)
-        outs = tuple(_unwritten(self._shapes[result], sizes, self._target.device) for result in instruction.results)
-        packed = {} if kernel.pack is None else pack(kernel, op, instruction, self._weights)
-        mine = [_copied(op, index, packed.get(index, argument)) for index, argument in enumerate(args)]
-        theirs = [_copied(op, index, argument) for index, argument in enumerate(args)]
-        expected = tuple(torch.empty_like(out) for out in outs)
-        keywords = {"out": outs[0] if len(outs) == 1 else outs} if outs else {}
-        reference_keywords = {"out": expected[0] if len(outs) == 1 else expected} if outs else {}
-        label = f"kernel {op.name}={kernel.name} at {signature(instruction, self._shapes, self._target.dtype)}"
-        self._run(run, mine, outs, keywords, label, _OTHER.format(op.name))
-        reference_kernel(op)(*theirs, **reference_keywords)
-        mutated = [index for index, name in enumerate(op.parameters) if name in op.mutates]
-        pairs = [*zip(outs, expected, strict=True), *((mine[i], theirs[i]) for i in mutated)]
-        deviations = [deviation(found, wanted, op.tolerances) for found, wanted in pairs]
-        worst = max(deviations, key=lambda one: one.excess, default=Deviation())
-        if not worst.excess <= 1:
-            raise PluginError(
-                "E-KERNEL-WRONG",
-                label,
-                f"differs from the op's reference at {sizes.tokens} tokens",
-                found=str(worst),
-                expected="at most 1",
-                hint=_OTHER.format(op.name),
-            )
-        return Trial(kernel.name, round(self._time(run, mine, keywords), 2), round(worst.excess, 4))
+        samples = self._samples(program)
+        values = samples.values(instruction, sizes)
+        call = Against(
+            op,
+            load_kernel(kernel, op),
+            fill(instruction.args, values.__getitem__),
+            samples.results(instruction, sizes),
+            {} if kernel.pack is None else pack(kernel, op, instruction, self._weights),
+            device=self._target.device,
+            label=f"kernel {op.name}={kernel.name} at {signature(instruction, self._shapes, self._target.dtype)}",
+            hint=_OTHER.format(op.name),
+        )
+        worst = call.worst(f"at {sizes.tokens} tokens")
+        return Trial(kernel.name, round(self._time(call.again), 2), round(worst.excess, 4))
 
-    def _run(
-        self,
-        run: Callable[..., Any],
-        args: list[Any],
-        outs: tuple[Tensor, ...],
-        keywords: dict[str, Any],
-        label: str,
-        hint: str,
-    ) -> None:
-        """Run a kernel for the first time: it fills the tensors that it is given, and returns nothing."""
-        given = [tensor for tensor in (*args, *outs) if isinstance(tensor, Tensor)]
-        before = [layout(tensor) for tensor in given]
-        try:
-            returned = run(*args, **keywords)
-            devices.synchronize(self._target.device)
-        except Exception as error:
-            raise PluginError("E-KERNEL-FAILED", label, f"raised {type(error).__name__}: {said(error)}") from error
-        found = None if returned is None else f"it returned a {type(returned).__name__}"
-        if found is None and [layout(tensor) for tensor in given] != before:
-            found = "other memory or another shape"
-        if found is not None:
-            problem = "must fill out as it is given, and return nothing"
-            raise PluginError("E-KERNEL-WRONG", label, problem, found=found, hint=hint)
-
-    def _time(self, run: Callable[..., None], args: list[Any], keywords: dict[str, Any]) -> float:
+    def _time(self, run: Callable[[], None]) -> float:
         times: list[float] = []
         deadline = time.perf_counter() + _BUDGET
         while len(times) < _LEAST_RUNS or (time.perf_counter() < deadline and len(times) < _MOST_RUNS):
             devices.synchronize(self._target.device)
             start = time.perf_counter()
-            run(*args, **keywords)
+            run()
             devices.synchronize(self._target.device)
             times.append(time.perf_counter() - start)
         # The least is the kernel's own; what is above it belongs to whatever else the machine did.
         return min(times) * 1e6
 
-    def _arguments(self, program: Program, instruction: Instruction, sizes: Sizes) -> dict[Value, Tensor]:
-        """A tensor for each argument: the sample step's inputs, the weights, and random numbers for results."""
-        given = self._inputs(sizes)
-        producers = program.producers()
-        known: dict[Value, Tensor] = {value: given[name] for name, value in program.inputs.items()}
-
-        def tensor(value: Value) -> Tensor:
-            producer = producers.get(value)
-            if value not in known and producer is not None and self._names_things(producer):
-                assert isinstance(producer.target, OpDeclaration)
-                outputs = producer.target.reference(*fill(producer.args, tensor))
-                known.update(zip(producer.results, outputs, strict=True))
-            if value not in known:
-                known[value] = self._made(value, tensor, producers, sizes)
-            return known[value]
-
-        for value in instruction.values():
-            tensor(value)
-        return known
-
-    def _names_things(self, producer: Instruction) -> bool:
-        """Whether an op's results hold integers, such as a token's experts: made up, they would fit nothing else."""
-        several = isinstance(producer.target, OpDeclaration) and producer.target.results > 1
-        return several and not all(self._shapes[result].dtype.is_floating_point for result in producer.results)
-
-    def _made(
-        self,
-        value: Value,
-        tensor: Callable[[Value], Tensor],
-        producers: Mapping[Value, Instruction],
-        sizes: Sizes,
-    ) -> Tensor:
-        if isinstance(value, Weight):
-            return self._weights(value)
-        shape, producer = self._shapes[value], producers[value]
-        if shape.base is not None and isinstance(producer.target, TorchCall):
-            return producer.target.function(*fill(producer.args, tensor), **dict(producer.target.keywords))
-        if not shape.dtype.is_floating_point:
-            return torch.zeros(shape.at(sizes), dtype=shape.dtype, device=self._target.device)
-        made = torch.randn(shape.at(sizes), generator=self._generator, device=self._target.device)
-        return made.to(shape.dtype)
+    def _samples(self, program: Program) -> Samples:
+        return Samples(program, self._shapes, self._inputs, self._weights, self._target.device, self._generator)
 
 
 def _preferred(trials: tuple[Trial, ...]) -> tuple[str, str]:
@@ -266,14 +180,3 @@ def _preferred(trials: tuple[Trial, ...]) -> tuple[str, str]:
     if (trials[0].microseconds or 0.0) * _WORTHWHILE <= (best.microseconds or 0.0):
         return trials[0].kernel, "fastest" if best is trials[0] else f"{best.kernel} is hardly faster"
     return best.kernel, "fastest"
-
-
-def _unwritten(shape: Shape, sizes: Sizes, device: torch.device) -> Tensor:
-    """Memory for a result, filled with what a kernel that forgets an element would leave."""
-    empty = torch.empty(shape.at(sizes), dtype=shape.dtype, device=device)
-    return empty.fill_(float("nan") if shape.dtype.is_floating_point else -1)
-
-
-def _copied(op: OpDeclaration[..., Any], index: int, argument: Any) -> Any:
-    mutated = op.parameters[index] in op.mutates
-    return argument.clone() if mutated and isinstance(argument, Tensor) else argument

@@ -6,7 +6,10 @@ from bestiary.core.plugins.resolve import resolve
 from bestiary.core.reports.schema import JsonReport
 
 #: Where their classes are.
-KINDS: tuple[str, ...] = ("bestiary.core.quality.report:QualityReport",)
+KINDS: tuple[str, ...] = (
+    "bestiary.core.doctor.document:DoctorReport",
+    "bestiary.core.quality.report:QualityReport",
+)
 
 
 def kinds() -> list[type[JsonReport]]:

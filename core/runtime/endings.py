@@ -16,7 +16,7 @@ from bestiary.core.runtime.scheduler import Scheduler
 from bestiary.core.runtime.slow_calls import SlowCalls
 from bestiary.core.runtime.stats import Meters
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("bestiary.runtime.endings")
 
 
 class Endings:

@@ -27,7 +27,7 @@ from bestiary.core.runtime.scheduler import Scheduler
 from bestiary.core.runtime.slow_calls import SlowCalls
 from bestiary.core.runtime.stats import EngineStats, Meters, snapshot
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("bestiary.runtime.loop")
 
 _NOTHING = SampledMessage(np.zeros(0, np.int32))
 

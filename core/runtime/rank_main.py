@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any, NoReturn, Protocol
 
+from bestiary.core import logs
 from bestiary.core.errors import BestiaryError, EngineError, PluginError
 from bestiary.core.ops.collective import ALONE, Place, Ranks
 from bestiary.core.runtime.messages import SampledMessage, SampleMessage, StepMessage
@@ -76,6 +77,8 @@ def start(setup: Setup, directory: str) -> tuple[Worker, Place]:
     from bestiary.core.plugins import PluginHost, resolve
 
     count = setup.tensor * setup.stages
+    levels = logs.parse(os.environ.get(logs.VARIABLE) or logs.LogLevels.level, logs.VARIABLE)
+    logs.configure(levels, name=f"bestiary rank {setup.rank}")
     host = PluginHost.load(only=setup.plugins, prefer=setup.preferences)
     check_versions(setup.versions, host.lock())
     device = devices.of_rank(setup.device, setup.rank)

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from bestiary.core import errors
+from bestiary.core import errors, logs
 from bestiary.core.errors import BestiaryError, ConfigError, EngineError
 from bestiary.core.runtime.rank_messages import STACKS, Close, Failed, Numbered, Ready, Setup, codec
 from bestiary.core.runtime.transport import Channel
@@ -251,6 +251,7 @@ def _spawn(label: str, directory: str) -> _Rank:
         "GLOO_SOCKET_IFNAME": loopback,
         "NCCL_SOCKET_IFNAME": loopback,
         **os.environ,
+        **logs.inherited(),
         "PYTHONPATH": os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path),
     }
     with far:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("bestiary.runtime.slow_calls")
 
 #: Seconds from which on a call is slow.
 SLOW: Final = 1.0

@@ -138,3 +138,8 @@ def _check(messages: Sequence[Message]) -> None:
             raise RequestError(
                 "E-REQ-CHAT", f"messages[{index}]", "not a message", found=repr(message)[:80], expected=expected
             )
+        if message.get("content") is None and not message.get("tool_calls"):
+            expected = "a content, or tool_calls"
+            raise RequestError(
+                "E-REQ-CHAT", f"messages[{index}]", "says nothing", found=repr(dict(message))[:80], expected=expected
+            )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from canary import VOCAB, Engine
+from canary import Engine
+from canary_numbers import VOCAB
 
 from bestiary import RequestError, SamplingParams, hookimpl
 from bestiary.core.calls import Calls

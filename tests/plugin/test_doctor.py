@@ -19,7 +19,7 @@ from bestiary.core.doctor.findings import Finding, Report, Section, section
 from bestiary.core.plugins import PluginHost
 from bestiary.core.plugins.stale import oddities
 
-SECTIONS = ["environment", "devices", "plugins", "metadata", "lock", "kernels", "home"]
+SECTIONS = ["environment", "torch", "processor", "devices", "plugins", "metadata", "lock", "kernels", "home"]
 
 
 def levels(ran: Any, name: str) -> dict[str, str]:
@@ -38,17 +38,17 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def examined(capsys: pytest.CaptureFixture[str], *before: str) -> tuple[int, Any]:
-    status = invoke([*before, "doctor", "--json"])
+    status = invoke([*before, "doctor", "--no-self-test", "--json"])
     return status, json.loads(capsys.readouterr().out)
 
 
 def test_a_sound_installation_is_all_right(site: Any, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     site.plugin("sound", "")
     status, found = examined(capsys)
-    assert (status, found["exit_status"]) == (0, 0), found
+    assert (status, found["exit_status"], found["schema"]) == (0, 0, "bestiary.doctor/1"), found
     assert list(found["sections"]) == SECTIONS
     assert "fake-sound 1.0, loaded" in texts(found, "plugins")
-    assert invoke(["doctor"]) == 0
+    assert invoke(["doctor", "--no-self-test"]) == 0
     shown = capsys.readouterr().out
     assert "everything can be used" in shown and max(map(len, shown.splitlines())) <= 100
 
@@ -58,9 +58,9 @@ def test_a_message_that_no_stream_takes_is_escaped(
     site: Any, here: Path, capsys: pytest.CaptureFixture[str], error: str
 ) -> None:
     site.plugin("odd", f"raise {error}")
-    for command, status in (("plugins", 0), ("doctor", 69)):
+    for command, status in ((["plugins"], 0), (["doctor", "--no-self-test"], 69)):
         for options in ([], ["--json"]):
-            assert invoke([command, *options]) == status
+            assert invoke([*command, *options]) == status
             shown = capsys.readouterr()
             assert "\\ud800" in shown.out and not shown.err
 
@@ -133,7 +133,7 @@ def test_kernels_that_cannot_run_here_say_why(site: Any, monkeypatch: pytest.Mon
     site.module("kernel_plugin", KERNELS)
     monkeypatch.setattr("bestiary.core.plugins.kinds._foreign", lambda descriptor: None)
     host = PluginHost.load(plugins=["kernel_plugin"])
-    report = examine(lambda: host, lambda: ())
+    report = examine(lambda: host, lambda: (), tests=False)
     found = {one.subject: one for part in report.sections if part.name == "kernels" for one in part.findings}
     assert found["broken::op"].level == "error" and "no_such_module_here" in found["broken::op"].text
     for said in (
@@ -153,10 +153,10 @@ def test_the_rest_is_examined_where_torch_is_broken(own: Environment) -> None:
     (own.folder / "site" / "torch" / "__init__.py").write_text("raise OSError('libcudart.so.12: no such file')")
     ran = own.bestiary("doctor", "--json")
     assert ran.status == 70 and "Traceback" not in ran.err
-    for name in ("devices", "kernels"):
+    for name in ("torch", "processor", "devices", "kernels", "self-test"):
         assert set(levels(ran.json, name).values()) == {"failed"}
         assert "libcudart.so.12" in texts(ran.json, name)
-    assert levels(ran.json, "plugins")["good"] == "ok" and list(ran.json["sections"]) == SECTIONS
+    assert levels(ran.json, "plugins")["good"] == "ok" and list(ran.json["sections"]) == [*SECTIONS, "self-test"]
 
 
 @pytest.mark.slow
@@ -172,7 +172,7 @@ def test_metadata_that_lies_is_shown(own: Environment, tmp_path: Path) -> None:
     unreadable.mkdir()
     (unreadable / "METADATA").write_bytes(b"Name: \xff\xfe")
     (unreadable / "entry_points.txt").write_text("[bestiary]\nunreadable = a.b\n")
-    ran = own.bestiary("doctor", "--json")
+    ran = own.bestiary("doctor", "--no-self-test", "--json")
     said = texts(ran.json, "metadata")
     assert "demo-good: demo_good-1.0.dist-info announces demo_good.plugin, which is gone" in said
     assert "demo-other: was installed from a folder that is gone (vanished)" in said

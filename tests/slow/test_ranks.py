@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import signal
 import subprocess
@@ -21,6 +22,7 @@ import queue_kernels
 from rank_workers import check_three_steps, step
 
 from bestiary import ConfigError, EngineError, PluginError
+from bestiary.core import logs
 from bestiary.core.plugins import PluginHost
 from bestiary.core.runtime.messages import EMPTY, SampleMessage
 from bestiary.core.runtime.ranks import RankExecutor
@@ -217,3 +219,18 @@ def test_a_plugin_that_fails_in_a_rank_only_is_quoted(tmp_path_factory: Any, mon
     host = PluginHost.load(plugins=["moody_plugin"])
     with pytest.raises(PluginError, match=r"rank \d of 2 .*moody_plugin.*AssertionError"):
         RankExecutor(tensor=2, stages=1, device="cpu", host=host, worker="rank_workers:summing", arguments={})
+
+
+def test_ranks_log_as_their_parent_does(capfd: pytest.CaptureFixture[str]) -> None:
+    root = logging.getLogger("bestiary")
+    handlers, level = list(root.handlers), root.level
+    try:
+        for text, expected in (("error,rank_workers=debug", True), ("error", False)):
+            logs.configure(logs.parse(text, "test"))
+            _start(2, 1).close()
+            said = capfd.readouterr().err
+            for rank in (0, 1):
+                assert (f"bestiary rank {rank}: DEBUG: here" in said) is expected, said
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from canary import PRIME, VOCAB, first_seen, key, term, value
+from canary_numbers import PRIME, VOCAB, first_seen, key, term, value
 from torch import Tensor, nn
 
 from bestiary import LLM, Kernel, Model, Op, hookimpl, ops

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import time
@@ -19,6 +20,8 @@ from bestiary.core.runtime.messages import EMPTY, Opened, SampledMessage, Sample
 from bestiary.core.runtime.ranks import RankExecutor
 from bestiary.core.sampling_params import SamplingParams
 
+log = logging.getLogger("bestiary.rank_workers")
+
 
 class Answered:
     def __init__(self, tokens: torch.Tensor) -> None:
@@ -32,6 +35,7 @@ class Summing:
     """A step adds its tokens over the tensor-parallel ranks, the stages add the results up, the last one's are shared."""
 
     def __init__(self, place: Place, device: torch.device, host: PluginHost, dies: Mapping[str, Any]) -> None:
+        log.debug("here")
         self.place, self.device, self.dies = place, device, dies
         self.facts = {
             "rank": place.rank,

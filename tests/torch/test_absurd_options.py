@@ -28,6 +28,8 @@ def model(tmp_path_factory):
         (78, "E-DEVICE", ["--device", "abacus"]),
         (78, "E-BUILD-OPTION", ["--block-size", "7777777"]),
         (78, "E-BUILD-OPTION", ["--max-batch-size", "0"]),
+        (78, "E-BUILD-OPTION", ["--max-batch-size", "1000000000000"]),
+        (78, "E-BUILD-OPTION", ["--max-num-tokens", "1000000000000"]),
         (78, "E-BUILD-QUANTIZATION", ["--quantization", "none-such"]),
         (78, "E-KERNEL-NAME", ["--kernel", "linear=none-such"]),
         (2, "E-REQ-TEMPERATURE", ["--temperature", "-1"]),

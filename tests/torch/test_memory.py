@@ -1,8 +1,7 @@
-"""The memory plan against what is really allocated, part by part; the cap; the command."""
+"""The memory plan against what is really allocated, part by part; the cap."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,6 @@ from tiny import make_hf
 from bestiary import LLM, ConfigError, SamplingParams, UsageError
 from bestiary.converters.convert import convert
 from bestiary.core.checkpoint.weights import Weights
-from bestiary.core.cli.main import invoke
 from bestiary.core.device import peak_allocation
 from bestiary.core.engine.build import build
 from bestiary.core.engine.facts import EngineFacts
@@ -25,7 +23,6 @@ from bestiary.core.engine.memory import MemoryPlanner, Shares
 from bestiary.core.engine.options import BuildOptions
 from bestiary.core.engine.start import in_process, start
 from bestiary.core.engine.step_bytes import graph_bytes, sampler_bytes
-from bestiary.core.home import bytes_of
 from bestiary.core.plugins import PluginHost
 from bestiary.core.program.program import TorchCall
 from bestiary.core.program.shapes import Sizes
@@ -303,89 +300,6 @@ def test_what_a_limit_can_not_be(models, host, loaded):
         LLM(models / "hf", weights="random", memory_limit="4GiB", reference=True)
     with pytest.raises(ConfigError, match="num_blocks"):
         load_engine(loaded.directory, host=host, num_blocks=2**24, memory_limit=2**32)
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [("4GiB", 2**32), ("1.5 KiB", 1536), (77, 77), ("0", None), ("4GB", None), ("-1", None), (True, None)],
-)
-def test_sizes(text, size):
-    if size is None:
-        with pytest.raises(UsageError, match="is not a size"):
-            bytes_of(text, "--memory")
-    else:
-        assert bytes_of(text, "--memory") == size
-
-
-@pytest.fixture
-def no_data(monkeypatch, tmp_path):
-    """Reading a weight fails, and a cache that must stay empty."""
-    monkeypatch.setattr(Weights, "raw", lambda *_: pytest.fail("a weight was read"))
-    monkeypatch.setattr(Weights, "tensor", lambda *_: pytest.fail("a weight was read"))
-    monkeypatch.setenv("BESTIARY_HOME", str(tmp_path / "home"))
-    yield
-    assert not (tmp_path / "home").exists()
-
-
-ASKED = ["--device", "cpu", "--max-batch-size", "3", "--max-seq-len", "64", "--max-num-tokens", "32"]
-
-
-def test_the_command_says_the_same_of_every_kind_of_model(models, no_data, capsys):
-    (models / "bare").mkdir(exist_ok=True)
-    (models / "bare" / "config.json").write_text((models / "hf" / "config.json").read_text())
-    found = []
-    for kind in ("hf", "ckpt", "bare"):
-        assert invoke(["plan-memory", str(models / kind), *ASKED, "--json"]) == 0
-        plan = json.loads(capsys.readouterr().out)
-        assert plan["total"] == sum(plan["bytes"].values())
-        assert plan["bytes"].pop("held") > 0
-        found.append(plan["bytes"])
-    assert found[0] == found[1] == found[2]
-    assert found[0]["weights_mapped"] and found[0]["weights_made"] and found[0]["kv_cache"]
-
-
-def test_of_a_hub_id_only_the_json_files_are_fetched(models, no_data, monkeypatch, capsys):
-    asked = []
-
-    def fetched(hub_id: str, progress: Any, files: Any) -> Path:
-        asked.append((hub_id, files))
-        (models / "fetched").mkdir(exist_ok=True)
-        (models / "fetched" / "config.json").write_text((models / "hf" / "config.json").read_text())
-        return models / "fetched"
-
-    monkeypatch.setattr("bestiary.core.planning.fetch", fetched)
-    assert invoke(["plan-memory", "someone/model", *ASKED]) == 0
-    assert asked == [("someone/model", ("*.json",))]
-    assert "KV cache" in capsys.readouterr().out
-
-
-def test_the_command_plans_an_engine_with_its_own_options(models, loaded, no_data, capsys):
-    assert invoke(["plan-memory", str(loaded.directory), "--max-batch-size", "2", "--json"]) == 0
-    plan = json.loads(capsys.readouterr().out)
-    assert (plan["max_batch_size"], plan["max_seq_len"]) == (2, loaded.max_seq_len)
-    assert invoke(["plan-memory", str(loaded.directory), "--block-size", "4"]) == 78
-    assert "E-ENGINE-OPTION" in capsys.readouterr().err
-
-
-def test_the_command_gives_a_rank_its_share(models, no_data, capsys):
-    shares = []
-    for ranks in ("1", "2"):
-        assert invoke(["plan-memory", str(models / "ckpt"), *ASKED, "--tp", ranks, "--json"]) == 0
-        shares.append(json.loads(capsys.readouterr().out)["bytes"])
-    assert shares[1]["kv_cache"] * 2 == shares[0]["kv_cache"]
-    whole, half = (s["weights_mapped"] + s["weights_made"] for s in shares)
-    assert half < 0.6 * whole
-
-
-def test_not_fitting_is_an_answer_and_fails_only_when_asked_to(models, no_data, capsys):
-    line = ["plan-memory", str(models / "hf"), *ASKED, "--memory", "1MiB"]
-    assert invoke(line) == 0
-    printed = capsys.readouterr()
-    assert "does not fit into 1,048,576 bytes (1.0 MiB): without any cache it takes" in printed.out
-    assert "largest batch at 64 tokens: 0" in printed.out and "Traceback" not in printed.err
-    assert invoke([*line, "--check"]) == 78
-    assert invoke([*line[:-1], "1000GiB", "--check"]) == 0
-    assert "\nfits into" in capsys.readouterr().out
 
 
 def test_plans_are_for_the_options_asked_for(loaded, host):

@@ -24,11 +24,10 @@ from bestiary.core.ops.collective import Ranks
 from bestiary.core.plugins import PluginHost
 from bestiary.core.program.passes.cut import cut
 from bestiary.core.program.passes.shard import shard
-from bestiary.core.program.probe import Probe
 from bestiary.core.program.program import Program
+from bestiary.core.program.samples import Samples
 from bestiary.core.program.shapes import Geometry, Sizes, infer
 from bestiary.core.program.trace import trace
-from bestiary.core.program.tune import Tuner
 from bestiary.layers import MoE
 
 
@@ -128,9 +127,10 @@ def test_a_build_measures_on_experts_that_a_router_would_choose() -> None:
     )
     inputs = {name: torch.zeros(64, dtype=torch.int64) for name in network.program.inputs}
     made = lambda weight: torch.randn(weight.shape)  # noqa: E731
-    tuner = Tuner(HOST, network.target, network.shapes, lambda sizes: inputs, made, {}, 64, Probe(HOST))
+    generator = torch.Generator().manual_seed(0)
+    samples = Samples(network.program, network.shapes, lambda sizes: inputs, made, torch.device("cpu"), generator)
     call = next(i for i in network.program.instructions if i.target.name == "moe")
-    values = tuner._arguments(network.program, call, Sizes(64, 1, 1))
+    values = samples.values(call, Sizes(64, 1, 1))
     weights, experts = (values[argument] for argument in call.args[1:3])
     assert experts.unique().tolist() == list(range(6))
     assert (experts[:, 0] != experts[:, 1]).all()

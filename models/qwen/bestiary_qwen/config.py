@@ -1,4 +1,4 @@
-"""What the configs of all Qwen architectures share: heads, windows by layer, and which layers have experts."""
+"""What the configs of all Qwen architectures share: windows by layer, and which layers have experts."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from bestiary import ConfigError
-from bestiary.spec import ModelConfig
+from bestiary.spec import GroupedQueryConfig
 
 
-class QwenConfig(ModelConfig):
+class QwenConfig(GroupedQueryConfig):
     """The keys of ``config.json`` that every Qwen has. ``window`` and ``slides_by_default`` say what a layer sees."""
 
     neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = {
@@ -20,12 +20,11 @@ class QwenConfig(ModelConfig):
         "use_mrope": (None, False),
         "dual_chunk_attention_config": (None,),
     }
+    one_kv_head_each: ClassVar[bool] = False
+    whole_heads: ClassVar[bool] = True
 
     max_position_embeddings: PositiveInt = 32768
     intermediate_size: PositiveInt
-    num_attention_heads: PositiveInt
-    num_key_value_heads: PositiveInt
-    head_dim: PositiveInt | None = None
     hidden_act: str = "silu"
     rms_norm_eps: PositiveFloat = 1e-6
     tie_word_embeddings: bool = False
@@ -33,11 +32,6 @@ class QwenConfig(ModelConfig):
     sliding_window: Annotated[int, Field(ge=0)] | None = None
     max_window_layers: Annotated[int, Field(ge=0)] = 28
     layer_types: list[Literal["full_attention", "sliding_attention"]] | None = None
-
-    @property
-    def head(self) -> int:
-        """Features of one attention head."""
-        return self.head_dim or self.hidden_size // self.num_attention_heads
 
     @property
     def max_length(self) -> int:
@@ -57,36 +51,6 @@ class QwenConfig(ModelConfig):
     def slides_by_default(self, layer: int) -> bool:
         """Whether a layer has the window when ``layer_types`` does not say so: those above the lowest ones."""
         return layer >= self.max_window_layers
-
-    @model_validator(mode="before")
-    @classmethod
-    def _default_kv_heads(cls, raw: Any) -> Any:
-        if isinstance(raw, Mapping) and "num_key_value_heads" in raw and raw["num_key_value_heads"] is None:
-            return {**raw, "num_key_value_heads": raw.get("num_attention_heads")}
-        return raw
-
-    @model_validator(mode="after")
-    def _heads_fit(self) -> Self:
-        hidden, heads, kv = self.hidden_size, self.num_attention_heads, self.num_key_value_heads
-        if self.head_dim is None and hidden % heads:
-            raise wrong(
-                "num_attention_heads",
-                f"does not divide hidden_size: {hidden} = {hidden // heads} * {heads} + {hidden % heads}",
-            )
-        if heads % kv:
-            raise wrong(
-                "num_key_value_heads",
-                f"does not divide num_attention_heads: {heads} = {heads // kv} * {kv} + {heads % kv}",
-            )
-        if self.head % 2:
-            arithmetic = "" if self.head_dim else f" = hidden_size / num_attention_heads = {hidden} / {heads}"
-            raise wrong("head_dim", f"is odd, and rotary embedding turns pairs: {self.head}{arithmetic}")
-        if self.rope.partial_rotary_factor != 1.0:
-            raise wrong(
-                "rope_parameters.partial_rotary_factor",
-                f"is {self.rope.partial_rotary_factor}; Qwen rotates whole heads",
-            )
-        return self
 
     @model_validator(mode="after")
     def _windows_fit(self) -> Self:

@@ -6,7 +6,8 @@ import math
 import random
 
 import pytest
-from canary import VOCAB, Engine, Recorder
+from canary import Engine, Recorder
+from canary_numbers import VOCAB
 
 from bestiary.core.errors import EngineError
 from bestiary.core.runtime.cache_groups import CacheGroup

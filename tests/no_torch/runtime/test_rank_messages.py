@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from canary import VOCAB, CanaryExecutor, Engine, Recorder
+from canary import CanaryExecutor, Engine, Recorder
+from canary_numbers import VOCAB
 from frames import same
 from hypothesis import example, given, settings
 from hypothesis import strategies as st

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from canary import PRIME, Engine, Rank, Recorder, alone, scores_alone
+from canary import Engine, Recorder
+from canary_numbers import alone, scores_alone
 
-from bestiary.core.errors import ConfigError, EngineError, RequestError
-from bestiary.core.runtime import policies
+from bestiary.core.errors import EngineError, RequestError
 from bestiary.core.runtime.cache_groups import CacheGroup
 from bestiary.core.runtime.messages import SampleMessage
 from bestiary.core.runtime.request import Request, State
@@ -261,43 +261,6 @@ def test_a_long_prompt_beside_a_stream_runs_in_small_chunks():
     assert engine.step().num_tokens == 256
 
 
-def test_the_policies_are_named():
-    with pytest.raises(ConfigError, match="no-evict or max-utilization"):
-        Engine(capacity="fair")
-    with pytest.raises(ConfigError, match="first-come or priority"):
-        Engine(order="random")
-    assert [policies.by_priority(1, 0), policies.by_priority(0, 300)] == [256, 300]
-
-
-def test_priorities_run_sooner_and_ties_by_arrival():
-    engine = Engine(batch=1, order="priority")
-    for priority in (0, 5, -1, 5, 0):
-        engine.submit([1, 2], 1, priority=priority)
-    ended = []
-    while not engine.loop.idle:
-        ended += [r.id for r in engine.loop.step()]
-    assert ended == ["2", "0", "4", "1", "3"]
-
-
-def test_without_promises_the_last_gives_way_and_is_computed_anew(overlaps):
-    engine = Engine([CacheGroup(9, 4)], capacity="max-utilization", overlaps=overlaps)
-    first, second = engine.submit(list(range(8)), 24), engine.submit(list(range(50, 58)), 24)
-    engine.drain(poison=True)
-    assert first.preemptions == 0 and second.preemptions >= 1
-    assert [r.output for r in (first, second)] == [engine.expected(r) for r in (first, second)]
-    assert engine.scheduler.num_preemptions == second.preemptions
-    engine.check_drained()
-
-
-def test_with_promises_nobody_is_preempted(overlaps):
-    engine = Engine([CacheGroup(9, 4)], overlaps=overlaps)
-    for i in range(6):
-        engine.submit([i * 50 + j for j in range(8)], 20)
-    engine.drain(poison=True)
-    assert engine.scheduler.num_preemptions == 0
-    assert all(r.output == engine.expected(r) for r in engine.requests)
-
-
 def test_accounting_errors_are_found():
     def broken(change, code="E-RUN-ACCOUNT"):
         engine = Engine()
@@ -324,47 +287,3 @@ def test_accounting_errors_are_found():
 
     for change in (twice, lost, counted, writable, promised):
         broken(change)
-
-
-def test_the_canary_reads_what_its_table_shows():
-    """The oracle itself: each fault of a table or a block changes the sum."""
-    engine = Engine()
-    request = engine.submit(list(range(9)), 8)
-    engine.step()
-    rank, blocks = engine.executor.rank, list(request.blocks[0])
-
-    def fault(change):
-        other = Rank(engine.groups, 8, 128)
-        for name in ("last", "stored"):
-            getattr(other, name)[:] = getattr(rank, name)
-        other.tables[0][:], other.keys[0][:], other.values[0][:] = rank.tables[0], rank.keys[0], rank.values[0]
-        change(other)
-        return other._sequence(request.slot, [int(other.last[request.slot])])[0]
-
-    def stale(r):
-        r.keys[0][blocks[0], 1] = r.keys[0][blocks[0], 0]
-
-    def shifted(r):
-        r.values[0][blocks[1]] = r.values[0][blocks[1]][[1, 2, 3, 0]]
-
-    def zeroed(r):
-        r.keys[0][blocks[0]] = r.values[0][blocks[0]] = 0
-
-    def foreign(r):
-        r.tables[0][request.slot, 0] = blocks[1]
-
-    def swapped(r):
-        r.tables[0][request.slot, :2] = blocks[1::-1]
-
-    def position(r):
-        r.stored[request.slot] -= 1
-
-    right = fault(lambda r: None)
-    assert right == alone(engine.groups, request.prompt, 2)[1]
-    faults = (stale, shifted, zeroed, foreign, swapped, position, lambda r: r.poison(0, [blocks[0]]))
-    assert all(fault(change) != right for change in faults)
-
-
-def test_the_canarys_numbers_are_exact_in_float32():
-    assert (PRIME - 1) * (4000 + 5) < 2**24 and 2 * PRIME * 2000 < 2**24
-    assert 1531 * PRIME + 61 * PRIME + 131 * 4096 + 1009 * 8 < 2**24

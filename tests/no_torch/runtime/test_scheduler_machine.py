@@ -6,7 +6,8 @@ import os
 
 import hypothesis.strategies as st
 import pytest
-from canary import VOCAB, Engine, Recorder, alone, scores_alone
+from canary import Engine, Recorder
+from canary_numbers import VOCAB, alone, scores_alone
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 

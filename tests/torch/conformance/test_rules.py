@@ -51,11 +51,11 @@ _OF_SHARED = r"TestFamily, from Shared\."
 
 
 REFUSED: Mapping[str, tuple[Callable[[], Any], str]] = {
-    "an override": (lambda: made(test_prefill=_nothing), r"test_prefill: a check of the kit is overridden without"),
-    "a check set to None": (lambda: made(test_prefill=None), r"test_prefill: a check of the kit is overridden"),
+    "an override": (lambda: made(test_prefill=_nothing), r"test_prefill: a check is overridden without"),
+    "a check set to None": (lambda: made(test_prefill=None), r"test_prefill: a check is overridden"),
     "a marked override": (
         lambda: made(test_prefill=pytest.mark.skip(reason="later")(_nothing)),
-        r"test_prefill: a check of the kit is overridden",
+        r"test_prefill: a check is overridden",
     ),
     "a waived check set to None": (
         lambda: made(test_prefill=None, waived={"test_prefill": REASON}),
@@ -70,7 +70,10 @@ REFUSED: Mapping[str, tuple[Callable[[], Any], str]] = {
     "a reason of one word": (lambda: made(waived={"test_export": "unsupported!!"}), r"needs a reason in words"),
     "no reason at all": (lambda: made(waived={"test_export": None}), r"waived: test_export needs a reason"),
     "reasons in a list": (lambda: made(waived=["test_export"]), r"waived: is not a mapping"),
-    "an unknown waiver": (lambda: made(waived={"test_exports": REASON}), r"no check 'test_exports'; it has test_conv"),
+    "an unknown waiver": (
+        lambda: made(waived={"test_exports": REASON}),
+        r"no check 'test_exports'; the checks are test_conv",
+    ),
     "a waiver for an unknown config": (
         lambda: made(waived={"test_export[huge]": REASON}),
         r"no check 'test_export\[huge\]'",
@@ -96,16 +99,19 @@ REFUSED: Mapping[str, tuple[Callable[[], Any], str]] = {
         r"configs: belongs into TestFamily, which 'bestiary check' runs too",
     ),
     "waivers below": (lambda: made(parent=made(), waived={"test_export": REASON}), r"waived: belongs into TestFamily"),
-    "an override by a mixin": (lambda: mixed(test_prefill=_nothing), _OF_SHARED + "test_prefill: a check of the kit"),
+    "an override by a mixin": (
+        lambda: mixed(test_prefill=_nothing),
+        _OF_SHARED + "test_prefill: a check is overridden",
+    ),
     "an override by a mixin's mixin": (
         lambda: mixed(above=_Deep),
-        r"TestFamily, from _Deep\.test_prefill: a check of the kit",
+        r"TestFamily, from _Deep\.test_prefill: a check is overridden",
     ),
     "an override by a mixin below": (
         lambda: mixed(parent=made(), test_prefill=_nothing),
-        _OF_SHARED + "test_prefill: a check of the kit",
+        _OF_SHARED + "test_prefill: a check is overridden",
     ),
-    "an override by a mixin that changed": (changed_later, _OF_SHARED + "test_prefill: a check of the kit"),
+    "an override by a mixin that changed": (changed_later, _OF_SHARED + "test_prefill: a check is overridden"),
     "a mixin's constructor": (lambda: mixed(__init__=_nothing), _OF_SHARED + "__init__: belongs to"),
     "a mixin's setup": (lambda: mixed(setup_method=_nothing), _OF_SHARED + "setup_method: belongs to"),
     "a setup after the kit": (lambda: mixed(after=True, setup_class=_nothing), _OF_SHARED + "setup_class: belongs"),
@@ -130,7 +136,7 @@ REFUSED: Mapping[str, tuple[Callable[[], Any], str]] = {
         lambda: mixed(parent=made(), waived={"test_export": REASON}),
         r"waived: belongs into TestFamily",
     ),
-    "an override below": (lambda: made(parent=made(), test_export=_nothing), r"test_export: a check of the kit"),
+    "an override below": (lambda: made(parent=made(), test_export=_nothing), r"test_export: a check is overridden"),
 }
 
 
@@ -237,7 +243,7 @@ def test_a_mark_from_outside_fails_the_collection(tmp_path: Path) -> None:
     recorder = _Recorder(frozenset(["tiny"]), Silent())
     options = ["-p", "no:cacheprovider", "-p", "no:terminal", "-c", os.devnull, str(tmp_path)]
     assert pytest.main(options, plugins=[recorder]) == pytest.ExitCode.INTERRUPTED
-    assert "the mark skip would skip a check of the kit in silence" in recorder.broken[0]
+    assert "the mark skip would skip a check in silence" in recorder.broken[0]
     assert not recorder.reports
 
 

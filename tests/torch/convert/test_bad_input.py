@@ -164,7 +164,14 @@ CASES: dict[str, tuple[Spoil, str, int]] = {
         78,
     ),
     "generation config no JSON": (text("generation_config.json", "{"), "generation_config.json: is not JSON", 78),
+    "generation config hot": (
+        text("generation_config.json", '{"temperature": "hot"}'),
+        r"generation_config.json, temperature: .*'hot'",
+        78,
+    ),
+    "generation config top_p": (text("generation_config.json", '{"top_p": 7}'), "generation_config.json, top_p", 78),
     "tokenizer no JSON": (text("tokenizer.json", "{"), "tokenizer.json: is not JSON", 65),
+    "tokenizer of nothing": (text("tokenizer.json", "{}"), "tokenizer.json: not a tokenizer", 65),
     "quantized": (config(quantization_config={"quant_method": "gptq"}), "field quantization_config: .*'gptq'", 78),
     "rope unknown": (config(rope_scaling={"type": "longrope", "factor": 2}), "field rope_scaling.type", 78),
     "tensor missing": (

@@ -164,7 +164,7 @@ def test_a_tied_head_in_the_file_must_equal_the_embedding(llama: Llama, host: Pl
 
 
 TOKENIZER: dict[str, Any] = {
-    "tokenizer.json": {"model": {}},
+    "tokenizer.json": {"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}},
     "tokenizer_config.json": {"chat_template": "{{ x }}"},
     "special_tokens_map.json": {},
     "generation_config.json": {"eos_token_id": 2, "temperature": 0.6},

@@ -199,9 +199,37 @@ def test_a_gguf_tokenizer_with_its_template(tmp_path: Path) -> None:
 def test_vocabularies_that_make_no_tokenizer_are_refused(name: str, content: bytes, places: tuple[Path, Path]) -> None:
     source, target = places
     (source / name).write_bytes(content)
-    with pytest.raises(BestiaryError, match=f"{name}: ") as error:
+    with pytest.raises(BestiaryError, match=f"{name}(: |, field )") as error:
         copy_tokenizer(source, target)
     assert error.value.exit_status in (65, 78) and not (target / "tokenizer.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "field"),
+    [
+        ({"config": None}, "config"),
+        ({"config": {"pattern": "x"}}, "config"),
+        ({"vocab": None}, "vocab"),
+        ({"vocab": []}, "vocab"),
+        ({"vocab": [{"rank": 0}]}, "vocab"),
+        ({"vocab": [3]}, "vocab"),
+    ],
+)
+def test_a_broken_tekken_vocabulary_names_the_field(
+    spoil: dict[str, Any], field: str, places: tuple[Path, Path]
+) -> None:
+    config = {"pattern": "x", "default_vocab_size": 2}
+    tekken = {"config": config, "vocab": [{"rank": 0, "token_bytes": "YQ=="}], **spoil}
+    (places[0] / "tekken.json").write_text(json.dumps(tekken))
+    with pytest.raises(DataError, match=rf"tekken.json, field {field}: is not what a tekken vocabulary has; expected"):
+        copy_tokenizer(*places)
+
+
+@pytest.mark.parametrize("content", ["{}", '{"model": 3}', '{"model": {"type": "BPE"}}'])
+def test_a_tokenizer_that_is_none_is_refused(content: str, places: tuple[Path, Path]) -> None:
+    (places[0] / "tokenizer.json").write_text(content)
+    with pytest.raises(DataError, match=r"tokenizer.json: not a tokenizer"):
+        copy_tokenizer(*places)
 
 
 def test_without_transformers_the_pip_line_is_named(

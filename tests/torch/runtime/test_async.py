@@ -10,7 +10,7 @@ import time
 import canary_model
 import pytest
 import reciter_model
-from canary import VOCAB, alone
+from canary_numbers import VOCAB, alone
 from reciter_model import SCRIPT, TEXT
 
 from bestiary import LLM, EngineError, SamplingParams

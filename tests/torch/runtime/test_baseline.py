@@ -9,7 +9,7 @@ import weakref
 
 import canary_model
 import pytest
-from canary import VOCAB, alone
+from canary_numbers import VOCAB, alone
 from process_state import held, resident
 
 from bestiary import LLM, BeamSearchParams, EngineError, SamplingParams

@@ -12,8 +12,8 @@ from pathlib import Path
 import canary_model
 import hypothesis.strategies as st
 import pytest
-from canary import VOCAB, alone
 from canary_model import poison
+from canary_numbers import VOCAB, alone
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 

@@ -6,8 +6,8 @@ import math
 
 import canary_model
 import pytest
-from canary import VOCAB, alone
 from canary_model import poison
+from canary_numbers import VOCAB, alone
 
 from bestiary import LLM, SamplingParams
 from bestiary.core.runtime.cache_groups import CacheGroup

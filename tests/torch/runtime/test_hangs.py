@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import canary_model
 import pytest
-from canary import VOCAB, alone
+from canary_numbers import VOCAB, alone
 
 from bestiary import LLM, BeamSearchParams, EngineError, SamplingParams
 from bestiary.core.runtime.cache_groups import CacheGroup

@@ -10,7 +10,7 @@ import threading
 import canary_model
 import pytest
 import torch
-from canary import VOCAB, alone
+from canary_numbers import VOCAB, alone
 
 from bestiary import LLM, EngineError, SamplingParams
 from bestiary.core.runtime.cache_groups import CacheGroup

@@ -9,7 +9,7 @@ import canary_model
 import numpy as np
 import pytest
 import torch
-from canary import VOCAB, alone
+from canary_numbers import VOCAB, alone
 
 from bestiary import LLM, Guided, SamplingParams, hookimpl
 from bestiary.core.runtime.cache_groups import CacheGroup

@@ -9,7 +9,7 @@ import time
 import canary_model
 import numpy as np
 import pytest
-from canary import alone
+from canary_numbers import alone
 
 from bestiary import LLM, Guided, SamplingParams, hookimpl
 from bestiary.core.runtime import sampler
@@ -80,7 +80,7 @@ def llm(tmp_path, monkeypatch):
 def ask(llm, caplog, **said):
     """Three tokens of a slow request beside another one; what was logged of it."""
     params = [SamplingParams(temperature=0, max_tokens=3, **one) for one in (said, {})]
-    with caplog.at_level(logging.WARNING, "bestiary.core.runtime.slow_calls"):
+    with caplog.at_level(logging.WARNING, "bestiary.runtime.slow_calls"):
         outs = llm.generate([[1, 2, 3], [4, 5]], params, use_tqdm=False)
     assert outs[1].outputs[0].token_ids == alone(ONE, [4, 5], 3)
     return outs[0].outputs[0], [r.getMessage() for r in caplog.records if r.name.endswith("slow_calls")]

@@ -96,6 +96,16 @@ def test_malformed_messages_are_refused(messages):
         ChatTemplate(SMOLLM2).render(messages)
 
 
+@pytest.mark.parametrize(
+    "message", [{"role": "user"}, {"role": "user", "content": None}, {"role": "user", "tool_calls": []}]
+)
+def test_a_message_that_says_nothing_is_named(message):
+    with pytest.raises(RequestError, match=r"messages\[1\]: says nothing.*expected a content, or tool_calls"):
+        ChatTemplate(SMOLLM2).render([{"role": "user", "content": "Hi"}, message])
+    call = {"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]}
+    assert ChatTemplate("{{ messages[0].tool_calls[0].name }}").render([call]) == "f"
+
+
 def test_templates_are_found_in_a_model_directory(tmp_path):
     assert ChatTemplate.load(tmp_path, {}) is None
     named = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": "named"}]

@@ -4,13 +4,19 @@
 
 from __future__ import annotations
 
+{% if d.spellings or d.window %}
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+{% endif %}
+from typing import {% if d.spellings or d.window %}Any, {% endif %}Literal{% if d.window or d.moe %}, Self{% endif %}
 
-from pydantic import {% if 'NonNegativeInt' in types %}NonNegativeInt, {% endif %}PositiveFloat, PositiveInt, model_validator
 
+from pydantic import {% if 'NonNegativeInt' in types %}NonNegativeInt, {% endif %}PositiveFloat, PositiveInt{% if d.spellings or d.window or d.moe %}, model_validator{% endif %}
+
+
+{% if d.window or d.moe %}
 from bestiary import ConfigError
-from bestiary.spec import ModelConfig
+{% endif %}
+from bestiary.spec import GroupedQueryConfig
 {% if d.spellings %}
 
 # What this family's config.json calls the fields below.
@@ -22,13 +28,10 @@ SPELLINGS = {
 {% endif %}
 
 
-class {{ cookiecutter.__class }}Config(ModelConfig):
+class {{ cookiecutter.__class }}Config(GroupedQueryConfig):
     """``config.json`` of a ``{{ cookiecutter.architecture }}``."""
 
     intermediate_size: PositiveInt
-    num_attention_heads: PositiveInt
-    num_key_value_heads: PositiveInt
-    head_dim: PositiveInt | None = None
     hidden_act: Literal["silu", "relu", "gelu", "gelu_pytorch_tanh"] = "silu"
     {{ d.eps }}: PositiveFloat = 1e-6
 {% for name, type, default in d.fields %}
@@ -36,11 +39,6 @@ class {{ cookiecutter.__class }}Config(ModelConfig):
 
 {% endfor %}
     tie_word_embeddings: bool = {{ d.tied }}
-
-    @property
-    def head(self) -> int:
-        """Features of one attention head."""
-        return self.head_dim or self.hidden_size // self.num_attention_heads
 {% if d.window %}
 
     def window(self, index: int) -> int | None:
@@ -61,6 +59,7 @@ class {{ cookiecutter.__class }}Config(ModelConfig):
         """Whether layer ``index`` has experts."""
         return {{ d.moe.sparse }}
 {% endif %}
+{% if d.spellings or d.window %}
 
     @model_validator(mode="before")
     @classmethod
@@ -72,24 +71,17 @@ class {{ cookiecutter.__class }}Config(ModelConfig):
 {% else %}
         given = dict(raw)
 {% endif %}
-        if given.get("num_key_value_heads") is None and "num_attention_heads" in given:
-            given["num_key_value_heads"] = given["num_attention_heads"]
 {% if d.window %}
         # transformers writes a window that is not used as 0.
         if given.get("sliding_window") == 0 and not given.get("use_sliding_window"):
             given["sliding_window"] = None
 {% endif %}
         return given
+{% endif %}
+{% if d.window or d.moe %}
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        hidden, heads, kv = self.hidden_size, self.num_attention_heads, self.num_key_value_heads
-        if self.head_dim is None and hidden % heads:
-            raise _wrong("num_attention_heads", f"does not divide hidden_size: {hidden} / {heads}")
-        if heads % kv:
-            raise _wrong("num_key_value_heads", f"does not divide num_attention_heads: {heads} / {kv}")
-        if self.head % 2:
-            raise _wrong("head_dim", f"is odd, and rotary embedding turns pairs: {self.head}")
 {% if d.window %}
         kinds = self.layer_types or ["full_attention"] * self.num_hidden_layers
         if len(kinds) != self.num_hidden_layers or set(kinds) - {"full_attention", "sliding_attention"}:
@@ -104,3 +96,4 @@ class {{ cookiecutter.__class }}Config(ModelConfig):
 
 def _wrong(field: str, problem: str) -> ConfigError:
     return ConfigError("E-CFG-ARITHMETIC", f"config.json, field {field}", problem)
+{% endif %}
