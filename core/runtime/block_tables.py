@@ -163,9 +163,7 @@ class BlockTables:
             node = pool.tree.find(parent, tokens[start : start + size].tolist())
             block = request.blocks[g][len(chain)]
             if node.block < 0 and block >= 0:
-                pool.register(
-                    node, block, request.scope, step=step, priority=params.cache_priority, ttl=params.cache_ttl
-                )
+                pool.register(node, block, step=step, priority=params.cache_priority, ttl=params.cache_ttl)
             chain.append(node)
 
     def release(self, request: Request, end: int, step: int) -> None:
@@ -196,9 +194,7 @@ class BlockTables:
                 chain[-1] if chain else pool.tree.root(request.scope), request.tokens[start:end].tolist()
             )
             if node.block < 0:
-                pool.register(
-                    node, table[place], request.scope, step=step, priority=params.cache_priority, ttl=params.cache_ttl
-                )
+                pool.register(node, table[place], step=step, priority=params.cache_priority, ttl=params.cache_ttl)
 
     def discard(self, request: Request) -> None:
         """Take back the blocks of a request whose contents can't be trusted: none is offered, and what only it holds is

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bestiary.core.errors import EngineError
-from bestiary.core.runtime.prefixes import Node, PrefixTree, Scope
+from bestiary.core.runtime.prefixes import Node, PrefixTree
 
 _EVENTS = 65536  # kept until someone reads them; the oldest go first
 
@@ -121,12 +121,12 @@ class BlockPool:
                 self._cached.setdefault(node.priority, OrderedDict())[block] = None
                 self._num_cached += 1
 
-    def register(self, node: Node, block: int, scope: Scope, *, step: int, priority: int, ttl: float | None) -> None:
+    def register(self, node: Node, block: int, *, step: int, priority: int, ttl: float | None) -> None:
         """``block`` holds ``node``'s keys and values from ``step`` on. The first block of a prefix stays the indexed one."""
         if self._nodes[block] is not None:
             return
         node.block, node.born, node.priority = block, step, priority
-        if not self.tree.add(node, scope):
+        if not self.tree.add(node):
             node.block = -1
             return
         self._nodes[block] = node

@@ -28,26 +28,28 @@ class Node:
     by copy only.
 
     Attributes:
+        scope: of the requests that may have the block.
         born: number of the step that writes the block.
         priority: 0 … 100; blocks of a low one are evicted first.
         expires: on the pool's clock; None for never.
     """
 
-    __slots__ = ("block", "born", "children", "expires", "key", "parent", "priority", "tokens")
+    __slots__ = ("block", "born", "children", "expires", "key", "parent", "priority", "scope", "tokens")
 
-    def __init__(self, key: bytes, tokens: tuple[int, ...], parent: Node | None) -> None:
-        self.key, self.tokens, self.parent = key, tokens, parent
+    def __init__(self, key: bytes, tokens: tuple[int, ...], parent: Node | None, scope: Scope) -> None:
+        self.key, self.tokens, self.parent, self.scope = key, tokens, parent, scope
         self.block = -1
         self.born = 0
         self.priority = 0
         self.expires: float | None = None
         self.children: dict[bytes, Node] = {}  # those that a block holds
 
-    def follows(self, parent: Node | None, tokens: tuple[int, ...]) -> bool:
-        """Whether this is the block of ``tokens`` after exactly the prefix that ``parent`` ends."""
-        if self.tokens != tokens:
+    def follows(self, parent: Node, tokens: tuple[int, ...]) -> bool:
+        """Whether this is the block of ``tokens`` after exactly the prefix that ``parent`` ends, in its scope."""
+        if self.tokens != tokens or self.scope != parent.scope:
             return False
-        mine, other = self.parent, parent
+        mine: Node | None = self.parent
+        other: Node | None = parent
         while mine is not other:
             if mine is None or other is None or mine.tokens != other.tokens:
                 return False
@@ -57,7 +59,7 @@ class Node:
             if self.parent is not None:
                 self.parent.children.pop(self.key, None)
             self.parent = parent
-            if parent is not None and self.block >= 0:
+            if self.block >= 0:
                 parent.children[self.key] = self
         return True
 
@@ -84,7 +86,7 @@ class PrefixTree:
         if known is None:
             text = "\x00".join(f"{len(part)}:{part}" if part is not None else "" for part in scope)
             digest = blake2b(text.encode(), key=self._secret, digest_size=16).digest()
-            known = self._roots[scope] = Node(digest, (), None)
+            known = self._roots[scope] = Node(digest, (), None, scope)
             if len(self._roots) > 4096:  # salts come from outside: forget those that nothing hangs on
                 self._roots = {s: node for s, node in self._roots.items() if node.children or s == scope}
         return known
@@ -94,9 +96,11 @@ class PrefixTree:
         content = tuple(tokens)
         key = self.key(parent, content)
         known = self.index.get(key)
-        return known if known is not None and known.follows(parent, content) else Node(key, content, parent)
+        return (
+            known if known is not None and known.follows(parent, content) else Node(key, content, parent, parent.scope)
+        )
 
-    def add(self, node: Node, scope: Scope) -> bool:
+    def add(self, node: Node) -> bool:
         """Index a node whose block is set; False if its place is taken, by itself or by a colliding prefix."""
         if node.key in self.index:
             return False
@@ -104,7 +108,7 @@ class PrefixTree:
         assert node.parent is not None
         node.parent.children[node.key] = node
         if not node.parent.tokens:
-            self._firsts.setdefault(node.tokens, Counter())[scope] += 1
+            self._firsts.setdefault(node.tokens, Counter())[node.scope] += 1
         self._evicted.pop(node.key, None)
         return True
 
@@ -115,7 +119,7 @@ class PrefixTree:
         if parent is not None:
             parent.children.pop(node.key, None)
             if not parent.tokens:
-                self._drop_first(node, parent)
+                self._drop_first(node)
         if self._remembered:
             self._evicted[node.key] = None
             if len(self._evicted) > self._remembered:
@@ -147,14 +151,10 @@ class PrefixTree:
         chain.update(array("q", tokens).tobytes())
         return chain.digest()
 
-    def _drop_first(self, node: Node, root: Node) -> None:
-        scopes = self._firsts.get(node.tokens)
-        if scopes is None:
-            return
-        for scope in list(scopes):
-            if self._roots.get(scope) is root:
-                scopes[scope] -= 1
-                if scopes[scope] <= 0:
-                    del scopes[scope]
+    def _drop_first(self, node: Node) -> None:
+        scopes = self._firsts[node.tokens]
+        scopes[node.scope] -= 1
+        if scopes[node.scope] <= 0:
+            del scopes[node.scope]
         if not scopes:
             del self._firsts[node.tokens]

@@ -220,7 +220,27 @@ def test_a_forced_hash_collision_is_never_served(monkeypatch):
     prompts = [[1, 1, 1, 1, 1], [2, 2, 1, 1, 1], [1, 1, 2, 2, 1], [1, 1, 1, 1, 2], [3, 3, 1, 1, 1]]
     for prompt in prompts * 2:
         run(engine, prompt, 3)
-        run(engine, prompt, 3, cache_salt="s")
+        assert run(engine, prompt, 3, cache_salt="s")[0] == 0, "what is indexed is another salt's"
+
+
+def test_salts_whose_hashes_collide_are_kept_apart(monkeypatch):
+    """Equal tokens under hashes that know nothing of the salt: only the scopes differ."""
+
+    def of_tokens_only(self, parent, tokens):
+        while parent.tokens:
+            tokens, parent = (*parent.tokens, *tokens), parent.parent
+        return repr(tokens).encode()
+
+    monkeypatch.setattr(PrefixTree, "key", of_tokens_only)
+    engine = Engine(FOUR)
+    for salt, expected in [
+        ("a", (0, "unseen")),
+        ("b", (0, "salt")),
+        ("a", (18, None)),
+        ("b", (0, "salt")),
+        (None, (0, "salt")),
+    ]:
+        assert run(engine, TEXT[:19], 2, cache_salt=salt) == expected
 
 
 def test_collisions_of_few_keys_are_never_served(monkeypatch):
@@ -237,7 +257,7 @@ def test_a_prefix_counts_only_with_all_that_comes_before_it():
     first = tree.find(root, [1, 1])
     second = tree.find(first, [2, 2])
     second.block = 0
-    tree.add(second, Scope())
+    tree.add(second)
     other = tree.find(root, [9, 9])
     other.key = first.key
     assert tree.find(first, [2, 2]) is second
