@@ -100,8 +100,10 @@ class BlockTables:
                 if block >= 0:
                     pool.share(block)
                     self._changes[g].place(request.slot, place, block)
-            for node in hit.chains[g]:
-                pool.prolong(node, request.params.cache_ttl)
+            used = hit.chains[g] if not hit.sources else [*hit.chains[g], pool.node_of(hit.sources[g])]
+            for node in used:
+                if node is not None:
+                    pool.reuse(node, request.params.cache_priority, request.params.cache_ttl)
             request.blocks.append(table)
             if self.promise:
                 self._promised[g] += request.cap[g] - (len(table) if group.window is None else 0)
@@ -162,8 +164,7 @@ class BlockTables:
             parent = chain[-1] if chain else pool.tree.root(request.scope)
             node = pool.tree.find(parent, tokens[start : start + size].tolist())
             block = request.blocks[g][len(chain)]
-            if node.block < 0 and block >= 0:
-                pool.register(node, block, step=step, priority=params.cache_priority, ttl=params.cache_ttl)
+            pool.register(node, block, step=step, priority=params.cache_priority, ttl=params.cache_ttl)
             chain.append(node)
 
     def release(self, request: Request, end: int, step: int) -> None:
@@ -193,8 +194,7 @@ class BlockTables:
             node = pool.tree.find(
                 chain[-1] if chain else pool.tree.root(request.scope), request.tokens[start:end].tolist()
             )
-            if node.block < 0:
-                pool.register(node, table[place], step=step, priority=params.cache_priority, ttl=params.cache_ttl)
+            pool.register(node, table[place], step=step, priority=params.cache_priority, ttl=params.cache_ttl)
 
     def discard(self, request: Request) -> None:
         """Take back the blocks of a request whose contents can't be trusted: none is offered, and what only it holds is
@@ -240,7 +240,7 @@ class BlockTables:
                 if sum(block >= 0 for block in request.blocks[g]) > request.cap[g]:
                     raise EngineError("E-RUN-ACCOUNT", request.id, "holds more blocks than it can ever need")
                 for block in request.blocks[g][end // group.block_size :]:
-                    if pool.refs[block] != 1 or pool.is_registered(block):
+                    if pool.refs[block] != 1 or pool.node_of(block) is not None:
                         raise EngineError("E-RUN-ACCOUNT", request.id, f"may write to block {block}, which others read")
 
     def _check_promises(self, g: int, running: Sequence[Request]) -> None:

@@ -122,8 +122,12 @@ class BlockPool:
                 self._num_cached += 1
 
     def register(self, node: Node, block: int, *, step: int, priority: int, ttl: float | None) -> None:
-        """``block`` holds ``node``'s keys and values from ``step`` on. The first block of a prefix stays the indexed one."""
-        if self._nodes[block] is not None:
+        """``block`` (-1: none) holds ``node``'s keys and values from ``step`` on. The first block of a prefix stays the
+        indexed one."""
+        if node.block >= 0:
+            self.reuse(node, priority, ttl)
+            return
+        if block < 0 or self._nodes[block] is not None:
             return
         node.block, node.born, node.priority = block, step, priority
         if not self.tree.add(node):
@@ -137,9 +141,20 @@ class BlockPool:
             assert node.parent is not None
             self._tell(CacheEvent("stored", node.key.hex(), node.parent.key.hex(), len(node.tokens)))
 
-    def prolong(self, node: Node, ttl: float | None) -> None:
-        """Someone else uses the prefix: it lives as long as the one who wants it longest wishes."""
-        if node.expires is None or node.block < 0:
+    def node_of(self, block: int) -> Node | None:
+        """The prefix that the block is known by."""
+        return self._nodes[block]
+
+    def reuse(self, node: Node, priority: int, ttl: float | None) -> None:
+        """Someone else uses the prefix: it has the highest priority and the longest life that anyone wishes for it."""
+        if node.block < 0:
+            return
+        if priority > node.priority:
+            if self.refs[node.block] == 0:
+                del self._cached[node.priority][node.block]
+                self._cached.setdefault(priority, OrderedDict())[node.block] = None
+            node.priority = priority
+        if node.expires is None:
             return
         until = None if ttl is None else self._clock() + ttl
         if until is None or until > node.expires:
@@ -192,10 +207,6 @@ class BlockPool:
         """Keep events from now on."""
         if self.events is None:
             self.events = deque(maxlen=_EVENTS)
-
-    def is_registered(self, block: int) -> bool:
-        """Whether the block's content may be shared, so that nobody may write to it."""
-        return self._nodes[block] is not None
 
     def check(self, tables: Iterable[Sequence[int]]) -> None:
         """Raise EngineError unless every block is accounted for, given all block tables of the group."""

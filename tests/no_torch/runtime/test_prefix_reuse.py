@@ -146,6 +146,27 @@ def test_blocks_of_a_low_priority_go_first():
     assert run(engine, [2] * 9)[1] == "evicted"
 
 
+def test_a_block_has_the_highest_priority_of_those_who_used_it():
+    engine = Engine([CacheGroup(8, 4)])
+    run(engine, TEXT[:11], cache_priority=0)
+    assert run(engine, TEXT[:11], cache_priority=100) == (10, None)
+    assert run(engine, TEXT[:11], cache_priority=0) == (10, None), "a lower one changes nothing"
+    for token in (1, 2, 3):
+        run(engine, [token] * 17, cache_priority=50)
+    assert run(engine, TEXT[:11], cache_priority=0) == (10, None), "whole blocks, and the one that was copied"
+
+
+def test_a_priority_also_holds_for_blocks_that_a_window_has_left_behind():
+    engine = Engine([CacheGroup(12, 4, window=5)], tokens=4)
+    run(engine, TEXT[:17], cache_priority=0)
+    assert run(engine, TEXT[:17], cache_priority=100) == (16, None)
+    pool = engine.scheduler.tables.pools[0]
+    assert {node.priority for node in pool.tree.index.values()} == {100}
+    for token in (1, 2, 3):
+        run(engine, [token] * 17, cache_priority=50)
+    assert run(engine, TEXT[:17]) == (16, None)
+
+
 def test_a_time_to_live_ends_reuse():
     now = [0.0]
     engine = Engine(FOUR, clock=lambda: now[0])
