@@ -75,7 +75,7 @@ def test_a_hit_is_the_longest_prefix_that_every_group_still_has():
 def test_groups_of_other_block_sizes_share_whole_multiples():
     engine = Engine([CacheGroup(40, 4), CacheGroup(40, 3, window=7)])
     run(engine, TEXT[:30])
-    assert run(engine, TEXT[:30]) == (24, "unseen")
+    assert run(engine, TEXT[:30]) == (24, "partial block")
 
 
 def test_256_requests_of_one_step_compute_their_shared_2048_tokens_once():
@@ -206,6 +206,59 @@ def test_salts_keep_prefixes_apart_and_the_reason_is_told():
     assert run(engine, TEXT[:9]) == (0, "salt")
     assert run(engine, TEXT[:9], cache_salt="b") == (0, "salt")
     assert run(engine, TEXT[:9], cache_salt="a") == (8, None)
+
+
+def test_a_prompt_of_less_than_a_block_is_told_of_other_salts_and_of_eviction():
+    engine = Engine([CacheGroup(4, 4)])
+    run(engine, [1, 2, 3], 2, cache_salt="a")
+    assert run(engine, [1, 2, 3], cache_salt="b") == (0, "salt")
+    assert run(engine, [1, 2, 3], cache_salt="a") == (2, None)
+    run(engine, list(range(100, 116)))
+    assert run(engine, [1, 2, 3], cache_salt="a") == (0, "evicted")
+    assert run(engine, [9, 2, 3], cache_salt="a") == (0, "unseen")
+
+
+def test_the_rest_of_a_prompt_is_told_of_eviction():
+    engine = Engine([CacheGroup(4, 4)])
+    run(engine, TEXT[:11])
+    run(engine, [50, 51, 52, 53, 54, 55])  # takes the free block, and the one of the last three tokens
+    assert run(engine, TEXT[:11]) == (8, "evicted")
+    engine = Engine(FOUR)
+    run(engine, TEXT[:11])
+    engine.scheduler.reset_prefix_cache()
+    run(engine, TEXT[:10])
+    assert run(engine, TEXT[:11]) == (10, None)
+
+
+def test_the_rest_of_a_prompt_is_told_of_other_salts():
+    engine = Engine(FOUR)
+    run(engine, TEXT[:20], cache_salt="a")
+    assert run(engine, TEXT[:6], cache_salt="b") == (0, "salt")
+    assert run(engine, TEXT[:20], cache_salt="b") == (6, "salt"), "less than a block more"
+    run(engine, TEXT[:30], cache_salt="a")
+    assert run(engine, TEXT[:30], cache_salt="b") == (20, "salt"), "whole blocks more"
+    assert run(engine, [*TEXT[:20], 1, 2, 3], cache_salt="b") == (20, "unseen")
+
+
+def test_what_only_one_group_has_lost_is_evicted():
+    engine = Engine([CacheGroup(32, 4), CacheGroup(32, 4, window=6)])
+    run(engine, TEXT[:20])
+    engine.scheduler.tables.pools[1].reset()
+    assert run(engine, TEXT[:20]) == (0, "evicted")
+
+
+def test_prefixes_that_went_are_remembered_only_so_long():
+    tree = PrefixTree(key=b"k", remembered=2)
+    nodes = [tree.find(tree.root(Scope()), [token, 5]) for token in range(3)]
+    for node in nodes:
+        node.block = 0
+        tree.add(node)
+    for node in nodes:
+        tree.remove(node)
+    had = [tree.evictions.had(tree.root(Scope()), [token]) for token in range(3)]
+    assert had == [False, True, True] and not tree.evictions.had(tree.root(Scope()), [1, 6])
+    tree.add(nodes[1])
+    assert not tree.evictions.had(tree.root(Scope()), [1])
 
 
 def test_what_is_not_reused_says_that_it_is_disabled():
