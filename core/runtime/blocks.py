@@ -181,6 +181,24 @@ class BlockPool:
         if self.events is not None:
             self._tell(CacheEvent("removed", node.key.hex(), "", len(node.tokens)))
 
+    def forget_since(self, step: int) -> list[int]:
+        """Forget the prefixes written in ``step`` or later; those of their blocks that nobody holds."""
+        written = [b for b, node in enumerate(self._nodes) if node is not None and node.born >= step]
+        for block in written:
+            self.forget(block)
+        return [block for block in written if not self.refs[block]]
+
+    def forget_branch(self, node: Node) -> list[int]:
+        """Forget a prefix and all that go on from it; those of their blocks that nobody holds."""
+        found, left = list[int](), [node]
+        while left:
+            one = left.pop()
+            left += one.children.values()
+            if one.block >= 0:
+                found.append(one.block)
+                self.forget(one.block)
+        return [block for block in found if not self.refs[block]]
+
     def expire(self) -> None:
         """Forget the prefixes whose time is over."""
         while self._expiring and self._expiring[0][0] <= self._clock():
