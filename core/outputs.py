@@ -80,9 +80,10 @@ class RequestOutput:
         prompt_logprobs: one entry a prompt token, the first is None; None unless asked for.
         num_cached_tokens: prompt tokens whose keys and values were reused from other requests.
         cache_miss: why not all but the last one, which is always computed; None if they were. ``"unseen"``: nobody had the
-            same prompt further; ``"evicted"``: someone had, and the blocks were needed, expired or reset (an engine remembers four times
-            as many as it has blocks); ``"salt"`` or ``"adapter"``: only
-            requests of others had; ``"partial block"``: the rest lies in a block that can't be copied yet;
+            same prompt further, not by one token; ``"evicted"``: someone had, and the blocks were needed, expired or reset (an
+            engine remembers four times as many as it has blocks); ``"salt"`` or ``"adapter"``: only requests of others had;
+            ``"partial block"``: the rest lies in a block that can't be copied: the same step writes it, or the model's cache
+            groups have different block sizes;
             ``"disabled"``: by the engine, ``reuse_prefix=False`` or ``prompt_logprobs``.
         num_preemptions: how often its blocks were taken and it was computed anew.
     """

@@ -87,6 +87,7 @@ def make_network(
     return make_network_of(
         resolve(model.model, needed_by=f"model {model.name}"), config, options,
         owner=owner, checkpoint_dtype=checkpoint_dtype, host=host, place=place, taps=taps,
+        without_fusions=without_fusions,
     )  # fmt: skip
 
 
@@ -100,6 +101,7 @@ def make_network_of(
     host: PluginHost,
     place: Place = UNDIVIDED,
     taps: Sequence[str] = (),
+    without_fusions: Collection[str] = (),
 ) -> Network:
     """The same of what makes a module from its config; ``owner`` is who errors name."""
     device = devices.choose(options.device)

@@ -98,8 +98,8 @@ class Answers:
         """Prompt log-probabilities that a step gave."""
         for score, values in zip(batch.scores, found, strict=True):
             known = score.request.num_scored - score.first  # by a step before it was preempted
-            if score.request.state is State.FINISHED or known >= len(score.rows.targets):
-                continue
+            if score.request.state is State.FINISHED or not 0 <= known < len(score.rows.targets):
+                continue  # below 0: the step that was to give those before failed, so that it is computed again
             try:
                 self._score(score, values, known)
             except BaseException as error:

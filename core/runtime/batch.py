@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bestiary.core.runtime.messages import Ints, Scored, StepMessage
-from bestiary.core.runtime.request import Request
+from bestiary.core.runtime.request import Request, State
+from bestiary.core.runtime.slots import Slots
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,17 @@ class Batch:
         requests = [segment.request for segment in self.segments if segment.samples]
         counts = alive[len(alive) - len(requests) :].tolist()
         return [request for request, counted in zip(requests, counts, strict=True) if counted]
+
+    def requests(self, slots: Slots) -> list[Request]:
+        """The requests of the step that run still, none that was preempted since."""
+        same = slots.epoch[self.slots] == self.epochs
+        found = [slots.requests[slot] for slot in self.slots[same].tolist()]
+        found += [
+            segment.request
+            for segment in self.segments
+            if segment.request.state is State.RUNNING and segment.request.admitted <= self.number
+        ]
+        return list(dict.fromkeys(request for request in found if request is not None))
 
     @property
     def num_tokens(self) -> int:

@@ -18,6 +18,7 @@ from bestiary.core.runtime.blocks import BlockPool
 from bestiary.core.runtime.cache_groups import CacheGroup
 from bestiary.core.runtime.changes import ChangeLog
 from bestiary.core.runtime.messages import TableChanges
+from bestiary.core.runtime.prefixes import Node
 from bestiary.core.runtime.request import Request
 from bestiary.core.runtime.reuse import Hit
 
@@ -100,8 +101,10 @@ class BlockTables:
                 if block >= 0:
                     pool.share(block)
                     self._changes[g].place(request.slot, place, block)
-            for node in hit.chains[g]:
-                pool.prolong(node, request.params.cache_ttl)
+            used = hit.chains[g] if not hit.sources else [*hit.chains[g], pool.node_of(hit.sources[g])]
+            for node in used:
+                if node is not None:
+                    pool.reuse(node, request.params.cache_priority, request.params.cache_ttl)
             request.blocks.append(table)
             if self.promise:
                 self._promised[g] += request.cap[g] - (len(table) if group.window is None else 0)
@@ -162,10 +165,7 @@ class BlockTables:
             parent = chain[-1] if chain else pool.tree.root(request.scope)
             node = pool.tree.find(parent, tokens[start : start + size].tolist())
             block = request.blocks[g][len(chain)]
-            if node.block < 0 and block >= 0:
-                pool.register(
-                    node, block, request.scope, step=step, priority=params.cache_priority, ttl=params.cache_ttl
-                )
+            pool.register(node, block, step=step, priority=params.cache_priority, ttl=params.cache_ttl)
             chain.append(node)
 
     def release(self, request: Request, end: int, step: int) -> None:
@@ -195,21 +195,36 @@ class BlockTables:
             node = pool.tree.find(
                 chain[-1] if chain else pool.tree.root(request.scope), request.tokens[start:end].tolist()
             )
-            if node.block < 0:
-                pool.register(
-                    node, table[place], request.scope, step=step, priority=params.cache_priority, ttl=params.cache_ttl
-                )
+            pool.register(node, table[place], step=step, priority=params.cache_priority, ttl=params.cache_ttl)
 
     def discard(self, request: Request) -> None:
-        """Take back the blocks of a request whose contents can't be trusted: none is offered, and what only it holds is
-        filled with zeros before anyone else gets it."""
+        """Take back the blocks of a request whose contents can't be trusted, unless they are known prefixes: none is offered,
+        and what only it holds is filled with zeros before anyone else gets it."""
         for g, pool in enumerate(self.pools):
             for block in request.blocks[g]:
-                if block >= 0:
-                    pool.forget(block)
-                    if pool.refs[block] == 1:
-                        self._changes[g].scrub(block)
+                if block >= 0 and pool.refs[block] == 1 and pool.node_of(block) is None:
+                    self._changes[g].scrub(block)
         self.release(request, 0, 0)
+
+    def forget_since(self, step: int) -> None:
+        """What was stored in ``step`` or later is offered no more, and filled with zeros."""
+        for pool, log in zip(self.pools, self._changes, strict=True):
+            log.scrub_all(pool.forget_since(step))
+        self.version += 1
+
+    def forget_own(self, request: Request) -> None:
+        """What a running request stored since it was admitted is offered no more, nor what goes on from there."""
+        for g, (group, table) in enumerate(zip(self.groups, request.blocks, strict=True)):
+            first = 0 if request.hit is None else request.hit.length // group.block_size
+            for place in range(first, len(table)):
+                node = self.pools[g].node_of(table[place]) if table[place] >= 0 else None
+                if node is not None:
+                    self.forget_branch(g, node)
+
+    def forget_branch(self, g: int, node: Node) -> None:
+        """A prefix of a group and all that go on from it are offered no more, and filled with zeros unless someone holds them."""
+        self._changes[g].scrub_all(self.pools[g].forget_branch(node))
+        self.version += 1
 
     def reset(self, running: Iterable[Request]) -> None:
         """Forget every prefix; what the running requests have computed is not offered either."""
@@ -227,8 +242,7 @@ class BlockTables:
         """A step, whose requests have ended, was not launched, and perhaps no rank has heard of it. Its scrubs are due still;
         its other changes were of its requests only."""
         for log, group in zip(self._changes, changes, strict=True):
-            for block in group.scrubbed.tolist():
-                log.scrub(block)
+            log.scrub_all(group.scrubbed.tolist())
 
     def check(self, running: Sequence[Request], stored: Sequence[int]) -> None:
         """Raise EngineError unless blocks, reference counts, promises and write rights add up.
@@ -244,7 +258,7 @@ class BlockTables:
                 if sum(block >= 0 for block in request.blocks[g]) > request.cap[g]:
                     raise EngineError("E-RUN-ACCOUNT", request.id, "holds more blocks than it can ever need")
                 for block in request.blocks[g][end // group.block_size :]:
-                    if pool.refs[block] != 1 or pool.is_registered(block):
+                    if pool.refs[block] != 1 or pool.node_of(block) is not None:
                         raise EngineError("E-RUN-ACCOUNT", request.id, f"may write to block {block}, which others read")
 
     def _check_promises(self, g: int, running: Sequence[Request]) -> None:

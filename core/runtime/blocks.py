@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bestiary.core.errors import EngineError
-from bestiary.core.runtime.prefixes import Node, PrefixTree, Scope
+from bestiary.core.runtime.prefixes import Node, PrefixTree
 
 _EVENTS = 65536  # kept until someone reads them; the oldest go first
 
@@ -121,12 +121,16 @@ class BlockPool:
                 self._cached.setdefault(node.priority, OrderedDict())[block] = None
                 self._num_cached += 1
 
-    def register(self, node: Node, block: int, scope: Scope, *, step: int, priority: int, ttl: float | None) -> None:
-        """``block`` holds ``node``'s keys and values from ``step`` on. The first block of a prefix stays the indexed one."""
-        if self._nodes[block] is not None:
+    def register(self, node: Node, block: int, *, step: int, priority: int, ttl: float | None) -> None:
+        """``block`` (-1: none) holds ``node``'s keys and values from ``step`` on. The first block of a prefix stays the
+        indexed one."""
+        if node.block >= 0:
+            self.reuse(node, priority, ttl)
+            return
+        if block < 0 or self._nodes[block] is not None:
             return
         node.block, node.born, node.priority = block, step, priority
-        if not self.tree.add(node, scope):
+        if not self.tree.add(node):
             node.block = -1
             return
         self._nodes[block] = node
@@ -137,9 +141,20 @@ class BlockPool:
             assert node.parent is not None
             self._tell(CacheEvent("stored", node.key.hex(), node.parent.key.hex(), len(node.tokens)))
 
-    def prolong(self, node: Node, ttl: float | None) -> None:
-        """Someone else uses the prefix: it lives as long as the one who wants it longest wishes."""
-        if node.expires is None or node.block < 0:
+    def node_of(self, block: int) -> Node | None:
+        """The prefix that the block is known by."""
+        return self._nodes[block]
+
+    def reuse(self, node: Node, priority: int, ttl: float | None) -> None:
+        """Someone else uses the prefix: it has the highest priority and the longest life that anyone wishes for it."""
+        if node.block < 0:
+            return
+        if priority > node.priority:
+            if self.refs[node.block] == 0:
+                del self._cached[node.priority][node.block]
+                self._cached.setdefault(priority, OrderedDict())[node.block] = None
+            node.priority = priority
+        if node.expires is None:
             return
         until = None if ttl is None else self._clock() + ttl
         if until is None or until > node.expires:
@@ -165,6 +180,24 @@ class BlockPool:
         node.block = -1
         if self.events is not None:
             self._tell(CacheEvent("removed", node.key.hex(), "", len(node.tokens)))
+
+    def forget_since(self, step: int) -> list[int]:
+        """Forget the prefixes written in ``step`` or later; those of their blocks that nobody holds."""
+        written = [b for b, node in enumerate(self._nodes) if node is not None and node.born >= step]
+        for block in written:
+            self.forget(block)
+        return [block for block in written if not self.refs[block]]
+
+    def forget_branch(self, node: Node) -> list[int]:
+        """Forget a prefix and all that go on from it; those of their blocks that nobody holds."""
+        found, left = list[int](), [node]
+        while left:
+            one = left.pop()
+            left += one.children.values()
+            if one.block >= 0:
+                found.append(one.block)
+                self.forget(one.block)
+        return [block for block in found if not self.refs[block]]
 
     def expire(self) -> None:
         """Forget the prefixes whose time is over."""
@@ -192,10 +225,6 @@ class BlockPool:
         """Keep events from now on."""
         if self.events is None:
             self.events = deque(maxlen=_EVENTS)
-
-    def is_registered(self, block: int) -> bool:
-        """Whether the block's content may be shared, so that nobody may write to it."""
-        return self._nodes[block] is not None
 
     def check(self, tables: Iterable[Sequence[int]]) -> None:
         """Raise EngineError unless every block is accounted for, given all block tables of the group."""

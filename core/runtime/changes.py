@@ -31,6 +31,10 @@ class ChangeLog:
         """The block's contents must not be read by anyone."""
         self._scrubbed[block] = None
 
+    def scrub_all(self, blocks: Iterable[int]) -> None:
+        """As :meth:`scrub`, of each."""
+        self._scrubbed.update(dict.fromkeys(blocks))
+
     def drain(self) -> TableChanges:
         """The changes in arrays."""
         if not (self._placed or self._copied or self._scrubbed):

@@ -9,6 +9,7 @@ from bestiary.core.errors import EngineError
 from bestiary.core.outputs import FinishReason
 from bestiary.core.runtime.answers import Answer, Answers
 from bestiary.core.runtime.batch import Batch
+from bestiary.core.runtime.doubt import compute_alone
 from bestiary.core.runtime.executor import Executor
 from bestiary.core.runtime.request import Request, State
 from bestiary.core.runtime.restrictions import Guide, Restrictions
@@ -63,11 +64,11 @@ class Endings:
             self._meters.ended(request)
 
     def unusable(self, request: Request, cause: str | None) -> None:
-        """A row that gave no token: its own code failed, or its numbers are broken and so are its keys and values."""
-        reason = cause or "numerical_error: the logits have no finite maximum"
-        if cause is None and request.restricted:
-            reason += ", or its own restrictions (grammar, bans, allowed tokens) leave no token"
-        self.finish(request, "error", reason, trusted=cause is not None)
+        """A row that gave no token: its request's own code and restrictions are the ``cause``, or its numbers are broken."""
+        if cause is not None:
+            self.finish(request, "error", cause)
+        elif not compute_alone(self._scheduler, request):
+            self.finish(request, "error", "numerical_error: the logits have no finite maximum", trusted=False)
 
     def blame(self, request: Request, error: BaseException) -> None:
         """End a request whose own processing failed; if it had ended already, its reason is corrected."""
@@ -77,22 +78,22 @@ class Endings:
             request.finish_reason, request.stop_reason = "error", reason
 
     def fail(self, batch: Batch, error: BaseException) -> None:
-        """A step failed: its requests end, and what they stored is not trusted. If there was no memory for it, they are
-        computed again in smaller steps instead, as long as steps can be made smaller."""
+        """A step failed: its requests end, and what it stored is not trusted; who may have taken it over is computed again.
+        If there was no memory for it, so are its requests, in smaller steps, as long as steps can be made smaller."""
         log.error("step %d failed: %s", batch.number, error, exc_info=error)
         reason = f"{type(error).__name__}: {error}"
         scheduler = self._scheduler
         again = _out_of_memory(error) and self._executor.failure is None and scheduler.retreat()
         if again:
             log.warning("steps have at most %d tokens from now on", scheduler.max_num_tokens)
-        owners = [scheduler.slots.requests[slot] for slot in batch.slots.tolist()]
-        of_step = [request for request in owners if request is not None]
-        of_step += [segment.request for segment in batch.segments]
-        for request in dict.fromkeys(of_step):
+        since = scheduler.distrust(batch.number)
+        for request in batch.requests(scheduler.slots):
             if again:
                 scheduler.repeat(request)
             else:
                 self.finish(request, "error", reason, trusted=False)
+        for request in since:
+            scheduler.repeat(request)
 
     def bury(self, failure: EngineError) -> None:
         """The engine is dead, between two steps: end everything."""

@@ -17,6 +17,7 @@ from bestiary.core.errors import EngineError
 from bestiary.core.runtime.answers import Answer
 from bestiary.core.runtime.batch import Batch
 from bestiary.core.runtime.containment import contained
+from bestiary.core.runtime.doubt import condemn
 from bestiary.core.runtime.endings import Endings
 from bestiary.core.runtime.executor import Executor, Pending
 from bestiary.core.runtime.messages import Ints, SampledMessage
@@ -254,6 +255,8 @@ class EngineLoop:
             if request.num_output == 1:
                 self.meters.began(request)
                 answers.first_token(request, now)
+            if request.suspects:
+                condemn(self.scheduler, request)
         answers.added(watched, asked, sampled.logprobs)
         for request in self._endings.ended:
             self._endings.tell(request, now)

@@ -8,10 +8,16 @@ from __future__ import annotations
 
 import secrets
 from array import array
-from collections import Counter, OrderedDict
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from hashlib import blake2b
+from itertools import islice
 from typing import NamedTuple
+
+from bestiary.core.runtime.evictions import Evictions
+
+LOOKED_AT = 256  # most continuations of a prefix that are compared with a prompt, the newest first
+_SCOPES = 4  # most scopes that are searched for a prompt
 
 
 class Scope(NamedTuple):
@@ -28,26 +34,28 @@ class Node:
     by copy only.
 
     Attributes:
+        scope: of the requests that may have the block.
         born: number of the step that writes the block.
         priority: 0 … 100; blocks of a low one are evicted first.
         expires: on the pool's clock; None for never.
     """
 
-    __slots__ = ("block", "born", "children", "expires", "key", "parent", "priority", "tokens")
+    __slots__ = ("block", "born", "children", "expires", "key", "parent", "priority", "scope", "tokens")
 
-    def __init__(self, key: bytes, tokens: tuple[int, ...], parent: Node | None) -> None:
-        self.key, self.tokens, self.parent = key, tokens, parent
+    def __init__(self, key: bytes, tokens: tuple[int, ...], parent: Node | None, scope: Scope) -> None:
+        self.key, self.tokens, self.parent, self.scope = key, tokens, parent, scope
         self.block = -1
         self.born = 0
         self.priority = 0
         self.expires: float | None = None
         self.children: dict[bytes, Node] = {}  # those that a block holds
 
-    def follows(self, parent: Node | None, tokens: tuple[int, ...]) -> bool:
-        """Whether this is the block of ``tokens`` after exactly the prefix that ``parent`` ends."""
-        if self.tokens != tokens:
+    def follows(self, parent: Node, tokens: tuple[int, ...]) -> bool:
+        """Whether this is the block of ``tokens`` after exactly the prefix that ``parent`` ends, in its scope."""
+        if self.tokens != tokens or self.scope != parent.scope:
             return False
-        mine, other = self.parent, parent
+        mine: Node | None = self.parent
+        other: Node | None = parent
         while mine is not other:
             if mine is None or other is None or mine.tokens != other.tokens:
                 return False
@@ -57,7 +65,7 @@ class Node:
             if self.parent is not None:
                 self.parent.children.pop(self.key, None)
             self.parent = parent
-            if parent is not None and self.block >= 0:
+            if self.block >= 0:
                 parent.children[self.key] = self
         return True
 
@@ -74,9 +82,9 @@ class PrefixTree:
         self._secret = secrets.token_bytes(32) if key is None else key
         self.index: dict[bytes, Node] = {}
         self._roots: dict[Scope, Node] = {}
-        self._firsts: dict[tuple[int, ...], Counter[Scope]] = {}  # first blocks → the scopes that have them
-        self._evicted: OrderedDict[bytes, None] = OrderedDict()
-        self._remembered = remembered
+        # First tokens → the first blocks that begin with them → how often each scope has them.
+        self._firsts: dict[int, dict[tuple[int, ...], Counter[Scope]]] = {}
+        self.evictions = Evictions(remembered)
 
     def root(self, scope: Scope) -> Node:
         """The empty prefix of a scope, which no block holds."""
@@ -84,7 +92,7 @@ class PrefixTree:
         if known is None:
             text = "\x00".join(f"{len(part)}:{part}" if part is not None else "" for part in scope)
             digest = blake2b(text.encode(), key=self._secret, digest_size=16).digest()
-            known = self._roots[scope] = Node(digest, (), None)
+            known = self._roots[scope] = Node(digest, (), None, scope)
             if len(self._roots) > 4096:  # salts come from outside: forget those that nothing hangs on
                 self._roots = {s: node for s, node in self._roots.items() if node.children or s == scope}
         return known
@@ -94,9 +102,11 @@ class PrefixTree:
         content = tuple(tokens)
         key = self.key(parent, content)
         known = self.index.get(key)
-        return known if known is not None and known.follows(parent, content) else Node(key, content, parent)
+        return (
+            known if known is not None and known.follows(parent, content) else Node(key, content, parent, parent.scope)
+        )
 
-    def add(self, node: Node, scope: Scope) -> bool:
+    def add(self, node: Node) -> bool:
         """Index a node whose block is set; False if its place is taken, by itself or by a colliding prefix."""
         if node.key in self.index:
             return False
@@ -104,8 +114,8 @@ class PrefixTree:
         assert node.parent is not None
         node.parent.children[node.key] = node
         if not node.parent.tokens:
-            self._firsts.setdefault(node.tokens, Counter())[scope] += 1
-        self._evicted.pop(node.key, None)
+            self._firsts.setdefault(node.tokens[0], {}).setdefault(node.tokens, Counter())[node.scope] += 1
+        self.evictions.drop(node.key)
         return True
 
     def remove(self, node: Node) -> None:
@@ -115,11 +125,8 @@ class PrefixTree:
         if parent is not None:
             parent.children.pop(node.key, None)
             if not parent.tokens:
-                self._drop_first(node, parent)
-        if self._remembered:
-            self._evicted[node.key] = None
-            if len(self._evicted) > self._remembered:
-                self._evicted.popitem(last=False)
+                self._drop_first(node)
+        self.evictions.add(node)
 
     def clear(self) -> None:
         """Forget all nodes."""
@@ -127,34 +134,46 @@ class PrefixTree:
             node.children.clear()
         for node in self._roots.values():
             node.children.clear()
-        for key in self.index if self._remembered else ():
-            self._evicted[key] = None
-        while len(self._evicted) > self._remembered:
-            self._evicted.popitem(last=False)
+        for node in self.index.values():
+            self.evictions.add(node)
         self.index.clear()
         self._firsts.clear()
 
-    def was_evicted(self, node: Node) -> bool:
-        """Whether a prefix was here and had to go."""
-        return node.key in self._evicted
+    def elsewhere(self, node: Node, chain: Sequence[Node], tokens: Sequence[int]) -> Scope | None:
+        """Another scope that has a prefix which begins with the ``tokens`` after those of ``chain``, which ``node`` ends."""
+        more = tuple(tokens)
+        found = islice(self._others(node.scope, chain[0].tokens if chain else more), _SCOPES)
+        return next((scope for scope in found if not chain or self._continues(scope, chain, more)), None)
 
-    def other_scope(self, tokens: Sequence[int], scope: Scope) -> Scope | None:
-        """Another scope that has a first block of these tokens, if there is one."""
-        return next((other for other in self._firsts.get(tuple(tokens), ()) if other != scope), None)
+    def _others(self, scope: Scope, first: tuple[int, ...]) -> Iterator[Scope]:
+        """The other scopes with a first block that begins with ``first``."""
+        if len(self._roots) > 1:
+            for tokens, scopes in islice(reversed(self._firsts.get(first[0], {}).items()), LOOKED_AT):
+                if tokens[: len(first)] == first:
+                    yield from (other for other in scopes if other != scope)
+
+    def _continues(self, scope: Scope, chain: Sequence[Node], more: tuple[int, ...]) -> bool:
+        node: Node | None = self.root(scope)
+        for known in chain:
+            assert node is not None
+            node = self.index.get(self.key(node, known.tokens))
+            if node is None:
+                return False
+        assert node is not None
+        return any(one.tokens[: len(more)] == more for one in islice(reversed(node.children.values()), LOOKED_AT))
 
     def key(self, parent: Node, tokens: tuple[int, ...]) -> bytes:
         chain = blake2b(parent.key, key=self._secret, digest_size=16)
         chain.update(array("q", tokens).tobytes())
         return chain.digest()
 
-    def _drop_first(self, node: Node, root: Node) -> None:
-        scopes = self._firsts.get(node.tokens)
-        if scopes is None:
-            return
-        for scope in list(scopes):
-            if self._roots.get(scope) is root:
-                scopes[scope] -= 1
-                if scopes[scope] <= 0:
-                    del scopes[scope]
+    def _drop_first(self, node: Node) -> None:
+        blocks = self._firsts[node.tokens[0]]
+        scopes = blocks[node.tokens]
+        scopes[node.scope] -= 1
+        if scopes[node.scope] <= 0:
+            del scopes[node.scope]
         if not scopes:
-            del self._firsts[node.tokens]
+            del blocks[node.tokens]
+        if not blocks:
+            del self._firsts[node.tokens[0]]

@@ -15,6 +15,7 @@ from bestiary.core.runtime.prefixes import Scope
 
 if TYPE_CHECKING:
     from bestiary.core.runtime.prefixes import Node
+    from bestiary.core.runtime.reuse import Hit
     from bestiary.core.runtime.slots import Slots
 
 
@@ -49,18 +50,25 @@ class Request:
         cache_miss: why not more of them, None if no more were possible.
         num_scored: prompt tokens whose log-probabilities are known.
         prompt_step: number of the step that stores the last prompt token; 0 before.
+        admitted: number of the step in which it was last admitted.
+        began: how many tokens it had then.
+        hit: what it took over then; None before.
+        suspects: cache groups and prefixes that it stood on when its logits were broken, while it is computed without them.
         preemptions: how often it had to give up its blocks.
     """
 
     __slots__ = (
         "_kept",
         "_slots",
+        "admitted",
+        "began",
         "blocks",
         "cache_miss",
         "cap",
         "chain",
         "finish_reason",
         "follows",
+        "hit",
         "id",
         "max_length",
         "num_cached",
@@ -79,6 +87,7 @@ class Request:
         "state",
         "stop_reason",
         "streams",
+        "suspects",
         "watched",
     )
 
@@ -116,7 +125,9 @@ class Request:
         self.num_cached: int | None = None
         self.cache_miss: str | None = None
         self.num_scored = 1  # nothing precedes the first token
-        self.prompt_step = self.preemptions = 0
+        self.prompt_step = self.preemptions = self.admitted = self.began = 0
+        self.hit: Hit | None = None
+        self.suspects: tuple[tuple[int, Node], ...] = ()
         self.state = State.WAITING
         self.finish_reason: FinishReason | None = None
         self.stop_reason: int | str | None = None

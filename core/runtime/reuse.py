@@ -9,10 +9,8 @@ from typing import NamedTuple
 from bestiary.core.runtime.blocks import BlockPool
 from bestiary.core.runtime.cache_groups import CacheGroup
 from bestiary.core.runtime.messages import Ints
-from bestiary.core.runtime.prefixes import Node
+from bestiary.core.runtime.prefixes import LOOKED_AT, Node
 from bestiary.core.runtime.request import Request, State
-
-_LOOKED_AT = 256  # most continuations of a prefix that are compared for a partial block, the newest first
 
 
 class Hit(NamedTuple):
@@ -38,6 +36,16 @@ class Hit(NamedTuple):
     def tokens(self) -> int:
         """How many tokens need no computation."""
         return self.length + self.tail
+
+
+class _Look(NamedTuple):
+    """What a group has after a prefix: how many of the wanted tokens can be copied, and from which block; how many are there
+    at all; and how many are there whose time is over."""
+
+    copied: int
+    block: int
+    live: int
+    expired: int
 
 
 def nothing(groups: Sequence[CacheGroup], miss: str | None) -> Hit:
@@ -69,12 +77,12 @@ def match(request: Request, groups: Sequence[CacheGroup], pools: Sequence[BlockP
     for group, chain in zip(groups, chains, strict=True):
         first = group.first_needed(length)
         blocks.append([-1] * min(first, len(chain)) + [node.block for node in chain[first:]])
-    tail, sources, cut = _tail(request, tokens, groups, pools, chains, length, step)
-    miss = None
-    if length + tail < most:
-        miss = _reason(request, tokens, groups[0], pools[0], chains[0], length) or (
-            "partial block" if cut else "unseen"
-        )
+    ends = [chain[-1] if chain else p.tree.root(request.scope) for chain, p in zip(chains, pools, strict=True)]
+    wanted = tokens[length : min(length + min(group.block_size for group in groups), most)].tolist()
+    looks = [_look(pool, end, wanted, step) for pool, end in zip(pools, ends, strict=True)]
+    tail, sources = _tail(groups, looks)
+    missed = length + tail < most
+    miss = _miss(pools, ends, looks, chains[0], wanted[: tail + 1]) if missed else None
     return Hit(length, blocks, chains, tail, sources, miss)
 
 
@@ -123,34 +131,24 @@ def _covers(group: CacheGroup, run: list[int], length: int) -> bool:
     return blocks <= len(run) and run[blocks - 1] >= blocks - group.first_needed(length)
 
 
-def _tail(
-    request: Request,
-    tokens: Ints,
-    groups: Sequence[CacheGroup],
-    pools: Sequence[BlockPool],
-    chains: list[list[Node]],
-    length: int,
-    step: int,
-) -> tuple[int, tuple[int, ...], bool]:
-    """How many tokens after ``length`` can be copied, from which blocks, and whether more are known but can't be."""
-    sizes = {group.block_size for group in groups}
-    if len(sizes) > 1:
-        return 0, (), False
-    wanted = tokens[length : min(length + sizes.pop(), len(tokens) - 1)].tolist()
-    tail, sources, known = len(wanted), [], 0
-    for pool, chain in zip(pools, chains, strict=True):
-        parent = chain[-1] if chain else pool.tree.root(request.scope)
-        best, block = 0, -1
-        for node in islice(reversed(parent.children.values()), _LOOKED_AT):
-            if not pool.is_live(node):
-                continue
-            common = _common(node.tokens, wanted)
-            known = max(known, common)
-            if common > best and node.born < step:
-                best, block = common, node.block
-        tail = min(tail, best)
-        sources.append(block)
-    return (tail, tuple(sources), known > tail) if tail else (0, (), known > 0)
+def _look(pool: BlockPool, parent: Node, wanted: list[int], step: int) -> _Look:
+    """Compare what follows a prefix with the tokens that a request has after it."""
+    copied, block, live, expired = 0, -1, 0, 0
+    for node in islice(reversed(parent.children.values()), LOOKED_AT):
+        common = _common(node.tokens, wanted)
+        if not pool.is_live(node):
+            expired = max(expired, common)
+            continue
+        live = max(live, common)
+        if common > copied and node.born < step:
+            copied, block = common, node.block
+    return _Look(copied, block, live, expired)
+
+
+def _tail(groups: Sequence[CacheGroup], looks: list[_Look]) -> tuple[int, tuple[int, ...]]:
+    """How many tokens can be copied, and from which block of each group."""
+    tail = min(look.copied for look in looks) if len({group.block_size for group in groups}) == 1 else 0
+    return (tail, tuple(look.block for look in looks)) if tail else (0, ())
 
 
 def _common(left: Sequence[int], right: Sequence[int]) -> int:
@@ -160,18 +158,24 @@ def _common(left: Sequence[int], right: Sequence[int]) -> int:
     return min(len(left), len(right))
 
 
-def _reason(
-    request: Request, tokens: Ints, group: CacheGroup, pool: BlockPool, chain: list[Node], length: int
-) -> str | None:
-    """Why the first block that is not taken over is not there; None where nothing is known about it."""
-    following = tokens[length : length + group.block_size].tolist()
-    parent = chain[-1] if chain else pool.tree.root(request.scope)
-    if len(following) == group.block_size:
-        node = pool.tree.find(parent, following)
-        # What has outlived its time is still there until its block is needed.
-        if pool.tree.was_evicted(node) or (node.block >= 0 and not pool.is_live(node)):
-            return "evicted"
-    other = None if chain else pool.tree.other_scope(following, request.scope)
-    if other is not None:
-        return "salt" if other.salt != request.scope.salt else "adapter"
-    return None
+def _miss(pools: Sequence[BlockPool], ends: list[Node], looks: list[_Look], chain: list[Node], more: list[int]) -> str:
+    """Why not one token more is taken over.
+
+    Args:
+        ends: per group the prefix whose continuation is missed.
+        chain: the nodes of the first group up to there.
+        more: the tokens after it, up to the first that is not taken over.
+    """
+    there = [look.live >= len(more) for look in looks]
+    if all(there):
+        return "partial block"
+    # What has outlived its time is still there until its block is needed; what one group has, the others had.
+    if any(there) or any(
+        look.expired >= len(more) or pool.tree.evictions.had(end, more)
+        for pool, end, look in zip(pools, ends, looks, strict=True)
+    ):
+        return "evicted"
+    other = pools[0].tree.elsewhere(ends[0], chain, more)
+    if other is None:
+        return "unseen"
+    return "salt" if other.salt != ends[0].scope.salt else "adapter"

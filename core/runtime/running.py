@@ -37,14 +37,15 @@ class Running:
             self._decoding, self.stale = np.array(chosen, np.int32), False
         return self._decoding
 
-    def enter(self, request: Request, hit: Hit) -> Opened:
-        """A request takes a slot and the blocks that were found for it; what the ranks are told."""
+    def enter(self, request: Request, hit: Hit, number: int) -> Opened:
+        """A request takes a slot and the blocks that were found for it in the step ``number``; what the ranks are told."""
         slot = self._slots.open(request, hit.tokens)
         tokens = request.tokens.copy()
         self._tables.admit(request, hit)
         self._slots.room[slot] = self._tables.room(request)
         if request.num_cached is None:
             request.num_cached, request.cache_miss = hit.tokens, hit.miss
+        request.admitted, request.began, request.hit = number, len(tokens), hit
         request.state = State.RUNNING
         self.streams += request.streams
         _insert(self.requests, request)
@@ -61,7 +62,7 @@ class Running:
 
         Args:
             number: of the last step.
-            trusted: its keys and values are sound, so that others may have them.
+            trusted: all its keys and values are sound, so that others may have them; else those that are known already.
         """
         if trusted:
             end = int(min(self._slots.stored[request.slot], self._slots.known[request.slot]))

@@ -205,7 +205,7 @@ class Scheduler:
         return found[0]
 
     def _enter(self, request: Request, hit: Hit) -> None:
-        opened = self._running.enter(request, hit)
+        opened = self._running.enter(request, hit, self.number)
         self._opened[opened.slot] = opened
 
     def retreat(self) -> bool:
@@ -214,8 +214,14 @@ class Scheduler:
         done, self.max_num_tokens = smaller < self.max_num_tokens, smaller
         return done
 
+    def distrust(self, number: int) -> list[Request]:
+        """The step ``number`` failed: nobody gets what was stored in it and later. The requests that may stand on it already,
+        because they were admitted since."""
+        self.tables.forget_since(number)
+        return [request for request in self.running if request.admitted >= number]
+
     def repeat(self, request: Request) -> None:
-        """The step that a request was in did not run: compute it anew."""
+        """What a request stored or took over can't be used: compute it anew."""
         if request.state is State.RUNNING:
             self._preempt(request, trusted=False)
 
@@ -254,7 +260,7 @@ class Scheduler:
         for index in full.tolist():
             request = slots.requests[chosen[index]]
             assert request is not None
-            slots.boundary[request.slot] = self.tables.stored(request, int(known[index]), self.number)
+            slots.boundary[request.slot] = self.tables.stored(request, int(known[index]), batch.number)
         return self._ended(chosen, fresh)
 
     def _ended(self, slots: Ints, tokens: Ints) -> list[Request]:
@@ -285,7 +291,7 @@ class Scheduler:
         """End a request in any state and take its blocks back; False if it had ended already.
 
         Args:
-            trusted: its keys and values are sound; else no later request gets them.
+            trusted: all its keys and values are sound; else no later request gets more of them than is known already.
         """
         if request.state is State.FINISHED:
             return False

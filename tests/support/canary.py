@@ -86,6 +86,14 @@ class Rank:
         ones = np.ones(len(targets), np.int32)
         return Logprobs(np.array(found, np.float32), ones, none.astype(np.int32), none.astype(np.float32))
 
+    def spoil(self, message: StepMessage) -> None:
+        """What the step has stored is wrong: finite, so that only an answer shows it."""
+        for slot, count in zip(message.slots.tolist(), message.counts.tolist(), strict=True):
+            places = np.arange(self.stored[slot] - count, self.stored[slot])
+            for g, group in enumerate(self.groups):
+                where = self.tables[g][slot, places // group.block_size], places % group.block_size
+                self.keys[g][where] = self.values[g][where] = 7
+
     def poison(self, group: int, blocks: Iterable[int]) -> None:
         """Whoever reads one of these blocks gets no token."""
         where = list(blocks)
@@ -97,6 +105,11 @@ class CanaryExecutor:
 
     Args:
         broken: numbers of the steps whose forward raises.
+
+    Attributes:
+        faults: numbers of steps, and which call of theirs fails: ``"forward"``, ``"sample"`` or ``"read"``. What such a step
+            stores is wrong.
+        error: what they raise.
     """
 
     takes_functions = True
@@ -106,13 +119,14 @@ class CanaryExecutor:
     ) -> None:
         self.rank, self.overlaps = Rank(groups, slots, max_seq_len), overlaps
         self.failure: EngineError | None = None
-        self.broken = set(broken)
+        self.faults = dict.fromkeys(broken, "forward")
+        self.error: type[Exception] = RuntimeError
         self.steps: list[StepMessage] = []
         self._launched: list[Callable[[], object]] = []
 
     def forward(self, step: StepMessage) -> None:
-        if step.number in self.broken:
-            raise RuntimeError("a kernel failed")
+        if self.faults.get(step.number) == "forward":
+            raise self.error("a kernel failed")
         changed = {
             *(one.slot for one in step.opened),
             *(slot for group in step.tables for slot in group.slots.tolist()),
@@ -122,7 +136,13 @@ class CanaryExecutor:
         self._launch(lambda: self.rank.forward(step))
 
     def sample(self, wanted: SampleMessage) -> _Pending:
-        pending = _Pending(self, wanted)
+        step = self.steps[-1]
+        fault = self.faults.get(step.number)
+        if fault:
+            self._launch(lambda: self.rank.spoil(step))
+        if fault == "sample":
+            raise self.error("the choice failed")
+        pending = _Pending(self, wanted, self.error("the read failed") if fault == "read" else None)
         self._launch(pending.run)
         return pending
 
@@ -158,8 +178,8 @@ class CanaryExecutor:
 
 
 class _Pending:
-    def __init__(self, executor: CanaryExecutor, wanted: SampleMessage) -> None:
-        self._executor, self._wanted = executor, wanted
+    def __init__(self, executor: CanaryExecutor, wanted: SampleMessage, error: Exception | None = None) -> None:
+        self._executor, self._wanted, self._error = executor, wanted, error
         self._found: SampledMessage | None = None
 
     def run(self) -> None:
@@ -167,6 +187,8 @@ class _Pending:
 
     def read(self) -> SampledMessage:
         self._executor.until(self.run)
+        if self._error is not None:
+            raise self._error
         assert self._found is not None
         return self._found
 

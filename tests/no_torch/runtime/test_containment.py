@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import random
 
+import numpy as np
 import pytest
 from canary import Engine, Recorder
-from canary_numbers import VOCAB
+from canary_numbers import VOCAB, scores_alone
 
 from bestiary.core.errors import EngineError
 from bestiary.core.runtime.cache_groups import CacheGroup
@@ -128,19 +129,24 @@ def test_a_step_repeated_for_lack_of_memory_finds_nothing_of_the_one_that_failed
 
 
 def test_what_a_failed_step_stored_is_neither_cached_nor_left_behind(overlaps):
-    engine = Engine(GROUPS, overlaps=overlaps, broken=[3])
-    victim = engine.submit(list(range(30)), 9)
-    engine.step()
-    engine.step()
-    blocks = list(victim.blocks[0]) or None
-    while victim.state is not State.FINISHED:
-        blocks = list(victim.blocks[0])
-        engine.step()
-    assert engine.scheduler.tables.pools[0].num_cached == 0
-    engine.submit([1], 1)
+    engine = Engine(GROUPS, tokens=8, overlaps=overlaps)
+    victim, forward, blocks = engine.submit(list(range(30)), 9), engine.executor.forward, []
+
+    def failing(step):
+        if step.number == 3:
+            blocks.extend(victim.blocks[0])
+            raise RuntimeError("a kernel failed")
+        forward(step)
+
+    engine.executor.forward = failing
     engine.drain()
-    scrubbed = [block for step in engine.executor.steps for change in step.tables for block in change.scrubbed.tolist()]
-    assert set(blocks) <= set(scrubbed)
+    assert victim.finish_reason == "error" and len(blocks) == 6
+    assert engine.scheduler.tables.pools[0].num_cached == 4, "what the steps before it stored is sound"
+    again = engine.submit(list(range(30)), 1)
+    steps = engine.drain()
+    assert {block for change in steps[0].tables for block in change.scrubbed.tolist()} == set(blocks[4:])
+    assert again.num_cached == 16
+    undisturbed(engine, [again])
 
 
 def test_what_a_failed_step_was_to_scrub_is_scrubbed_by_the_next(overlaps):
@@ -157,7 +163,7 @@ def test_what_a_failed_step_was_to_scrub_is_scrubbed_by_the_next(overlaps):
     third = engine.submit([1], 1)
     steps = engine.drain()
     undisturbed(engine, [third])
-    assert set(blocks) <= {block for change in steps[0].tables for block in change.scrubbed.tolist()}
+    assert set(blocks[7:]) <= {block for change in steps[0].tables for block in change.scrubbed.tolist()}
 
 
 def corrupt(engine, request, value):
@@ -180,23 +186,83 @@ def test_broken_numbers_end_that_request_alone(overlaps):
     undisturbed(engine, others)
     again = engine.submit(victim.prompt, 12)
     engine.drain()
-    assert again.num_cached == 0
+    assert again.num_cached == 29, "what its own good tokens have shown to be sound"
     undisturbed(engine, [again])
     engine.check_drained()
 
 
-def test_a_shared_prefix_of_a_broken_request_is_offered_to_nobody():
-    engine = Engine(GROUPS)
-    victim, other = engine.submit(list(range(20)), 9), engine.submit([*range(16), 77], 9)
-    engine.step()
-    assert other.num_cached == 16
-    corrupt(engine, victim, math.nan)
-    engine.step()
-    assert victim.finish_reason == "error"
-    later = engine.submit(list(range(20)), 9)
+def breaks_on(engine, token):
+    """Logits of a prompt that ends with this token are broken, and so are its keys, as a model that overflows gives them."""
+    forward = engine.executor.rank.forward
+
+    def broken(step):
+        forward(step)
+        if token in step.tokens.tolist():
+            rank, at = engine.executor.rank, list(np.cumsum(step.counts) - 1)
+            for row, slot in enumerate(step.slots.tolist()):
+                given = step.tokens[at[row] - step.counts[row] + 1 - step.decodes : at[row] + 1 - step.decodes]
+                if row >= step.decodes and token in given.tolist():
+                    end = int(rank.stored[slot])
+                    block = rank.tables[0][slot, (end - 1) // 4]
+                    rank.keys[0][block, (end - 1) % 4] = rank.sums[row] = math.nan
+
+    engine.executor.rank.forward = broken
+
+
+def test_a_request_with_broken_numbers_of_its_own_leaves_the_prefix_of_the_others_alone(overlaps):
+    engine = Engine(GROUPS, overlaps=overlaps)
+    breaks_on(engine, 4000)
+    prompt = list(range(20))
+    first = engine.submit(prompt, 4)
     engine.drain()
-    assert later.num_cached == 0
-    undisturbed(engine, [other, later])
+    victim = engine.submit([*prompt, 1, 2, 3, 4000], 4)
+    engine.drain(poison=True)
+    assert victim.finish_reason == "error" and victim.stop_reason.startswith("numerical_error")
+    assert victim.num_cached == 20 and victim.preemptions == 1, "computed again without what it had taken over"
+    later = engine.submit([*prompt, 1, 2, 3, 4], 4)
+    engine.drain(poison=True)
+    assert later.num_cached == 20
+    undisturbed(engine, [first, later])
+    engine.check_drained()
+
+
+def test_who_stands_on_broken_numbers_of_another_is_computed_again(overlaps):
+    """They share the step that writes the block, so that both rows are broken; only one of them is to blame."""
+    engine = Engine(GROUPS, overlaps=overlaps)
+    breaks_on(engine, 4000)
+    victim = engine.submit([*range(7), 4000], 4)
+    forward, rank = engine.executor.rank.forward, engine.executor.rank
+
+    def first_step(step):
+        forward(step)
+        if step.number == 1:
+            rank.sums = [math.nan] * len(rank.sums)
+
+    rank.forward = first_step
+    sharing = [engine.submit([*range(4), own, 9], 4) for own in (50, 51)]
+    engine.step()
+    assert [request.num_cached for request in sharing] == [4, 4]
+    engine.drain(poison=True)
+    assert victim.finish_reason == "error"
+    undisturbed(engine, sharing)
+    engine.check_drained()
+
+
+def test_a_known_prefix_that_breaks_ends_nobody_who_takes_it_over(overlaps):
+    engine = Engine(GROUPS, overlaps=overlaps)
+    first = engine.submit(list(range(20)), 4)
+    engine.step()
+    block = first.blocks[0][0]
+    engine.drain()
+    engine.executor.rank.keys[0][block, 1] = math.nan
+    later = engine.submit([*range(16), 78], 9)
+    engine.drain(poison=True)
+    assert (later.num_cached, later.preemptions) == (16, 1)
+    last = engine.submit([*range(16), 79], 9)
+    engine.drain(poison=True)
+    assert (last.num_cached, last.cache_miss, last.preemptions) == (0, "evicted", 0)
+    undisturbed(engine, [first, later, last])
+    engine.check_drained()
 
 
 def test_a_failing_read_ends_that_steps_requests(overlaps):
@@ -217,6 +283,70 @@ def test_a_failing_read_ends_that_steps_requests(overlaps):
     assert failed and {r.stop_reason for r in failed} == {"ZeroDivisionError: division by zero"}
     undisturbed(engine, [r for r in everyone if r not in failed])
     engine.check_drained()
+
+
+def test_nobody_goes_on_from_what_a_step_stored_whose_results_cannot_be_read():
+    """The next step is under way by then, with requests that took over what the failed one stored."""
+    engine = Engine(GROUPS, overlaps=True)
+    engine.looks = False
+    engine.executor.faults[1] = "read"
+    victim = engine.submit(list(range(20)), 4)
+    engine.step()
+    sharing = engine.submit([*range(16), 99, 98], 4)
+    copying = engine.submit([*range(18), 97], 4)
+    engine.step()
+    assert (sharing.num_cached, copying.num_cached) == (16, 18)
+    engine.drain(poison=True)
+    assert (victim.finish_reason, victim.stop_reason) == ("error", "RuntimeError: the read failed")
+    later = [engine.submit([*request.prompt, *request.output[:3], 5], 4) for request in (sharing, copying)]
+    engine.drain(poison=True)
+    undisturbed(engine, [sharing, copying, *later])
+    assert [request.preemptions for request in (sharing, copying)] == [1, 1]
+    engine.check_drained()
+
+
+@pytest.mark.parametrize("leaves", ["abort", "preempt", "window"])
+def test_what_was_given_back_before_its_step_failed_is_offered_to_nobody(leaves):
+    groups = [CacheGroup(40, 4, window=5 if leaves == "window" else None)]
+    engine = Engine(groups, tokens=16, overlaps=True)
+    engine.looks = False
+    engine.executor.faults[3 if leaves == "window" else 1] = "read"
+    victim = engine.submit(list(range(40 if leaves == "window" else 15)), 9)
+    engine.step()
+    if leaves == "abort":
+        engine.loop.abort(victim)
+    elif leaves == "preempt":
+        engine.scheduler._preempt(victim)
+    else:
+        engine.step()
+        engine.step()
+    others = [engine.submit([*victim.prompt[:-length], 77], 4) for length in (1, 6)]
+    engine.drain(poison=True)
+    undisturbed(engine, others if leaves != "preempt" else [*others, victim])
+    assert victim.finish_reason == {"abort": "abort", "preempt": "length", "window": "error"}[leaves]
+    engine.check_drained()
+
+
+def test_what_the_steps_before_a_failed_read_stored_is_kept():
+    engine = Engine(GROUPS, tokens=8, overlaps=True)
+    engine.executor.faults[5] = "read"
+    victim = engine.submit(list(range(40)), 4)
+    engine.drain()
+    assert victim.finish_reason == "error"
+    again = engine.submit(list(range(40)), 4)
+    engine.drain(poison=True)
+    assert again.num_cached == 32
+    undisturbed(engine, [again])
+
+
+def test_a_read_that_fails_for_want_of_memory_is_repeated_with_its_scores(overlaps):
+    engine = Engine(GROUPS, batch=2, tokens=8, overlaps=overlaps)
+    engine.executor.faults[2], engine.executor.error = "read", MemoryError
+    scored = engine.submit(list(range(30)), 4, prompt_logprobs=0)
+    other = engine.submit(list(range(50, 60)), 4)
+    engine.drain(poison=True)
+    undisturbed(engine, [scored, other])
+    assert engine.answers[scored.id].scores == scores_alone(GROUPS, scored.prompt)
 
 
 def test_a_failing_choice_ends_that_steps_requests(overlaps):

@@ -75,7 +75,7 @@ def test_a_hit_is_the_longest_prefix_that_every_group_still_has():
 def test_groups_of_other_block_sizes_share_whole_multiples():
     engine = Engine([CacheGroup(40, 4), CacheGroup(40, 3, window=7)])
     run(engine, TEXT[:30])
-    assert run(engine, TEXT[:30]) == (24, "unseen")
+    assert run(engine, TEXT[:30]) == (24, "partial block")
 
 
 def test_256_requests_of_one_step_compute_their_shared_2048_tokens_once():
@@ -146,6 +146,27 @@ def test_blocks_of_a_low_priority_go_first():
     assert run(engine, [2] * 9)[1] == "evicted"
 
 
+def test_a_block_has_the_highest_priority_of_those_who_used_it():
+    engine = Engine([CacheGroup(8, 4)])
+    run(engine, TEXT[:11], cache_priority=0)
+    assert run(engine, TEXT[:11], cache_priority=100) == (10, None)
+    assert run(engine, TEXT[:11], cache_priority=0) == (10, None), "a lower one changes nothing"
+    for token in (1, 2, 3):
+        run(engine, [token] * 17, cache_priority=50)
+    assert run(engine, TEXT[:11], cache_priority=0) == (10, None), "whole blocks, and the one that was copied"
+
+
+def test_a_priority_also_holds_for_blocks_that_a_window_has_left_behind():
+    engine = Engine([CacheGroup(12, 4, window=5)], tokens=4)
+    run(engine, TEXT[:17], cache_priority=0)
+    assert run(engine, TEXT[:17], cache_priority=100) == (16, None)
+    pool = engine.scheduler.tables.pools[0]
+    assert {node.priority for node in pool.tree.index.values()} == {100}
+    for token in (1, 2, 3):
+        run(engine, [token] * 17, cache_priority=50)
+    assert run(engine, TEXT[:17]) == (16, None)
+
+
 def test_a_time_to_live_ends_reuse():
     now = [0.0]
     engine = Engine(FOUR, clock=lambda: now[0])
@@ -187,6 +208,59 @@ def test_salts_keep_prefixes_apart_and_the_reason_is_told():
     assert run(engine, TEXT[:9], cache_salt="a") == (8, None)
 
 
+def test_a_prompt_of_less_than_a_block_is_told_of_other_salts_and_of_eviction():
+    engine = Engine([CacheGroup(4, 4)])
+    run(engine, [1, 2, 3], 2, cache_salt="a")
+    assert run(engine, [1, 2, 3], cache_salt="b") == (0, "salt")
+    assert run(engine, [1, 2, 3], cache_salt="a") == (2, None)
+    run(engine, list(range(100, 116)))
+    assert run(engine, [1, 2, 3], cache_salt="a") == (0, "evicted")
+    assert run(engine, [9, 2, 3], cache_salt="a") == (0, "unseen")
+
+
+def test_the_rest_of_a_prompt_is_told_of_eviction():
+    engine = Engine([CacheGroup(4, 4)])
+    run(engine, TEXT[:11])
+    run(engine, [50, 51, 52, 53, 54, 55])  # takes the free block, and the one of the last three tokens
+    assert run(engine, TEXT[:11]) == (8, "evicted")
+    engine = Engine(FOUR)
+    run(engine, TEXT[:11])
+    engine.scheduler.reset_prefix_cache()
+    run(engine, TEXT[:10])
+    assert run(engine, TEXT[:11]) == (10, None)
+
+
+def test_the_rest_of_a_prompt_is_told_of_other_salts():
+    engine = Engine(FOUR)
+    run(engine, TEXT[:20], cache_salt="a")
+    assert run(engine, TEXT[:6], cache_salt="b") == (0, "salt")
+    assert run(engine, TEXT[:20], cache_salt="b") == (6, "salt"), "less than a block more"
+    run(engine, TEXT[:30], cache_salt="a")
+    assert run(engine, TEXT[:30], cache_salt="b") == (20, "salt"), "whole blocks more"
+    assert run(engine, [*TEXT[:20], 1, 2, 3], cache_salt="b") == (20, "unseen")
+
+
+def test_what_only_one_group_has_lost_is_evicted():
+    engine = Engine([CacheGroup(32, 4), CacheGroup(32, 4, window=6)])
+    run(engine, TEXT[:20])
+    engine.scheduler.tables.pools[1].reset()
+    assert run(engine, TEXT[:20]) == (0, "evicted")
+
+
+def test_prefixes_that_went_are_remembered_only_so_long():
+    tree = PrefixTree(key=b"k", remembered=2)
+    nodes = [tree.find(tree.root(Scope()), [token, 5]) for token in range(3)]
+    for node in nodes:
+        node.block = 0
+        tree.add(node)
+    for node in nodes:
+        tree.remove(node)
+    had = [tree.evictions.had(tree.root(Scope()), [token]) for token in range(3)]
+    assert had == [False, True, True] and not tree.evictions.had(tree.root(Scope()), [1, 6])
+    tree.add(nodes[1])
+    assert not tree.evictions.had(tree.root(Scope()), [1])
+
+
 def test_what_is_not_reused_says_that_it_is_disabled():
     engine = Engine(FOUR)
     run(engine, TEXT[:9])
@@ -220,7 +294,27 @@ def test_a_forced_hash_collision_is_never_served(monkeypatch):
     prompts = [[1, 1, 1, 1, 1], [2, 2, 1, 1, 1], [1, 1, 2, 2, 1], [1, 1, 1, 1, 2], [3, 3, 1, 1, 1]]
     for prompt in prompts * 2:
         run(engine, prompt, 3)
-        run(engine, prompt, 3, cache_salt="s")
+        assert run(engine, prompt, 3, cache_salt="s")[0] == 0, "what is indexed is another salt's"
+
+
+def test_salts_whose_hashes_collide_are_kept_apart(monkeypatch):
+    """Equal tokens under hashes that know nothing of the salt: only the scopes differ."""
+
+    def of_tokens_only(self, parent, tokens):
+        while parent.tokens:
+            tokens, parent = (*parent.tokens, *tokens), parent.parent
+        return repr(tokens).encode()
+
+    monkeypatch.setattr(PrefixTree, "key", of_tokens_only)
+    engine = Engine(FOUR)
+    for salt, expected in [
+        ("a", (0, "unseen")),
+        ("b", (0, "salt")),
+        ("a", (18, None)),
+        ("b", (0, "salt")),
+        (None, (0, "salt")),
+    ]:
+        assert run(engine, TEXT[:19], 2, cache_salt=salt) == expected
 
 
 def test_collisions_of_few_keys_are_never_served(monkeypatch):
@@ -237,7 +331,7 @@ def test_a_prefix_counts_only_with_all_that_comes_before_it():
     first = tree.find(root, [1, 1])
     second = tree.find(first, [2, 2])
     second.block = 0
-    tree.add(second, Scope())
+    tree.add(second)
     other = tree.find(root, [9, 9])
     other.key = first.key
     assert tree.find(first, [2, 2]) is second
