@@ -55,7 +55,8 @@ def in_process(engine: LoadedEngine, host: PluginHost, *, overlaps: bool | None 
     Args:
         overlaps: launch steps before the results of the last are read; None: where the device works beside the host.
     """
-    return InProcess(Worker(engine.runner, processors(host)), engine.network.target.device, overlaps=overlaps)
+    worker = Worker(engine.runner, processors(host), intact=engine.weight_files.check)
+    return InProcess(worker, engine.network.target.device, overlaps=overlaps)
 
 
 def in_ranks(

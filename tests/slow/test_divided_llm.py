@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -114,6 +115,16 @@ def test_a_dead_rank_ends_the_llm_with_its_reason(checkpoint: Path) -> None:
         with pytest.raises(EngineError, match=r"rank 1 of 2 .*: died; found killed by SIGKILL"):
             _tokens(llm)
         with pytest.raises(EngineError, match=r"rank 1 of 2 .*: died"):
+            _tokens(llm)
+
+
+def test_a_weight_file_that_changes_ends_the_llm(checkpoint: Path, tmp_path: Path) -> None:
+    shutil.copytree(checkpoint, tmp_path / "ckpt")
+    with LLM(tmp_path / "ckpt", tensor_parallel=2, **OPTIONS) as llm:
+        _tokens(llm)
+        (file,) = (tmp_path / "ckpt").glob("*.safetensors")  # the engine has a hard link to it
+        os.truncate(file, 0)
+        with pytest.raises(EngineError, match=r"rank \d of 2 .*safetensors: has changed .*E-RUN-WEIGHTS.*E-RUN-RANK"):
             _tokens(llm)
 
 
