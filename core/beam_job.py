@@ -24,6 +24,7 @@ from bestiary.core.outputs import (
 )
 from bestiary.core.resolved_params import ResolvedParams
 from bestiary.core.runtime.beam import BeamSearch, Ended
+from bestiary.core.runtime.containment import cause
 from bestiary.core.runtime.loop import EngineLoop
 from bestiary.core.runtime.request import Request, State
 from bestiary.core.runtime.scheduler import Scheduler
@@ -165,7 +166,7 @@ class BeamJob:
         try:
             self._submit([self._request(path, beam) for beam, path in enumerate(self._paths)], self._loop)
         except Exception as error:
-            self._over("error", f"{type(error).__name__}: {error}")
+            self._over("error", cause(error))
 
     def _over(self, reason: FinishReason | None, cause: int | str | None) -> None:
         self._reason, self._cause = reason, cause

@@ -14,7 +14,9 @@ from canary import VOCAB, alone
 from reciter_model import SCRIPT, TEXT
 
 from bestiary import LLM, EngineError, SamplingParams, UsageError
+from bestiary.core.async_answer import AsyncAnswer
 from bestiary.core.runtime.cache_groups import CacheGroup
+from bestiary.core.text.detokenize import Detokenizer
 
 ONE = [CacheGroup(1, 1)]
 PROMPTS = [[(13 * i + 5 * kind) % VOCAB for i in range(6 + 4 * kind)] for kind in range(6)]
@@ -401,3 +403,26 @@ def test_an_answer_that_ends_while_its_piece_is_made_has_one_last_piece(reciter,
     pieces = run(main())
     assert "".join(piece.text for piece in pieces) == TEXT
     assert [piece.finish_reason for piece in pieces] == [None, "stop"]
+
+
+def test_an_answer_whose_text_fails_is_never_seen_as_one_that_went_well(reciter, monkeypatch):
+    seen = []
+
+    def fails(self):
+        raise ValueError("no such word")
+
+    def listener(answer):
+        return lambda: seen.append((answer._job.finished, answer._job._parts[0].request.finish_reason))
+
+    monkeypatch.setattr(Detokenizer, "finish", fails)
+    monkeypatch.setattr(AsyncAnswer, "_listener", listener)
+
+    async def main():
+        answer = reciter.generate_async("x", SamplingParams(max_tokens=3))
+        while not answer._job.finished:
+            await asyncio.sleep(0.001)
+        return (await answer).outputs[0]
+
+    out = run(main())
+    assert (out.finish_reason, out.stop_reason) == ("error", "ValueError: no such word")
+    assert seen[-1] == (True, "error")
