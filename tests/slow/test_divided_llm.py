@@ -150,6 +150,11 @@ def test_ranks_that_hang_end_the_llm_in_time(checkpoint: Path) -> None:
         assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
+def test_ranks_that_do_not_load_in_time_are_given_up(checkpoint: Path) -> None:
+    with pytest.raises(EngineError, match=r"rank 0 of 2 .*, rank 1 of 2 .*: do not start; found nothing after 0.1 sec"):
+        LLM(checkpoint, tensor_parallel=2, start_timeout=0.1, **OPTIONS)
+
+
 def test_what_divided_engines_held_is_given_back(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
