@@ -108,6 +108,15 @@ class Weights:
             entry.shape
         )
 
+    def forget(self, name: str) -> None:
+        """Give back the memory of a tensor's pages; whoever reads it again reads the file."""
+        entry = self.entries[name]
+        if entry.file in self._maps:
+            first = -(-entry.offset // mmap.PAGESIZE) * mmap.PAGESIZE
+            last = (entry.offset + entry.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+            if first < last:
+                self._maps[entry.file].madvise(mmap.MADV_DONTNEED, first, last - first)
+
     def _map(self, shard: str) -> mmap.mmap:
         if shard not in self._maps:
             self._maps[shard] = map_file(self.directory, shard, self._sizes[shard], self.mapped)

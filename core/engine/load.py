@@ -131,7 +131,7 @@ def load_engine(
         manifest.check_lock(host)
         plan = _plan(directory, network, options)
         files = Weights.open(directory)
-        constants = Constants(from_files(files, network.target.dtype, network.target.device))
+        constants = Constants(from_files(files, network.target.dtype, network.target.device), files.forget)
         cap = MemoryCap.of(network, options, host, mapped_dtypes(files), memory_limit, reference)
         constants.make(() if reference else network.program.weights())
         note.text = f"{constants.nbytes / 1e6:,.0f} MB of weights"

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
+from pathlib import Path
 
 import pytest
 from tiny import make_engine
 
 from bestiary import LLM, EngineError, SamplingParams
+from bestiary.core.checkpoint.weights import Weights
 from bestiary.core.engine.options import BuildOptions
 from bestiary.core.plugins import PluginHost
 
@@ -126,3 +129,24 @@ def test_the_reference_reads_its_files_too(engine):
         truncate(weights(engine))
         with pytest.raises(EngineError, match="E-RUN-WEIGHTS"):
             answer(llm)
+
+
+def resident(file):
+    """Bytes of a file's pages that this process holds."""
+    maps = re.split(r"\n(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text())
+    return sum(
+        int(re.search(r"Rss: +(\d+)", one)[1]) << 10 for one in maps if one.partition("\n")[0].endswith(str(file))
+    )
+
+
+def test_what_was_copied_takes_no_memory_in_its_file(tmp_path):
+    """Resident are the weights that are used as they are, and the odd page between two that are not."""
+    sizes = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4}
+    make_engine(tmp_path, PluginHost.load(), **sizes)
+    with opened(tmp_path / "engine") as llm:
+        answer(llm)
+        file = weights(tmp_path / "engine")
+        mapped = {name: entry.nbytes for name, entry in Weights.open(tmp_path / "engine").entries.items()}
+        merged = sum(size for name, size in mapped.items() if re.search("attention.[qkv]|mlp.gate|mlp.up", name))
+        assert merged > 2**22
+        assert resident(file) <= sum(mapped.values()) - merged + 2**19
