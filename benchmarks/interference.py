@@ -4,7 +4,8 @@
 
 The gaps between a stream's tokens are taken where they are read: before the prompt arrives, until its first token is there,
 and after. Promised: the worst gap while the prompt runs is at most 3 times the median gap without it. The streams' own
-contexts grow all the while, so that median is of the gaps before and after together. For comparison the same without
+contexts grow all the while, so that median is of the gaps before and after together; against the median before alone, which
+is printed too, the ratio is greater, and was 3.33 where the first was 2.62. For comparison the same without
 pacing, where a step takes as much of the prompt as fits. With OMP_NUM_THREADS=1 the processor time of the steps tells the
 same without what other processes do to the clock.
 """

@@ -14,6 +14,7 @@ from bestiary.core.outputs import (
     RequestMetrics,
     StreamPiece,
 )
+from bestiary.core.runtime.containment import cause
 from bestiary.core.runtime.request import Request
 from bestiary.core.text.detokenize import Detokenizer
 from bestiary.core.text.tokenizer import Tokenizer
@@ -88,6 +89,10 @@ class TextAnswer:
         self._tokens += self.request.output[len(self._tokens) :]
         try:
             self._end_text()
+        except BaseException as error:
+            # Whoever looks from another thread must not find an answer finished that then turns out to have failed.
+            self.request.finish_reason, self.request.stop_reason = "error", cause(error)
+            raise
         finally:
             self.metrics.finished_time = now
             if self._on_news is not None:

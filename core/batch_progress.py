@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Final, Self
 
 from bestiary.core.jobs import Job
+from bestiary.core.progress import bearing
 from bestiary.core.runtime.loop import EngineLoop
 
 _EVERY: Final = 0.2  # seconds between two looks at the figures
 
 
 class BatchProgress:
-    """Shows how far the jobs are, while they run. To be used as a context manager."""
+    """Shows how far the jobs are, while they run, if stderr can be written. To be used as a context manager."""
 
     def __init__(self, jobs: Sequence[Job], loop: EngineLoop, *, shown: bool) -> None:
         from tqdm import tqdm
 
         self._open, self._loop, self._shown = list(jobs), loop, shown
-        self._bar = tqdm(total=len(jobs), desc="requests", disable=not shown)
+        self._bar = tqdm(
+            total=len(jobs), desc="requests", disable=not shown, file=bearing(sys.stderr), dynamic_ncols=True
+        )
         self._began = self._looked = time.monotonic()
         self._before = loop.meters.prompt_tokens, loop.meters.output_tokens
         self._ended = -1  # requests of the loop, when the jobs were looked at

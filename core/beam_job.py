@@ -24,6 +24,7 @@ from bestiary.core.outputs import (
 )
 from bestiary.core.resolved_params import ResolvedParams
 from bestiary.core.runtime.beam import BeamSearch, Ended
+from bestiary.core.runtime.containment import cause
 from bestiary.core.runtime.loop import EngineLoop
 from bestiary.core.runtime.request import Request, State
 from bestiary.core.runtime.scheduler import Scheduler
@@ -65,7 +66,8 @@ class BeamJob:
         self._steps: list[_BeamStep] = []
         self._waiting_for = 0
         self._first = self._request([], 0)
-        self._loop: EngineLoop | None = None
+        self._loop: EngineLoop | None = None  # that runs it, once it has begun
+        self._preempted = 0  # requests of earlier steps
         self._reason: FinishReason | None = None  # where the search did not come to its end
         self._cause: int | str | None = None
         self._told = False
@@ -81,8 +83,8 @@ class BeamJob:
         scheduler.admissible(longest)
 
     def start(self, loop: EngineLoop) -> None:
+        self._submit([self._first], loop)
         self._loop = loop
-        self._submit([self._first])
 
     def abort(self, loop: EngineLoop) -> None:
         if not self.finished:
@@ -111,6 +113,7 @@ class BeamJob:
             metrics=self._metrics,
             num_cached_tokens=self._first.num_cached or 0,
             cache_miss=self._first.cache_miss,
+            num_preemptions=self._preempted + self._preemptions(),
         )
 
     def _request(self, path: list[int], beam: int) -> Request:
@@ -121,14 +124,19 @@ class BeamJob:
             self._beams.params,
             max_seq_len=self._beams.max_seq_len,
             follows=self._first if path else None,
+            part=True,
         )
 
-    def _submit(self, requests: list[Request]) -> None:
-        assert self._loop is not None
+    def _preemptions(self) -> int:
+        """Of this step's requests."""
+        return sum(step.request.preemptions for step in self._steps)
+
+    def _submit(self, requests: list[Request], loop: EngineLoop) -> None:
+        self._preempted += self._preemptions()
         self._steps = [_BeamStep(request, self._arrived) for request in requests]
         self._waiting_for = len(requests)
         for step in self._steps:
-            self._loop.submit(step.request, step)
+            loop.submit(step.request, step)
 
     def _arrived(self, step: _BeamStep) -> None:
         """One beam's request has ended."""
@@ -145,6 +153,7 @@ class BeamJob:
             self._advance()
 
     def _advance(self) -> None:
+        assert self._loop is not None
         if self._metrics.first_token_time is None:
             self._metrics.first_token_time = time.monotonic()
         found = [step.candidates(self._beams.search.candidates) for step in self._steps]
@@ -155,12 +164,15 @@ class BeamJob:
             return
         self._paths = [[*self._paths[parent], token] for parent, token in onward]
         try:
-            self._submit([self._request(path, beam) for beam, path in enumerate(self._paths)])
+            self._submit([self._request(path, beam) for beam, path in enumerate(self._paths)], self._loop)
         except Exception as error:
-            self._over("error", f"{type(error).__name__}: {error}")
+            self._over("error", cause(error))
 
     def _over(self, reason: FinishReason | None, cause: int | str | None) -> None:
         self._reason, self._cause = reason, cause
+        if self._loop is not None:
+            best = self._beams.search.results()[:1]
+            self._loop.meters.over(reason or (self._ended_by(best[0]) if best else "error"))
         self._metrics.finished_time = time.monotonic()
         if self._on_news is not None:
             self._on_news()
@@ -173,16 +185,19 @@ class BeamJob:
         return [self._completion(index, ended) for index, ended in enumerate(self._beams.search.results())]
 
     def _completion(self, index: int, ended: Ended) -> CompletionOutput:
-        tokens, stopped = list(ended.tokens), ended.tokens[-1] in self._beams.end_tokens
-        shown = tokens[:-1] if stopped else tokens
+        tokens, reason = list(ended.tokens), self._ended_by(ended)
+        shown = tokens[:-1] if reason == "stop" else tokens
         return CompletionOutput(
             index=index,
             text="" if self._tokenizer is None else self._tokenizer.continuation(self._ids, shown),
             token_ids=tokens,
             cumulative_logprob=ended.sum_logprob,
             score=ended.score,
-            finish_reason="stop" if stopped else "length",
+            finish_reason=reason,
         )
+
+    def _ended_by(self, ended: Ended) -> FinishReason:
+        return "stop" if ended.tokens[-1] in self._beams.end_tokens else "length"
 
 
 class _BeamStep:

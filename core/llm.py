@@ -25,7 +25,7 @@ from bestiary.core.runtime.stats import EngineStats
 from bestiary.core.sampling_params import SamplingParams
 from bestiary.core.submission import Submission
 from bestiary.core.text.tokenizer import Tokenizer
-from bestiary.core.watchdog import StepLimits
+from bestiary.core.watchdog import StepLimits, seconds
 
 if TYPE_CHECKING:
     from bestiary.core.engine.load import LoadedEngine
@@ -67,6 +67,7 @@ class LLM:
             requests wait for it; None for no limit.
         step_timeout: seconds after which a step is thought to hang: the engine is dead, and everyone who waits for it is
             told; None for no limit.
+        start_timeout: seconds that the ranks of a divided engine have to load in; None for no limit.
         plugins: modules, objects or module names to load besides the installed plugins.
         prefer: name → distribution, where two plugins claim one name.
         strict_plugins: a broken plugin is an error at once.
@@ -111,6 +112,7 @@ class LLM:
         graphs: bool | None = None,
         step_warning: float | None = 30.0,
         step_timeout: float | None = 120.0,
+        start_timeout: float | None = 600.0,
         plugins: Sequence[str | ModuleType | object] = (),
         prefer: Mapping[str, str] | None = None,
         strict_plugins: bool = False,
@@ -158,6 +160,7 @@ class LLM:
             memory_limit=None if memory_limit is None else bytes_of(memory_limit, "memory_limit"),
             reference=reference,
             progress=progress or Silent(),
+            start_timeout=seconds("start_timeout", start_timeout),
         )
         self._engine = opened.engine
         self.tokenizer = Tokenizer.load(opened.directory) if tokenizer == "auto" else named

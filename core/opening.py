@@ -38,11 +38,13 @@ def open_engine(
     memory_limit: int | None,
     reference: bool,
     progress: Progress,
+    start_timeout: float | None = None,
 ) -> OpenEngine:
     """The engine of a model: loaded, after whatever conversion and build it needs, or with random weights.
 
     Args:
         said: the build options that the caller named.
+        start_timeout: seconds that the ranks of a divided engine have to load; None for no limit.
 
     Raises:
         ConfigError: ``said`` contradicts an engine that is already built, or ``kv_cache_memory`` is no size.
@@ -78,6 +80,7 @@ def open_engine(
             stages=built.pipeline_parallel,
             device=changes.pop("device", built.device),
             options={**memory, **changes},
+            start_timeout=start_timeout,
         )
         return OpenEngine(directory, facts, executor, None)
     engine = load_engine(directory, host=host, progress=progress, **memory, **changes)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Protocol
+from contextlib import contextmanager, suppress
+from typing import IO, Any, Protocol, cast
+
+log = logging.getLogger(__name__)
 
 
 class Progress(Protocol):
@@ -46,3 +49,43 @@ def step(progress: Progress, name: str, total: int | None = None, unit: str = ""
     note = Note()
     yield note
     progress.finish(note.text)
+
+
+def bearing(stream: IO[str] | None) -> IO[str]:
+    """``stream`` for what nobody must miss: where it can't be written any more (its reader has left, the disk is full, it was
+    closed) the log says so once, and the rest is dropped. None, which is what Python has for a closed one, is dropped too."""
+    return cast("IO[str]", _Bearing(stream))
+
+
+class _Bearing:
+    def __init__(self, stream: IO[str] | None) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        if self._stream is not None:
+            try:
+                self._stream.write(text)
+            except (OSError, ValueError) as error:
+                self._give_up(error)
+        return len(text)
+
+    def flush(self) -> None:
+        if self._stream is not None:
+            try:
+                self._stream.flush()
+            except (OSError, ValueError) as error:
+                self._give_up(error)
+
+    def isatty(self) -> bool:
+        try:
+            return self._stream is not None and self._stream.isatty()
+        except ValueError:  # closed
+            return False
+
+    def _give_up(self, error: Exception) -> None:
+        self._stream = None
+        with suppress(OSError, ValueError):  # the log may go the same way
+            log.warning("progress can't be shown any more: %s", error)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

@@ -34,7 +34,7 @@ class StepLimits(NamedTuple):
         Raises:
             UsageError: no number of seconds.
         """
-        return cls(_seconds("step_warning", warning), _seconds("step_timeout", timeout))
+        return cls(seconds("step_warning", warning), seconds("step_timeout", timeout))
 
 
 class Watchdog:
@@ -148,7 +148,12 @@ def _told(stop: SimpleQueue[None], seconds: float) -> bool:
     return True
 
 
-def _seconds(name: str, given: object) -> float | None:
+def seconds(name: str, given: object) -> float | None:
+    """A limit as a caller gives it; 0 is None.
+
+    Raises:
+        UsageError: no number of seconds.
+    """
     if given is None:
         return None
     number = isinstance(given, int | float) and not isinstance(given, bool)

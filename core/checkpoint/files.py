@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from bestiary.core.checkpoint.mapped import MappedFiles
 from bestiary.core.errors import BestiaryError, DataError, MissingInputError, ReadWriteError
 
 JSON_LIMIT = 64 << 20
@@ -167,8 +168,12 @@ def digest_file(directory: Path, name: str, advance: Callable[[int], None] = lam
     return size, digest.hexdigest()
 
 
-def map_file(directory: Path, name: str, size: int) -> mmap.mmap:
-    """Map a file of ``directory`` that had ``size`` bytes when its header was read. The pages must not be written to."""
+def map_file(directory: Path, name: str, size: int, watched: MappedFiles | None = None) -> mmap.mmap:
+    """Map a file of ``directory`` that had ``size`` bytes when its header was read. The pages must not be written to.
+
+    Args:
+        watched: is told of it.
+    """
     with open_file(directory, name) as file:
         # Reading a page beyond a file's end kills the process, so a file that shrank is refused here.
         found = os.fstat(file.fileno()).st_size
@@ -179,9 +184,12 @@ def map_file(directory: Path, name: str, size: int) -> mmap.mmap:
         try:
             # Private and writable: torch asks for writable memory, and a stray write can't reach the file.
             flags, access = mmap.MAP_PRIVATE | _NORESERVE, mmap.PROT_READ | mmap.PROT_WRITE
-            return mmap.mmap(file.fileno(), size, flags=flags, prot=access)
+            mapping = mmap.mmap(file.fileno(), size, flags=flags, prot=access)
+            if watched is not None:
+                watched.add(name, mapping, file.fileno())
         except OSError as e:
             raise ReadWriteError("E-CKPT-READ", name, f"can't be mapped: {e.strerror}") from None
+    return mapping
 
 
 def json_bytes(value: object) -> bytes:

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from bestiary.core.checkpoint.files import JSON_LIMIT, map_file, plain_name, read_json
+from bestiary.core.checkpoint.mapped import MappedFiles
 from bestiary.core.checkpoint.safetensors import TensorEntry, read_header
 from bestiary.core.errors import DataError, MissingInputError
 
@@ -24,7 +25,11 @@ _UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".npz", ".h5", ".pkl", ".msgpack")
 
 
 class Weights:
-    """Tensors by name, from one safetensors file or an index and its shards. Opening reads headers only."""
+    """Tensors by name, from one safetensors file or an index and its shards. Opening reads headers only.
+
+    Attributes:
+        mapped: the files whose pages tensors share, as long as there are such tensors or this object.
+    """
 
     def __init__(
         self, directory: Path, entries: Mapping[str, TensorEntry], sizes: Mapping[str, int], index: str | None
@@ -34,6 +39,7 @@ class Weights:
         self.index = index
         self._sizes = dict(sizes)
         self._maps: dict[str, mmap.mmap] = {}
+        self.mapped = MappedFiles()
 
     @classmethod
     def open(cls, directory: Path) -> Weights:
@@ -102,9 +108,18 @@ class Weights:
             entry.shape
         )
 
+    def forget(self, name: str) -> None:
+        """Give back the memory of a tensor's pages; whoever reads it again reads the file."""
+        entry = self.entries[name]
+        if entry.file in self._maps:
+            first = -(-entry.offset // mmap.PAGESIZE) * mmap.PAGESIZE
+            last = (entry.offset + entry.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+            if first < last:
+                self._maps[entry.file].madvise(mmap.MADV_DONTNEED, first, last - first)
+
     def _map(self, shard: str) -> mmap.mmap:
         if shard not in self._maps:
-            self._maps[shard] = map_file(self.directory, shard, self._sizes[shard])
+            self._maps[shard] = map_file(self.directory, shard, self._sizes[shard], self.mapped)
         return self._maps[shard]
 
 

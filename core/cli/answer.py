@@ -14,7 +14,7 @@ from bestiary.core.cli.report import peak_memory, seconds, step_line, table
 from bestiary.core.cli.session import Session
 from bestiary.core.errors import EngineError, MissingInputError, UsageError
 from bestiary.core.home import gib
-from bestiary.core.progress import Progress
+from bestiary.core.progress import Progress, bearing
 from bestiary.core.source import recognise
 
 if TYPE_CHECKING:
@@ -56,13 +56,14 @@ class Answer:
 
     def show_cost(self) -> None:
         """The line of the step ``generate`` and a small table, on stderr."""
-        step_line("generate", self.total, f"{len(self.token_ids)} tokens", sys.stderr)
+        stderr = bearing(sys.stderr)
+        step_line("generate", self.total, f"{len(self.token_ids)} tokens", stderr)
         rate = self.tokens_per_second
         row = (
             str(len(self.token_ids)), "-" if rate is None else f"{rate:.1f}",
             seconds(self.first_token), gib(peak_memory()),
         )  # fmt: skip
-        table(("tokens", "tokens/s", "time to first token", "peak memory"), [row], stream=sys.stderr)
+        table(("tokens", "tokens/s", "time to first token", "peak memory"), [row], stream=stderr)
 
 
 def require_engine(engine: str, session: Session) -> Path:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bestiary.core.errors import INTERNAL, IO_FAILED, USAGE, BestiaryError, said
+from bestiary.core.progress import bearing
 
 INTERRUPTED = 130
 
@@ -60,8 +61,9 @@ def sentence(error: BaseException) -> str:
 
 def show(error: BaseException, arguments: Sequence[str]) -> None:
     """Print the failure: the sentence, before it the traceback with ``--debug``, and JSON on stdout with ``--json``."""
+    stderr = bearing(sys.stderr)
     if "--debug" in arguments:
-        traceback.print_exception(error)
-    print(f"bestiary: {sentence(error)}", file=sys.stderr)
+        traceback.print_exception(error, file=stderr)
+    print(f"bestiary: {sentence(error)}", file=stderr)
     if "--json" in arguments:
         print(json.dumps(as_dict(error)))

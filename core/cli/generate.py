@@ -48,6 +48,7 @@ def generate(
     from bestiary.core.cli.report import progress
     from bestiary.core.cli.session import session_of
     from bestiary.core.errors import INTERNAL, UsageError
+    from bestiary.core.progress import bearing
 
     session = session_of(ctx)
     params = sampling.params() if beam_width is None else sampling.beams(beam_width)
@@ -67,7 +68,7 @@ def generate(
             capacity=capacity,
         ) as llm,
     ):
-        shown = len(everything) > 1 and not json and sys.stderr.isatty()
+        shown = len(everything) > 1 and not json and bearing(sys.stderr).isatty()
         outputs = llm.generate(everything, params, use_tqdm=shown)
         as_text = llm.tokenizer is not None
     if json:
@@ -77,8 +78,9 @@ def generate(
             print(f"{'' if number == 0 else chr(10)}{_shown(output, as_text)}")
     failed = [output for output in outputs if output.outputs[0].finish_reason == "error"]
     if failed:
+        stderr = bearing(sys.stderr)
         for output in failed:
-            print(f"request {output.request_id} failed: {output.outputs[0].stop_reason}", file=sys.stderr)
+            print(f"request {output.request_id} failed: {output.outputs[0].stop_reason}", file=stderr)
         raise typer.Exit(INTERNAL)
 
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, NoReturn, cast
+from typing import Annotated, Any, NoReturn, TextIO, cast
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -191,6 +191,7 @@ def invoke(arguments: Sequence[str]) -> int:
     try:
         status = _attempt(list(arguments))
         sys.stdout.flush()
+        _let_go(sys.stderr)
     except BrokenPipeError:
         # The reader of our output left (`| head`); what Python still holds goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -219,6 +220,16 @@ def _attempt(arguments: list[str]) -> int:
     if status == failures.INTERRUPTED:
         failures.show(KeyboardInterrupt(), arguments)
     return status if isinstance(status, int) else 0
+
+
+def _let_go(stream: TextIO | None) -> None:
+    """What can't be written goes nowhere: at the interpreter's end it would turn the exit status into 120."""
+    if stream is None or stream.closed:
+        return
+    try:
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:

@@ -74,7 +74,8 @@ def _show(plan: MemoryPlan) -> None:
     table(("", "bytes", "", "what"), [*rows, ("total", f"{total:,}", gib(total), share)])
     verdict = "fits" if plan.fits else "does not fit"
     print(f"\n{verdict} into {plan.available:,} bytes ({gib(plan.available)})" + _because(plan.shortage))
-    print(f"largest batch at {plan.max_seq_len} tokens: {plan.largest_batch}")
+    bound = " (by max_num_tokens: a step has a token for each)" if plan.largest_batch == plan.max_num_tokens else ""
+    print(f"largest batch at {plan.max_seq_len} tokens: {plan.largest_batch}{bound}")
     print(f"longest sequence at {plan.max_batch_size} at a time: {plan.largest_seq} tokens")
     if plan.unstated:
         print(f"kernels that don't state their workspace: {', '.join(plan.unstated)}")

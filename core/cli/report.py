@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import IO, Any
 
 from bestiary.core.home import gib
-from bestiary.core.progress import Progress, Silent
+from bestiary.core.progress import Progress, Silent, bearing
 
 
 class Lines:
@@ -75,15 +75,16 @@ class Bars:
 
 @contextmanager
 def progress(*, silent: bool = False) -> Iterator[Progress]:
-    """Where a command's steps are shown; with ``--json``, nowhere."""
+    """Where a command's steps are shown; with ``--json``, nowhere. Where stderr can't be written the work goes on."""
+    stream = bearing(sys.stderr)
     if silent:
         yield Silent()
-    elif not sys.stderr.isatty():
-        yield Lines(sys.stderr)
+    elif not stream.isatty():
+        yield Lines(stream)
     else:
         from rich.console import Console
 
-        bars = Bars(Console(stderr=True))
+        bars = Bars(Console(file=stream))
         try:
             yield bars
         finally:

@@ -16,10 +16,14 @@ PartSource = Callable[[Part], Tensor]
 
 
 class Constants:
-    """Makes each weight of a program once. A weight of one part that needs no change shares the file's pages."""
+    """Makes each weight of a program once. A weight of one part that needs no change shares the file's pages.
 
-    def __init__(self, source: PartSource) -> None:
-        self.source = source
+    Args:
+        forget: called with each parameter that was read and is needed no more.
+    """
+
+    def __init__(self, source: PartSource, forget: Callable[[str], None] = lambda parameter: None) -> None:
+        self.source, self._forget = source, forget
         self._made: dict[tuple[Part, ...], Tensor] = {}
         self._released: set[Weight] = set()
 
@@ -27,6 +31,8 @@ class Constants:
         if weight.parts not in self._made:
             parts = [self.source(part) for part in weight.parts]
             self._made[weight.parts] = parts[0] if len(parts) == 1 else torch.cat(parts)
+            if len(parts) > 1:
+                self._forget_parts(weight)
         return self._made[weight.parts]
 
     def make(self, weights: Iterable[Weight]) -> None:
@@ -38,10 +44,15 @@ class Constants:
         """Let go of one that is not read any more."""
         self._made.pop(weight.parts, None)
         self._released.add(weight)
+        self._forget_parts(weight)
 
     def kept(self, weights: Iterable[Weight]) -> dict[Weight, Tensor]:
         """Those of the weights that were not released."""
         return {weight: self(weight) for weight in weights if weight not in self._released}
+
+    def _forget_parts(self, weight: Weight) -> None:
+        for part in weight.parts:
+            self._forget(part.parameter)
 
     @property
     def nbytes(self) -> int:
@@ -49,12 +60,15 @@ class Constants:
 
 
 def from_files(weights: Weights, dtype: torch.dtype, device: torch.device) -> PartSource:
-    """Read parts from weight files; a rank touches only the pages of its own slice."""
+    """Read parts from weight files; a rank touches only the pages of its own slice, and what was copied takes no memory there."""
 
     def source(part: Part) -> Tensor:
         whole = weights.tensor(part.parameter)
         piece = whole if part.axis is None else whole.narrow(part.axis, part.start, part.stop - part.start)
-        return piece.to(device=device, dtype=dtype).contiguous()
+        made = piece.to(device=device, dtype=dtype).contiguous()
+        if made.untyped_storage().data_ptr() != whole.untyped_storage().data_ptr():
+            weights.forget(part.parameter)
+        return made
 
     return source
 

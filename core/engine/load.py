@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bestiary.core import device as devices
+from bestiary.core.checkpoint.mapped import MappedFiles
 from bestiary.core.checkpoint.parameters import check_names, parse_config
 from bestiary.core.checkpoint.weights import Weights
 from bestiary.core.config import Rope
@@ -48,6 +49,7 @@ class LoadedEngine:
 
     Attributes:
         prefix_caching: whether equal prefixes have equal keys; not so where angles depend on the prompt's length.
+        weight_files: the files whose pages are weights of this engine.
     """
 
     runner: Runner | ReferenceRunner
@@ -60,6 +62,7 @@ class LoadedEngine:
     prefix_caching: bool
     network: Network
     plan: Plan
+    weight_files: MappedFiles
 
 
 def load_engine(
@@ -128,12 +131,14 @@ def load_engine(
         manifest.check_lock(host)
         plan = _plan(directory, network, options)
         files = Weights.open(directory)
-        constants = Constants(from_files(files, network.target.dtype, network.target.device))
+        constants = Constants(from_files(files, network.target.dtype, network.target.device), files.forget)
         cap = MemoryCap.of(network, options, host, mapped_dtypes(files), memory_limit, reference)
         constants.make(() if reference else network.program.weights())
         note.text = f"{constants.nbytes / 1e6:,.0f} MB of weights"
         groups = plan_cache(network, options, cap.cache_memory(kv_cache_memory), num_blocks, place)
-        engine = _assemble(network, constants, plan, host, options, groups, directory, model, reference, cap)
+        engine = _assemble(
+            network, constants, plan, host, options, groups, directory, model, reference, cap, files.mapped
+        )
         note.text += announce(model, manifest.checkpoint.config, host)
     return engine
 
@@ -168,7 +173,9 @@ def random_engine(
         constants.make(() if reference else network.program.weights())
         note.text = f"{constants.nbytes / 1e6:,.0f} MB of random weights"
         groups = plan_cache(network, options, cap.cache_memory(kv_cache_memory), num_blocks, UNDIVIDED)
-        engine = _assemble(network, constants, plan, host, options, groups, directory, model, reference, cap)
+        engine = _assemble(
+            network, constants, plan, host, options, groups, directory, model, reference, cap, MappedFiles()
+        )
         note.text += announce(model, raw, host)
     return engine
 
@@ -184,6 +191,7 @@ def _assemble(
     model: Model,
     reference: bool,
     cap: MemoryCap,
+    weight_files: MappedFiles,
 ) -> LoadedEngine:
     cap.check(groups)
     device = network.target.device
@@ -214,6 +222,7 @@ def _assemble(
         prefix_caching=not _length_dependent(network.program),
         network=network,
         plan=plan,
+        weight_files=weight_files,
     )
 
 

@@ -64,7 +64,8 @@ class MemoryPlan:
     Attributes:
         prompt_logprobs: bytes of ``activations`` that only steps with prompt log-probabilities use.
         available: bytes there are for the process.
-        largest_batch: most sequences of ``max_seq_len`` that fit; 0 where not one does.
+        largest_batch: most sequences of ``max_seq_len`` that fit, up to ``max_num_tokens``, since a step that decodes has a token
+            for each; 0 where not one does.
         largest_seq: longest sequences of which ``max_batch_size`` fit; 0 where not even one block each does.
         shortage: why something does not fit; None where all does.
         unstated: kernels that don't say what they allocate; their results are counted once more in their place.

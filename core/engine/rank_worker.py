@@ -34,6 +34,6 @@ def make(*, place: Place, device: torch.device, host: PluginHost, directory: str
         options: of ``load_engine``.
     """
     engine = load_engine(Path(directory), host=host, device=str(device), place=place, **options)
-    worker = RankWorker(engine.runner, processors(host), place)
+    worker = RankWorker(engine.runner, processors(host), place, intact=engine.weight_files.check)
     worker.facts = EngineFacts.of(engine).as_dict()
     return worker

@@ -55,19 +55,28 @@ def in_process(engine: LoadedEngine, host: PluginHost, *, overlaps: bool | None 
     Args:
         overlaps: launch steps before the results of the last are read; None: where the device works beside the host.
     """
-    return InProcess(Worker(engine.runner, processors(host)), engine.network.target.device, overlaps=overlaps)
+    worker = Worker(engine.runner, processors(host), intact=engine.weight_files.check)
+    return InProcess(worker, engine.network.target.device, overlaps=overlaps)
 
 
 def in_ranks(
-    directory: Path, host: PluginHost, *, tensor: int, stages: int, device: str, options: Mapping[str, Any]
+    directory: Path,
+    host: PluginHost,
+    *,
+    tensor: int,
+    stages: int,
+    device: str,
+    options: Mapping[str, Any],
+    start_timeout: float | None = None,
 ) -> tuple[RankExecutor, EngineFacts]:
     """The ranks of a divided engine, each in a process of its own.
 
     Args:
         options: of ``load_engine``, plain data.
+        start_timeout: seconds that the ranks have to load; None for no limit.
 
     Raises:
-        BestiaryError: what a rank raised while it loaded.
+        BestiaryError: what a rank raised while it loaded, or that one does not come to an end.
     """
     executor = RankExecutor(
         tensor=tensor,
@@ -76,6 +85,7 @@ def in_ranks(
         host=host,
         worker="bestiary.core.engine.rank_worker:make",
         arguments={"directory": str(directory.absolute()), **options},
+        start_timeout=start_timeout,
     )
     facts = [EngineFacts.from_dict(found) for found in executor.facts]
     # A stage knows its own layers only: one whose keys depend on the prompt's length decides for all.

@@ -103,7 +103,7 @@ class Answers:
             try:
                 self._score(score, values, known)
             except BaseException as error:
-                self._blame(score.request, error)
+                self._blame(score.request, contained(error))
 
     def _score(self, score: PromptScores, values: Logprobs, known: int) -> None:
         targets = score.rows.targets.tolist()

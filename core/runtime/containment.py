@@ -12,3 +12,8 @@ def contained(error: BaseException) -> BaseException:
     if isinstance(error, KeyboardInterrupt):
         raise error
     return error
+
+
+def cause(error: BaseException) -> str:
+    """The error as a request's ``stop_reason``."""
+    return f"{type(error).__name__}: {error}"

@@ -36,6 +36,9 @@ class InProcess:
     def forward(self, step: StepMessage) -> None:
         try:
             self.worker.forward(step)
+        except EngineError as error:
+            self.failure = self.failure or error
+            raise
         except Exception:
             self._examine()
             raise

@@ -36,6 +36,7 @@ log = logging.getLogger("bestiary.ranks")
 
 _GRACE = 0.3  # seconds in which ranks that fail because another did are told from it
 _CLOSING = 10.0  # seconds that ranks have to end when asked to
+_BETWEEN = 1.0  # seconds between two looks at ranks that start, at most
 
 
 @dataclass
@@ -55,6 +56,8 @@ class RankExecutor:
         device: ``cpu``, or ``cuda`` for a GPU each.
         host: the plugins that every rank loads.
         worker, arguments: see :class:`Setup`.
+        start_timeout: seconds that the ranks have to load; None for no limit. Time in which this process stood still is not
+            counted.
 
     Attributes:
         facts: of each rank, what its worker says of itself.
@@ -63,13 +66,21 @@ class RankExecutor:
     Raises:
         ConfigError: a plugin that another process can't import.
         BestiaryError: what a rank raised while it started.
-        EngineError: a rank died while it started.
+        EngineError: a rank died while it started, or does not start in time.
     """
 
     overlaps, takes_functions = True, False
 
     def __init__(
-        self, *, tensor: int, stages: int, device: str, host: PluginHost, worker: str, arguments: Mapping[str, Any]
+        self,
+        *,
+        tensor: int,
+        stages: int,
+        device: str,
+        host: PluginHost,
+        worker: str,
+        arguments: Mapping[str, Any],
+        start_timeout: float | None = None,
     ) -> None:
         check_importable(host.plugin_names())
         self.failure: EngineError | None = None
@@ -88,8 +99,7 @@ class RankExecutor:
             for number in range(len(self._ranks)):
                 setup = Setup(number, tensor, stages, device, *loaded, worker, arguments)
                 self._write(self._codec.encode(setup), self._ranks[number])
-            while not all(rank.facts is not None for rank in self._ranks):
-                self._look(None)
+            self._await_start(start_timeout)
         except BaseException:
             self._end()
             raise
@@ -141,6 +151,15 @@ class RankExecutor:
                     rank.process.wait(max(0.0, deadline - time.monotonic()))
             self._end()
         self.failure = self.failure or EngineError("E-RUN-CLOSED", "engine", "it has been closed")
+
+    def _await_start(self, timeout: float | None) -> None:
+        spent, looked = 0.0, time.monotonic()
+        while waiting := [rank.label for rank in self._ranks if rank.facts is None]:
+            if timeout is not None and spent >= timeout:
+                raise _late(waiting, timeout)
+            self._look(_BETWEEN if timeout is None else min(_BETWEEN, timeout - spent))
+            now = time.monotonic()
+            spent, looked = spent + min(now - looked, 2 * _BETWEEN), now
 
     def _tell_next(self, message: StepMessage | SampleMessage) -> None:
         """Send all ranks a message. One that can't be sent takes no number: to them a gap would be a lost message."""
@@ -286,6 +305,17 @@ def _died(rank: _Rank) -> EngineError:
         found = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
     hint = "the system kills processes when memory is short" if found.endswith("SIGKILL") else None
     return EngineError("E-RUN-RANK", rank.label, "died", found=found, hint=hint)
+
+
+def _late(waiting: Sequence[str], timeout: float) -> EngineError:
+    return EngineError(
+        "E-RUN-START",
+        ", ".join(waiting),
+        "does not start" if len(waiting) == 1 else "do not start",
+        found=f"nothing after {timeout:g} seconds",
+        hint="one that hangs (a file system, a device, a plugin that waits) keeps the others waiting; if loading may take as "
+        "long, give a larger start_timeout",
+    )
 
 
 def _raised(rank: _Rank, words: Failed, started: bool) -> BestiaryError:

@@ -36,6 +36,7 @@ class Request:
         scope: requests of other scopes share no block with it.
         sibling: a request with the same prompt whose blocks it shares while that one runs (``n`` answers to a prompt).
         follows: an earlier request that it goes on for, and whose place in the queue it takes.
+        part: a step of a search, which is what was submitted and says itself when it ends.
         streams: someone waits for each token, so long prompts of others are paced.
         rank: its place in the queue; lower runs sooner.
         slot: its place in the engine's arrays while it runs, else -1.
@@ -74,6 +75,7 @@ class Request:
         "num_cached",
         "num_scored",
         "params",
+        "part",
         "plain",
         "preemptions",
         "prompt_length",
@@ -100,6 +102,7 @@ class Request:
         max_seq_len: int,
         sibling: Request | None = None,
         follows: Request | None = None,
+        part: bool = False,
         streams: bool = False,
     ) -> None:
         self.id = request_id
@@ -114,7 +117,7 @@ class Request:
         self.max_length = min(room, max_seq_len)
         self.scope = Scope(params.cache_salt)
         self.sibling, self.streams = sibling, streams
-        self.follows = follows
+        self.follows, self.part = follows, part
         self.rank = 0.0
         self.slot = -1
         self.blocks: list[list[int]] = []

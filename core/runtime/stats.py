@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from bestiary.core.outputs import FinishReason
 from bestiary.core.runtime.request import Request, State
 
 if TYPE_CHECKING:
@@ -20,13 +21,15 @@ _STEPS = 1024  # whose times are kept
 
 @dataclass(frozen=True, kw_only=True)
 class EngineStats:
-    """A moment's figures.
+    """A moment's figures. Each of the ``n`` or ``best_of`` answers to a prompt counts as a request, a beam search as one.
 
     Args:
-        running, waiting: requests.
-        finished: requests that have ended, by reason.
-        preemptions: how often a running request had to give up its blocks.
-        prompt_tokens, output_tokens: computed and generated so far; ``cached_tokens`` prompt tokens needed no computation.
+        running, waiting: requests; a beam search runs while any of its beams does.
+        finished: requests that have ended, by reason; of a beam search, by that of its best answer.
+        preemptions: how often a running request, or a beam, had to give up its blocks.
+        prompt_tokens: of the prompts of requests whose first token has come, computed or reused.
+        cached_tokens: those of the prompt tokens that were reused, so that the others were computed.
+        output_tokens: generated so far; of a beam search, by every beam.
         blocks_free, blocks_cached, blocks_used: of the KV cache, all groups together.
         steps: so far.
         step_seconds: median of the last 1024 steps, from one step's results to the next's.
@@ -75,13 +78,19 @@ class Meters:
     """Seconds of each step: in all, and of those the host's own."""
 
     def began(self, request: Request) -> None:
-        """Its first token is there."""
+        """Its first token is there. What goes on for an earlier request has that one's prompt."""
+        if request.follows is not None:
+            return
         self.prompt_tokens += request.prompt_length
         self.cached_tokens += request.num_cached or 0
 
     def ended(self, request: Request) -> None:
         """It is over."""
-        reason = request.finish_reason or "error"
+        if not request.part:
+            self.over(request.finish_reason or "error")
+
+    def over(self, reason: FinishReason) -> None:
+        """What was submitted is over, and why."""
         self.finished[reason] = self.finished.get(reason, 0) + 1
 
 
@@ -89,9 +98,10 @@ def snapshot(meters: Meters, scheduler: Scheduler, pulse: Pulse, slow_calls: Slo
     """The figures of this moment."""
     pools, times = scheduler.tables.pools, list(meters.times)
     now, began, ended = pulse.clock(), pulse.began, pulse.ended
+    running = _live(scheduler.running)
     return EngineStats(
-        running=_live(scheduler.running),
-        waiting=_live(scheduler.waiting),
+        running=len(running),
+        waiting=len(_live(scheduler.waiting) - running),
         finished=dict(meters.finished),
         preemptions=scheduler.num_preemptions,
         prompt_tokens=meters.prompt_tokens,
@@ -110,6 +120,6 @@ def snapshot(meters: Meters, scheduler: Scheduler, pulse: Pulse, slow_calls: Slo
     )
 
 
-def _live(requests: Iterable[Request]) -> int:
-    """Those that have not ended: an engine that was given up in the middle of a step still holds the others."""
-    return sum(request.state is not State.FINISHED for request in requests)
+def _live(requests: Iterable[Request]) -> set[str]:
+    """What was submitted and has not ended: an engine that was given up in the middle of a step still holds the others."""
+    return {(request.follows or request).id for request in requests if request.state is not State.FINISHED}

@@ -31,17 +31,28 @@ class Worker:
     Args:
         processor: the function of a registered logits processor's name.
         place: among the ranks of the engine. Only those of the last stage have logits, and one of them speaks for all.
+        intact: called before each step; raises EngineError where the engine must run no more.
     """
 
     def __init__(
-        self, runner: StepRunner, processor: Callable[[str], Callable[..., Tensor]], place: Place = UNDIVIDED
+        self,
+        runner: StepRunner,
+        processor: Callable[[str], Callable[..., Tensor]],
+        place: Place = UNDIVIDED,
+        *,
+        intact: Callable[[], None] = lambda: None,
     ) -> None:
-        self.runner, self._place = runner, place
+        self.runner, self._place, self._intact = runner, place, intact
         self.outputs: dict[str, Tensor] = {}  # of the last step: logits and taps
         self._sampler = Sampler(runner.inputs.state, processor)
 
     def forward(self, step: StepMessage) -> None:
-        """Launch a step."""
+        """Launch a step.
+
+        Raises:
+            EngineError: the engine must run no more.
+        """
+        self._intact()
         self._sampler.open(step.opened)
         with torch.inference_mode():
             self.outputs = self.runner.forward(step)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -117,6 +118,16 @@ def test_a_dead_rank_ends_the_llm_with_its_reason(checkpoint: Path) -> None:
             _tokens(llm)
 
 
+def test_a_weight_file_that_changes_ends_the_llm(checkpoint: Path, tmp_path: Path) -> None:
+    shutil.copytree(checkpoint, tmp_path / "ckpt")
+    with LLM(tmp_path / "ckpt", tensor_parallel=2, **OPTIONS) as llm:
+        _tokens(llm)
+        (file,) = (tmp_path / "ckpt").glob("*.safetensors")  # the engine has a hard link to it
+        os.truncate(file, 0)
+        with pytest.raises(EngineError, match=r"rank \d of 2 .*safetensors: has changed .*E-RUN-WEIGHTS.*E-RUN-RANK"):
+            _tokens(llm)
+
+
 def test_what_a_rank_refuses_is_what_the_llm_refuses(checkpoint: Path) -> None:
     with pytest.raises(ConfigError, match=r"rank \d of 2 .*: kv_cache_memory: does not hold one sequence"):
         LLM(checkpoint, tensor_parallel=2, **{**OPTIONS, "kv_cache_memory": 5000})
@@ -137,6 +148,11 @@ def test_ranks_that_hang_end_the_llm_in_time(checkpoint: Path) -> None:
         with pytest.raises(EngineError, match=r"does not end.*E-RUN-DEAD"):
             _tokens(llm)
         assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def test_ranks_that_do_not_load_in_time_are_given_up(checkpoint: Path) -> None:
+    with pytest.raises(EngineError, match=r"rank 0 of 2 .*, rank 1 of 2 .*: do not start; found nothing after 0.1 sec"):
+        LLM(checkpoint, tensor_parallel=2, start_timeout=0.1, **OPTIONS)
 
 
 def test_what_divided_engines_held_is_given_back(

@@ -30,8 +30,11 @@ from bestiary.core.runtime.ranks import RankExecutor
 pytestmark = pytest.mark.slow
 
 
-def _start(tensor: int, stages: int, worker: str = "summing", **arguments: Any) -> RankExecutor:
+def _start(
+    tensor: int, stages: int, worker: str = "summing", start_timeout: float | None = None, **arguments: Any
+) -> RankExecutor:
     return RankExecutor(
+        start_timeout=start_timeout,
         tensor=tensor,
         stages=stages,
         device="cpu",
@@ -73,6 +76,12 @@ def nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     assert _entries("/dev/shm") <= shared
     assert len(_entries("/proc/self/fd")) <= len(descriptors)
     assert _children() <= children, "a rank is a zombie or still runs"
+
+
+def test_a_rank_that_hangs_while_it_starts_is_named() -> None:
+    """Five seconds are enough for the other one, here and now; else both are named."""
+    with pytest.raises(EngineError, match=r"rank 1 of 2 \(tensor 1, stage 0\): do(es)? not start; .*E-RUN-START"):
+        _start(2, 1, "hanging", start_timeout=5.0, rank=1)
 
 
 def test_two_by_two_ranks_answer_as_one() -> None:

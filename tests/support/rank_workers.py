@@ -85,6 +85,17 @@ def refusing(*, place: Place, device: torch.device, host: PluginHost, rank: int)
     return Summing(place, device, host, {})
 
 
+class Idle:
+    facts: Mapping[str, Any] = {}
+
+
+def hanging(*, place: Place, device: torch.device, host: PluginHost, rank: int) -> Idle:
+    """One rank never comes to its worker, and the others don't need it for theirs."""
+    if place.rank == rank:
+        time.sleep(1e6)
+    return Idle()
+
+
 def step(number: int, tokens: list[int]) -> StepMessage:
     """A step with something of everything that a message can hold."""
     params = resolve(SamplingParams(stop=["x"], logit_bias={5: 1.5}), vocab_size=96).for_ranks

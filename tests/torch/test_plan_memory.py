@@ -107,7 +107,9 @@ def test_not_fitting_is_an_answer_and_fails_only_when_asked_to(models, no_data, 
     assert invoke(line) == 0
     printed = capsys.readouterr()
     assert "does not fit into 1,048,576 bytes (1.0 MiB): without any cache it takes" in printed.out
-    assert "largest batch at 64 tokens: 0" in printed.out and "Traceback" not in printed.err
+    assert "largest batch at 64 tokens: 0\n" in printed.out and "Traceback" not in printed.err
     assert invoke([*line, "--check"]) == 78
     assert invoke([*line[:-1], "1000GiB", "--check"]) == 0
-    assert "\nfits into" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "\nfits into" in printed.out
+    assert "largest batch at 64 tokens: 32 (by max_num_tokens: a step has a token for each)\n" in printed.out

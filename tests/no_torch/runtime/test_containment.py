@@ -49,6 +49,19 @@ def test_an_exception_in_an_answer_ends_that_request_only(method, overlaps):
     assert engine.loop.meters.finished["length"] == 63 and engine.loop.meters.finished["error"] == 1
 
 
+@pytest.mark.parametrize("method", ["first_token", "prompt_scored", "added", "end"])
+def test_an_interrupt_in_an_answer_is_everyones(method, overlaps):
+    class Interrupted(Recorder):
+        def _maybe(self, called):
+            if called == method:
+                raise KeyboardInterrupt
+
+    engine = Engine(GROUPS, overlaps=overlaps)
+    engine.submit([4, 5, 6], 4, prompt_logprobs=0, answer=Interrupted(watches=True))
+    with pytest.raises(KeyboardInterrupt):
+        engine.drain()
+
+
 def test_random_aborts_disturb_nobody(overlaps):
     """C01: 30 % leave, at any moment of their lives."""
     engine = Engine(GROUPS, batch=16, overlaps=overlaps)

@@ -13,8 +13,10 @@ import reciter_model
 from canary_numbers import VOCAB, alone
 from reciter_model import SCRIPT, TEXT
 
-from bestiary import LLM, EngineError, SamplingParams
+from bestiary import LLM, EngineError, SamplingParams, UsageError
+from bestiary.core.async_answer import AsyncAnswer
 from bestiary.core.runtime.cache_groups import CacheGroup
+from bestiary.core.text.detokenize import Detokenizer
 
 ONE = [CacheGroup(1, 1)]
 PROMPTS = [[(13 * i + 5 * kind) % VOCAB for i in range(6 + 4 * kind)] for kind in range(6)]
@@ -70,6 +72,86 @@ def test_iterating_gives_the_pieces_in_order(llm):
 
     async def main():
         await asyncio.gather(*(read(prompt) for prompt in PROMPTS))
+
+    run(main())
+
+
+@pytest.mark.parametrize("way", ["await", "iterate"])
+@pytest.mark.parametrize("late", [False, True], ids=["while it runs", "when it is done"])
+def test_an_answer_may_be_read_in_another_event_loop(llm, way, late):
+    async def make():
+        return llm.generate_async([PROMPTS[0]], greedy(60))
+
+    async def tokens():
+        if way == "await":
+            return (await answer).outputs[0].token_ids
+        return [token async for piece in answer for token in piece.token_ids]
+
+    answer = run(make())
+    while late and not answer._job.finished:
+        time.sleep(0.001)
+    assert run(tokens()) == alone(ONE, PROMPTS[0], 60)
+
+
+def test_those_who_await_one_answer_may_be_in_several_event_loops(llm, monkeypatch):
+    monkeypatch.setattr(llm._driver, "start", lambda: None)  # nobody drives it before all of them wait
+    found, waiting = [], threading.Barrier(3)
+
+    async def main():
+        answer = llm.generate_async([PROMPTS[0]], greedy(40))
+
+        async def wait():
+            task = asyncio.ensure_future(answer._whole())
+            await asyncio.sleep(0)
+            waiting.wait(10)
+            found.append((await task).outputs[0].token_ids)
+
+        threads = [threading.Thread(target=run, args=(wait(),)) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        waiting.wait(10)
+        monkeypatch.undo()
+        llm._driver.start()
+        found.append((await answer).outputs[0].token_ids)
+        for thread in threads:
+            thread.join(10)
+
+    run(main())
+    assert found == [alone(ONE, PROMPTS[0], 40)] * 3
+
+
+def test_a_second_reader_is_told_that_there_is_a_first(llm):
+    async def main():
+        answer = llm.generate_async([PROMPTS[0]], greedy(60))
+        seen = []
+        async for piece in answer:
+            seen += piece.token_ids
+            with pytest.raises(UsageError, match="each piece is given once; found another reader has its pieces"):
+                aiter(answer)
+            if len(seen) > 3:
+                break
+        async for piece in answer:  # the first one stopped
+            seen += piece.token_ids
+        assert seen == alone(ONE, PROMPTS[0], 60)
+        with pytest.raises(UsageError, match=r"read to the end.*E-REQ-READER"):
+            async for _ in answer:
+                pass
+        assert (await answer).outputs[0].token_ids == seen
+
+    run(main())
+
+
+def test_two_who_wait_for_the_next_piece_are_not_served_in_turns(llm, monkeypatch):
+    monkeypatch.setattr(llm._driver, "start", lambda: None)
+
+    async def main():
+        answer = llm.generate_async([PROMPTS[0]], greedy(60))
+        first = asyncio.ensure_future(anext(answer))
+        await asyncio.sleep(0)
+        with pytest.raises(UsageError, match="another reader waits for its next piece"):
+            await anext(answer)
+        answer.abort()
+        assert (await first).finish_reason == "abort"
 
     run(main())
 
@@ -321,3 +403,26 @@ def test_an_answer_that_ends_while_its_piece_is_made_has_one_last_piece(reciter,
     pieces = run(main())
     assert "".join(piece.text for piece in pieces) == TEXT
     assert [piece.finish_reason for piece in pieces] == [None, "stop"]
+
+
+def test_an_answer_whose_text_fails_is_never_seen_as_one_that_went_well(reciter, monkeypatch):
+    seen = []
+
+    def fails(self):
+        raise ValueError("no such word")
+
+    def listener(answer):
+        return lambda: seen.append((answer._job.finished, answer._job._parts[0].request.finish_reason))
+
+    monkeypatch.setattr(Detokenizer, "finish", fails)
+    monkeypatch.setattr(AsyncAnswer, "_listener", listener)
+
+    async def main():
+        answer = reciter.generate_async("x", SamplingParams(max_tokens=3))
+        while not answer._job.finished:
+            await asyncio.sleep(0.001)
+        return (await answer).outputs[0]
+
+    out = run(main())
+    assert (out.finish_reason, out.stop_reason) == ("error", "ValueError: no such word")
+    assert seen[-1] == (True, "error")

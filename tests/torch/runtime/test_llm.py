@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
+import sys
 
 import pytest
 import reciter_model
@@ -322,3 +325,26 @@ def test_random_weights_run_the_same_alone_and_together(tmp_path):
         alone = [llm.generate([p], s, use_tqdm=False)[0] for p, s in zip(prompts, params, strict=True)]
     assert [o.outputs[0].token_ids for o in together] == [o.outputs[0].token_ids for o in alone]
     assert [len(o.outputs[0].token_ids) for o in together] == [4, 5, 6, 7, 8, 9]
+
+
+class FullDisk(io.StringIO):
+    def write(self, text):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def flush(self):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("stream", [FullDisk(), None], ids=["full", "none"])
+def test_a_progress_line_that_cannot_be_written_does_not_end_the_batch(llm, monkeypatch, stream):
+    monkeypatch.setattr("bestiary.core.batch_progress._EVERY", 0.0)
+    monkeypatch.setattr(sys, "stderr", stream)
+    outs = llm.generate(["x"] * 3, SamplingParams(max_tokens=4), use_tqdm=True)
+    assert [out.outputs[0].finish_reason for out in outs] == ["length"] * 3
+    assert llm.stats().finished == {"length": 3}
+
+
+def test_the_progress_line_says_what_was_done(llm, capsys):
+    llm.generate(["x"] * 3, SamplingParams(max_tokens=4), use_tqdm=True)
+    line = capsys.readouterr().err.split("\r")[-1]
+    assert "3/3" in line and "tok/s, out" in line and "KV" in line

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections import Counter
+from types import SimpleNamespace
+
 import pytest
 import torch
 from tiny import make_engine
@@ -89,9 +93,23 @@ def test_beams_are_those_of_transformers(model, llm, length_penalty, early_stopp
             assert answer.finish_reason == ("stop" if answer.token_ids[-1] in (2, 40) else "length")
 
 
-def test_beams_beside_other_requests_reuse_their_parents_blocks(llm):
+@pytest.fixture
+def computed(llm, monkeypatch):
+    """Of each step: its tokens, and how many requests were under way."""
+    worker, seen = llm._driver.loop.executor.worker, SimpleNamespace(tokens=[], under_way=[])
+    forward = worker.forward
+
+    def run(step):
+        seen.tokens.append(step.num_tokens)
+        seen.under_way.append(llm.stats().running + llm.stats().waiting)
+        forward(step)
+
+    monkeypatch.setattr(worker, "forward", run)
+    return seen
+
+
+def test_beams_beside_other_requests_reuse_their_parents_blocks(llm, computed):
     llm.reset_prefix_cache()
-    before = llm.stats()
     alone = generate(llm, PROMPTS[0], temperature=0, max_tokens=20, ignore_eos=True).outputs[0].token_ids
     prompts = [{"prompt_token_ids": PROMPTS[0]}, {"prompt_token_ids": PROMPTS[2]}]
     params = [
@@ -103,8 +121,66 @@ def test_beams_beside_other_requests_reuse_their_parents_blocks(llm):
     assert searched.finished and len(searched.outputs) == 3
     after = llm.stats()
     assert after.running == after.waiting == after.blocks_used == 0
-    computed = (after.prompt_tokens - before.prompt_tokens) - (after.cached_tokens - before.cached_tokens)
-    assert computed < 0.2 * (after.prompt_tokens - before.prompt_tokens)
+    whole = sum(len(PROMPTS[2]) + length for length in range(20)) * 3
+    assert sum(computed.tokens) < 0.2 * whole, "the beams' prompts were computed"
+
+
+def figures(llm):
+    stats = llm.stats()
+    return Counter(
+        {**stats.finished, "prompt": stats.prompt_tokens, "cached": stats.cached_tokens, "output": stats.output_tokens}
+    )
+
+
+def test_a_search_counts_as_the_one_request_that_it_is(llm, computed):
+    llm.reset_prefix_cache()
+    prompt = {"prompt_token_ids": PROMPTS[0]}
+    params = BeamSearchParams(beam_width=4, max_tokens=10, ignore_eos=True)
+    for cached in (0, len(PROMPTS[0]) - 1):
+        before = figures(llm)
+        out = llm.generate(prompt, params, use_tqdm=False)[0]
+        assert out.num_cached_tokens == cached
+        expected = {"length": 1, "prompt": len(PROMPTS[0]), "cached": cached, "output": 1 + 4 * 9}
+        assert figures(llm) - before == Counter(expected)
+    assert set(computed.under_way) == {1}
+
+
+def test_a_search_that_is_left_or_fails_is_one_ended_request(llm, monkeypatch):
+    prompt, params = {"prompt_token_ids": PROMPTS[0]}, BeamSearchParams(beam_width=4, max_tokens=10, ignore_eos=True)
+
+    async def leave():
+        answer = llm.generate_async(prompt, params)
+        answer.abort()
+        return (await answer).outputs[0].finish_reason
+
+    before = figures(llm)
+    assert asyncio.run(leave()) == "abort"
+    worker = llm._driver.loop.executor.worker
+    forward = worker.forward
+    monkeypatch.setattr(worker, "forward", lambda step: 1 / 0 if len(step.slots) > 1 else forward(step))
+    assert llm.generate(prompt, params, use_tqdm=False)[0].outputs[0].finish_reason == "error"
+    ended = figures(llm) - before
+    assert (ended["abort"], ended["error"], ended["length"], ended["stop"]) == (1, 1, 0, 0)
+
+
+def test_a_search_says_how_often_its_beams_were_preempted(model, monkeypatch):
+    params = BeamSearchParams(beam_width=2, max_tokens=3, ignore_eos=True)
+    prompt = {"prompt_token_ids": PROMPTS[0] * 3}  # of more tokens than a step has
+    with LLM(model[0] / "engine", tokenizer=None, kv_cache_memory=2**22, prefix_caching=False) as llm:
+        expected = llm.generate(prompt, params, use_tqdm=False)[0]
+        scheduler, preempted = llm._driver.loop.scheduler, []
+        decide = scheduler.decide
+
+        def preempting():
+            for request in [one for one in scheduler.running if one.id not in preempted]:
+                preempted.append(request.id)
+                scheduler._preempt(request)
+            return decide()
+
+        monkeypatch.setattr(scheduler, "decide", preempting)
+        out = llm.generate(prompt, params, use_tqdm=False)[0]
+        assert len(preempted) > 1 and out.num_preemptions == len(preempted) == llm.stats().preemptions
+        assert expected.num_preemptions == 0 and out.outputs == expected.outputs
 
 
 def test_a_search_that_can_never_fit_is_refused(model):
