@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
+
 from torch import Tensor
 
 from bestiary.core.program.bound import Observer, StepProgram
@@ -15,6 +17,7 @@ class Runner:
 
     Args:
         graphs: run steps that only decode as recorded graphs.
+        tapped: a program like ``program`` that keeps the tensors of these names too, for steps whose requests ask for them.
 
     Attributes:
         observer: sees and makes every call of the steps while it is set; there are no graphs then.
@@ -22,8 +25,14 @@ class Runner:
 
     observer: Observer | None = None
 
-    def __init__(self, program: StepProgram, inputs: StepInputs, graphs: DecodeGraphs | None = None) -> None:
-        self.program, self.inputs, self._graphs = program, inputs, graphs
+    def __init__(
+        self,
+        program: StepProgram,
+        inputs: StepInputs,
+        graphs: DecodeGraphs | None = None,
+        tapped: Callable[[Collection[str]], StepProgram] | None = None,
+    ) -> None:
+        self.program, self.inputs, self._graphs, self._tapped = program, inputs, graphs, tapped
 
     @property
     def num_graphs(self) -> int:
@@ -33,7 +42,11 @@ class Runner:
     def forward(self, step: StepMessage) -> dict[str, Tensor]:
         """``logits`` ``[R, vocabulary]`` fp32 of the step's rows, in order, and every tap, by name. The next call overwrites
         them."""
+        beside = None
+        if step.taps and self._tapped is not None:
+            beside = self._tapped({name for rows in step.taps for name in rows.names})
+        program = beside or self.program
         if self.observer is not None:
-            return self.program.watch(self.inputs.write(step), self.observer)
-        outputs = None if self._graphs is None else self._graphs.forward(step)
-        return self.program.run(self.inputs.write(step)) if outputs is None else outputs
+            return program.watch(self.inputs.write(step), self.observer)
+        outputs = None if self._graphs is None else self._graphs.forward(step, beside)
+        return program.run(self.inputs.write(step)) if outputs is None else outputs

@@ -13,8 +13,8 @@ from torch import nn
 from bestiary import LLM, ConfigError, DataError, Fusion, Kernel, Op, PluginError, UsageError, hookimpl, ops
 from bestiary.core.engine.build import build
 from bestiary.core.engine.options import BuildOptions
-from bestiary.core.plugins import PluginHost
 from bestiary.core.ops.declare import OpDeclaration
+from bestiary.core.plugins import PluginHost
 from bestiary.core.program.bound import BoundCall
 from bestiary.core.program.passes.fuse import fuse, pattern_of
 from bestiary.core.program.passes.merge import merge_linears
