@@ -23,6 +23,7 @@ from bestiary.core.engine.network import Network, make_network
 from bestiary.core.engine.options import BuildOptions
 from bestiary.core.engine.taps import ReferenceTaps, TapNames, TapPrograms
 from bestiary.core.errors import ConfigError
+from bestiary.core.observe.log import observe_for_log
 from bestiary.core.ops.collective import UNDIVIDED, Place
 from bestiary.core.plugins import PluginHost
 from bestiary.core.program.bind import bind
@@ -219,6 +220,7 @@ def _assemble(
         recorded = options.graphs and devices.records(device)
         graphs = DecodeGraphs(steps, inputs, network.limits, device) if recorded else None
         runner = Runner(steps, inputs, graphs, tap_programs.program)
+        observe_for_log(runner, device, network.target.dtype)
     return LoadedEngine(
         runner=runner,
         cache_groups=groups,
