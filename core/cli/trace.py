@@ -39,16 +39,18 @@ def trace(
     json: Json = False,
 ) -> None:
     """Run a prompt and print every op call, and time by op with bytes, flops and the fraction of the device's roof."""
-    from bestiary.core.checkpoint.files import json_bytes
-    from bestiary.core.checkpoint.transaction import new_file
+    from json import dumps
+
+    from bestiary.core.checkpoint.transaction import check_file, new_file
     from bestiary.core.cli.answer import open_llm
     from bestiary.core.cli.report import progress
     from bestiary.core.cli.session import session_of
     from bestiary.core.errors import UsageError
     from bestiary.core.observe.chrome import chrome_trace
-    from bestiary.core.observe.record import record
+    from bestiary.core.observe.record import check_undivided, record
     from bestiary.core.observe.report import report
     from bestiary.core.observe.text import listed_steps
+    from bestiary.core.opening import check_built
     from bestiary.core.prepare import prepare
     from bestiary.core.progress import step
     from bestiary.core.reports.page import plotly
@@ -56,6 +58,8 @@ def trace(
     session = session_of(ctx)
     if prompt is not None and prompt_tokens is not None:
         raise UsageError("E-CLI-PROMPT", "--prompt-tokens", "stands for a prompt, and one is given")
+    for target in filter(None, (chrome, html)):
+        check_file(target)
     if html is not None:
         plotly()
     with progress(silent=json) as steps:
@@ -66,6 +70,8 @@ def trace(
             needs_tokenizer=prompt is not None and tokenizer is None,
             progress=steps,
         )
+        check_built(engine, building.said())
+        check_undivided(engine)
         with open_llm(engine, session, steps, tokenizer=tokenizer, prefix_caching=False, **building.at_load()) as llm:
             with step(steps, "record") as note:
                 found = record(llm, _prompts(llm, prompt, prompt_tokens or _RANDOM, batch), max_tokens)
@@ -74,7 +80,7 @@ def trace(
     listed = listed_steps(found, everything=every_step)
     title = f"bestiary trace {model}"
     if chrome is not None:
-        new_file(chrome, json_bytes(chrome_trace(title, found)))
+        new_file(chrome, dumps(chrome_trace(title, found), ensure_ascii=False).encode())
     if html is not None:
         _write_page(html, title, device.type, found, every_step)
     if json:

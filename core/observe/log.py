@@ -25,7 +25,7 @@ class LoggingObserver(Recorder):
         self.steps.clear()
         super().begin(step)
         now = self.steps[-1]
-        log.log(TRACE, "step %d: %s, %d tokens of %d sequences", step.number, now.kind, now.tokens, now.sequences)
+        log.log(TRACE, "step %d: %s (tokens %d, sequences %d)", step.number, now.kind, now.tokens, now.sequences)
 
     def __call__(self, call: BoundCall) -> None:
         super().__call__(call)

@@ -35,11 +35,13 @@ _BETWEEN = "#d5d8dc"
 def page(title: str, about: str, device: str, found: Recording, listed: Sequence[Step]) -> Page:
     """The page of a recording, with the calls of the listed steps."""
     made = Page(title, about)
-    made.text(outside_text(found) + ".")
+    made.text(f"{outside_text(found)}.")
     made.text(roofs_text(found.roofs) + ".")
     ops = by_op(found.calls, found.roofs)
     made.heading("Time by op")
-    made.figure(_bars(ops), "Time in the calls of each op. The text is the fraction of the roof that is nearer.")
+    made.figure(
+        _bars(ops), "Time in the calls of each op. Beside it: the share of all calls, and the fraction of the roof."
+    )
     made.table(sum_headings("op"), sum_rows(ops))
     made.heading("Under the roofs")
     made.figure(
@@ -87,6 +89,7 @@ def _bars(rows: Sequence[Row]) -> Figure:
 def _roofline(rows: Sequence[Row], roofs: Roofs) -> Figure:
     import plotly.graph_objects as go
 
+    colours = {row.name: _COLOURS[number % len(_COLOURS)] for number, row in enumerate(rows)}
     shown = [(row, row.intensity, row.rate) for row in rows if row.intensity and row.rate]
     ridge = roofs.flops / roofs.bandwidth
     left = min([ridge / 100, *(intensity for _, intensity, _ in shown)]) / 2
@@ -109,10 +112,10 @@ def _roofline(rows: Sequence[Row], roofs: Roofs) -> Figure:
             text=[row.name],
             textposition="bottom right",
             name=row.name,
-            marker={"size": 8 + 32 * math.sqrt(row.seconds / longest), "color": _COLOURS[number % len(_COLOURS)]},
+            marker={"size": 8 + 32 * math.sqrt(row.seconds / longest), "color": colours[row.name]},
             hovertemplate=f"{row.name}: %{{x:.2f}} flop/byte, %{{y:.2f}} GFLOP/s<extra></extra>",
         )
-        for number, (row, intensity, rate) in enumerate(shown)
+        for row, intensity, rate in shown
     ]
     figure = _layout(go.Figure([roof, *dots]), height=480, showlegend=False)
     figure.update_xaxes(type="log", title="flops a byte", range=[math.log10(left), math.log10(right)])
@@ -138,8 +141,10 @@ def _timeline(steps: Sequence[Step], names: Sequence[str]) -> Figure:
         )
         for number, name in enumerate([*apart, *others, "between calls"])
     ]
-    figure = _layout(go.Figure(bars), height=420, barmode="stack", legend={"orientation": "h", "y": 1.12})
-    figure.update_xaxes(title="step", tickformat="d", dtick=1 if len(steps) < 20 else None)
+    figure = _layout(
+        go.Figure(bars), height=420, barmode="stack", legend={"orientation": "h", "y": -0.2, "traceorder": "normal"}
+    )
+    figure.update_xaxes(title="step", title_standoff=4, tickformat="d", dtick=1 if len(steps) < 20 else None)
     figure.update_yaxes(title="time, ms")
     return figure
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import random
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-from bestiary.core.errors import EngineError
+from bestiary.core.engine.engine import EngineManifest
+from bestiary.core.errors import EngineError, UsageError
 from bestiary.core.llm import LLM
 from bestiary.core.observe.calls import Call
 from bestiary.core.observe.recorder import Recorder, Step
@@ -74,6 +76,21 @@ def record(llm: LLM, prompts: list[object], max_tokens: int) -> Recording:
     finally:
         runner.observe(None)
     return Recording(outputs, recorder.steps, wall, plain_wall, measure(target.device, target.dtype))
+
+
+def check_undivided(engine: Path) -> None:
+    """Refuse an engine directory whose ranks would run in processes of their own (UsageError)."""
+    built = EngineManifest.read(engine).options
+    ranks = built.tensor_parallel * built.pipeline_parallel
+    if ranks > 1:
+        raise UsageError(
+            "E-TRACE-DIVIDED",
+            engine.name,
+            "is divided, and only an engine in this process can be watched",
+            found=f"{ranks} ranks",
+            expected="1",
+            hint="trace it built with --tp 1 --pp 1",
+        )
 
 
 def random_prompt(count: int, vocab_size: int, seed: int) -> list[int]:

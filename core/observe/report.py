@@ -37,7 +37,7 @@ class TraceSum(_Part):
     bytes_per_s: float = Field(description="bytes a second")
     flops_per_s: float | None = Field(description="flops a second; null where flops are not known")
     roof_fraction: float | None = Field(
-        description="the greater of bytes_per_s and flops_per_s as fractions of the roofs; above 1 where data lies in a cache"
+        description="least time that the roofs allow, call by call, over seconds; above 1 where data lies in a cache"
     )
 
 

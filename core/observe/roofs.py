@@ -38,11 +38,9 @@ class Roofs:
         """Bytes a second, by whichever way is faster."""
         return max(self.copy, self.read)
 
-    def fraction(self, flops: int | None, nbytes: int, seconds: float) -> float | None:
-        """Of the roof that is nearer: 1 is as fast as the device can be. Data in a cache can be faster than memory."""
-        if seconds <= 0:
-            return None
-        return max(nbytes / seconds / self.bandwidth, (flops or 0) / seconds / self.flops)
+    def least_seconds(self, flops: int | None, nbytes: int) -> float:
+        """What a call takes that touches the nearer of the two roofs."""
+        return max(nbytes / self.bandwidth, (flops or 0) / self.flops)
 
 
 def measure(device: torch.device, dtype: torch.dtype) -> Roofs:

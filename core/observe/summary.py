@@ -16,7 +16,8 @@ class Row:
     Args:
         share: of the time in all calls.
         flops: None where one of the calls does not say.
-        roof: the fraction of the device's roof that is nearer; None where no time passed.
+        roof: the fraction of the device's roof: the time of calls that touch it, memory's or arithmetic's as each call has
+            it, over the time there was. None where no time passed.
     """
 
     name: str
@@ -67,4 +68,5 @@ def _row(name: str, calls: list[Call], whole: float, roofs: Roofs) -> Row:
     said = [call.flops for call in calls if call.flops is not None]
     flops = sum(said) if len(said) == len(calls) else None
     share = seconds / whole if whole else 0.0
-    return Row(name, len(calls), seconds, share, flops, nbytes, roofs.fraction(flops, nbytes, seconds))
+    least = sum(roofs.least_seconds(call.flops, call.bytes) for call in calls)
+    return Row(name, len(calls), seconds, share, flops, nbytes, least / seconds if seconds else None)

@@ -11,7 +11,7 @@ from bestiary.core.observe.summary import Row
 
 CALL_HEADINGS = ("µs", "op", "kernel", "module", "tensors")
 # Behind the name.
-_SUM_HEADINGS = ("calls", "time", "share", "GB", "GFLOP", "GB/s", "GFLOP/s", "of the roof")
+_SUM_HEADINGS = ("calls", "time", "share", "bytes", "flops", "bytes/s", "flops/s", "of the roof")
 NONE = "–"
 
 
@@ -53,10 +53,10 @@ def sum_rows(rows: Sequence[Row]) -> list[Sequence[str]]:
             str(row.calls),
             time_text(row.seconds),
             f"{row.share:.1%}",
-            f"{row.bytes / 1e9:.3f}",
-            NONE if row.flops is None else f"{row.flops / 1e9:.3f}",
-            f"{row.bandwidth / 1e9:.2f}",
-            NONE if row.rate is None else f"{row.rate / 1e9:.2f}",
+            amount(row.bytes),
+            amount(row.flops),
+            amount(row.bandwidth),
+            amount(row.rate),
             NONE if row.roof is None else f"{row.roof:.1%}",
         )
         for row in rows
@@ -66,8 +66,8 @@ def sum_rows(rows: Sequence[Row]) -> list[Sequence[str]]:
 def roofs_text(roofs: Roofs) -> str:
     """The roofs in a line."""
     return (
-        f"roofs, measured now: {roofs.bandwidth / 1e9:.1f} GB/s of memory (copy {roofs.copy / 1e9:.1f}, "
-        f"read {roofs.read / 1e9:.1f}), {roofs.flops / 1e9:,.1f} GFLOP/s in {roofs.dtype}"
+        f"Roofs, measured now: {amount(roofs.bandwidth)}B/s of memory (copy {amount(roofs.copy)}B/s, "
+        f"read {amount(roofs.read)}B/s), {amount(roofs.flops)}FLOP/s in {roofs.dtype}"
     )
 
 
@@ -92,6 +92,22 @@ def notes(device: str) -> list[str]:
             "add up to more than those of an unobserved run."
         )
     return found
+
+
+def amount(value: float | None) -> str:
+    """A count or a rate with three digits and a decimal prefix; a dash where it is not known.
+
+    >>> amount(0), amount(999.4), amount(1234), amount(5.678e12), amount(None)
+    ('0', '999', '1.23 k', '5.68 T', '–')
+    """
+    if value is None:
+        return NONE
+    for size, prefix in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if value >= size:
+            scaled = value / size
+            digits = 2 if scaled < 10 else 1 if scaled < 100 else 0
+            return f"{scaled:.{digits}f}{prefix}"
+    return f"{value:.0f}"
 
 
 def time_text(seconds: float) -> str:
