@@ -131,6 +131,11 @@ def free_memory(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
+def beyond_caches(device: torch.device) -> int:
+    """Bytes of which a device's caches hold a part at most."""
+    return (512 if device.type == "cuda" else 96) * 2**20
+
+
 def held_memory(device: torch.device) -> int:
     """Bytes that this process already holds there: its resident memory, or of a GPU torch's pool and 512 MiB of context."""
     if device.type == "cuda":
@@ -186,17 +191,23 @@ def timed(run: Callable[[], Any], device: torch.device) -> float:
     shorter than the pause.
     """
     if device.type == "cuda":
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        torch.cuda.synchronize(device)
-        torch.cuda._sleep(_PAUSE)  # type: ignore[no-untyped-call]
-        begin.record()
-        run()
-        end.record()
-        end.synchronize()
-        return float(begin.elapsed_time(end)) / 1000
+        with torch.cuda.device(device):
+            return _between_events(run)
     began = time.perf_counter()
     run()
     return time.perf_counter() - began
+
+
+def _between_events(run: Callable[[], Any]) -> float:
+    """Of the current GPU."""
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    torch.cuda.synchronize()
+    torch.cuda._sleep(_PAUSE)  # type: ignore[no-untyped-call]
+    begin.record()
+    run()
+    end.record()
+    end.synchronize()
+    return float(begin.elapsed_time(end)) / 1000
 
 
 def fetch(tensor: Tensor) -> Tensor:

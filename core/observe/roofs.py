@@ -11,8 +11,6 @@ import torch
 
 from bestiary.core import device as devices
 
-# Larger than the caches of a processor or a GPU; less where little memory is free.
-_BYTES = {"cpu": 96 * 2**20, "cuda": 512 * 2**20}
 _REPEATS = 4
 # A product is large enough when it takes so many seconds (the next would take eight times as many), or has this width.
 _LONG, _WIDEST, _NARROWEST = 0.008, 8192, 256
@@ -49,7 +47,7 @@ def measure(device: torch.device, dtype: torch.dtype) -> Roofs:
     Args:
         dtype: what products are computed in.
     """
-    size = min(_BYTES[device.type], devices.free_memory(device) // 8) // 4
+    size = min(devices.beyond_caches(device), devices.free_memory(device) // 8) // 4
     source, target = torch.ones(size, device=device), torch.zeros(size, device=device)
     copied = _best(lambda: target.copy_(source), device)
     summed = _best(source.sum, device)
