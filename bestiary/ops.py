@@ -7,6 +7,7 @@ the fastest kernel that is installed and right.
 from bestiary.core.ops.activation import gated_activation, sigmoid_gate
 from bestiary.core.ops.attention import kv_write, paged_attention, rope_kv_write
 from bestiary.core.ops.collective import Ranks, all_gather, all_reduce, receive, send
+from bestiary.core.ops.cost import Cost
 from bestiary.core.ops.declare import EXACT, ROUNDING, OpDeclaration, Tolerance, integers, normal, op
 from bestiary.core.ops.elementwise import add, mul, select_rows
 from bestiary.core.ops.linear import embedding, embedding_shard, linear, logits
@@ -17,6 +18,7 @@ from bestiary.core.ops.rotary import rope, rotary_table
 __all__ = [
     "EXACT",
     "ROUNDING",
+    "Cost",
     "OpDeclaration",
     "Ranks",
     "Tolerance",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from bestiary.core.async_answer import AsyncAnswer
@@ -37,16 +37,17 @@ class Calls:
         if self.closed:
             raise EngineError("E-RUN-CLOSED", "LLM", "it has been closed")
 
-    def whole(self, prompts: object, params: Params, *, shown: bool) -> list[RequestOutput]:
+    def whole(self, prompts: object, params: Params, *, shown: bool, taps: Sequence[str] = ()) -> list[RequestOutput]:
         """Outputs, in the order of the prompts.
 
         Args:
+            taps: names of tensors that the requests keep.
             shown: a line tells how far it is.
 
         Raises:
             EngineError: the engine died.
         """
-        jobs, driver = self._prepare(prompts, params), self._driver
+        jobs, driver = self._prepare(prompts, params, taps=taps), self._driver
         try:
             for job in jobs:
                 driver.submit(job)
@@ -65,10 +66,11 @@ class Calls:
         """One answer as it comes; what is wrong with it is raised now. Leaving the iterator ends the request."""
         return self._read(self._prepare_one(prompt, params, "stream"))
 
-    def awaited(self, prompt: object, params: One) -> AsyncAnswer:
+    def awaited(self, prompt: object, params: One, taps: Sequence[str] = ()) -> AsyncAnswer:
         """One answer, in asyncio."""
         return AsyncAnswer(
-            self._driver, lambda on_news: self._prepare_one(prompt, params, "generate_async", on_news=on_news)
+            self._driver,
+            lambda on_news: self._prepare_one(prompt, params, "generate_async", on_news=on_news, taps=taps),
         )
 
     def _prepare(self, prompts: object, params: Params, **options: Any) -> list[Job]:
@@ -79,11 +81,11 @@ class Calls:
             job.check(self._driver.loop.scheduler)
         return jobs
 
-    def _prepare_one(self, prompt: object, params: One, caller: str, on_news: Callable[[], None] | None = None) -> Job:
+    def _prepare_one(self, prompt: object, params: One, caller: str, **options: Any) -> Job:
         """A job that someone reads along with."""
         if isinstance(prompt, list) and prompt and isinstance(prompt[0], Mapping) and "role" in prompt[0]:
             prompt = self._submission.chat_prompts(prompt, None, {})
-        jobs = self._prepare(prompt, params, streams=True, on_news=on_news)
+        jobs = self._prepare(prompt, params, streams=True, **options)
         if len(jobs) != 1:
             raise UsageError("E-REQ-STREAM", caller, "takes one prompt", found=f"{len(jobs)} prompts")
         return jobs[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from bestiary.core.errors import ConfigError
 
 # Of a GPU's memory: the driver's context and the libraries' kernels, which torch can't measure.
 _CONTEXT = 512 * 2**20
+# Cycles that a GPU waits before a timed call: about 0.2 ms, longer than most launches.
+_PAUSE = 400_000
 
 
 @dataclass(frozen=True)
@@ -202,6 +205,11 @@ def free_memory(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
+def beyond_caches(device: torch.device) -> int:
+    """Bytes of which a device's caches hold a part at most."""
+    return (512 if device.type == "cuda" else 96) * 2**20
+
+
 def held_memory(device: torch.device) -> int:
     """Bytes that this process already holds there: its resident memory, or of a GPU torch's pool and 512 MiB of context."""
     if device.type == "cuda":
@@ -248,6 +256,32 @@ def synchronize(device: torch.device) -> None:
     """Wait until the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def timed(run: Callable[[], Any], device: torch.device) -> float:
+    """Seconds that a call takes with nothing else on the device.
+
+    On a GPU between two events behind a short pause, so that what the host takes to launch does not count as long as it is
+    shorter than the pause.
+    """
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            return _between_events(run)
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
+
+
+def _between_events(run: Callable[[], Any]) -> float:
+    """Of the current GPU."""
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    torch.cuda.synchronize()
+    torch.cuda._sleep(_PAUSE)  # type: ignore[no-untyped-call]
+    begin.record()
+    run()
+    end.record()
+    end.synchronize()
+    return float(begin.elapsed_time(end)) / 1000
 
 
 def fetch(tensor: Tensor) -> Tensor:

@@ -118,6 +118,7 @@ HINTS = {
     "E-REQ-PROMPT": "correct the prompt",
     "E-REQ-STOP": "load the model with its tokenizer, or use stop_token_ids",
     "E-REQ-STREAM": "call stream once for each prompt, or use generate",
+    "E-REQ-TAPS": "llm.engine.taps.names lists the tensors that can be kept",
     "E-REQ-TEMPLATE": "correct the chat template, or pass another with chat_template=",
     "E-REQ-TOKENIZER": "load the model with its tokenizer",
     "E-RUN-ACCOUNT": _FAULT,

@@ -134,4 +134,7 @@ class SamplingJob:
             num_cached_tokens=request.num_cached or 0,
             cache_miss=request.cache_miss,
             num_preemptions=sum(part.request.preemptions for part in self._parts),
+            taps=None
+            if request.tapped is None
+            else request.tapped.arrays(max(request.prompt_length, len(request.tokens) - 1)),
         )

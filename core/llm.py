@@ -173,6 +173,7 @@ class LLM:
             templates=None if tokenizer is None or tokenizer == "auto" else Path(tokenizer),
             seed=seed,
             takes_functions=opened.executor.takes_functions,
+            check_taps=None if opened.engine is None else opened.engine.taps.check,
         )
         self._driver = Driver(
             start(
@@ -199,7 +200,7 @@ class LLM:
         return self._engine
 
     def generate(
-        self, prompts: object, sampling_params: Params = None, *, use_tqdm: bool = True
+        self, prompts: object, sampling_params: Params = None, *, use_tqdm: bool = True, taps: Sequence[str] = ()
     ) -> list[RequestOutput]:
         """Answers to prompts, in their order, run together.
 
@@ -207,26 +208,33 @@ class LLM:
             prompts: text, token ids, ``{"prompt": text}`` or ``{"prompt_token_ids": ids}``, or a list of these.
             sampling_params: one for all, or one for each; a ``BeamSearchParams`` searches instead of drawing.
             use_tqdm: show a bar of finished requests.
+            taps: names of tensors to keep of every token that is computed (``"layers.3.attention.output"``); they come back
+                in ``RequestOutput.taps``.
 
         Raises:
-            RequestError: a bad prompt or parameter; nothing has run then.
+            RequestError: a bad prompt or parameter, or a tensor that can't be kept; nothing has run then.
             EngineError: the model failed.
         """
-        return self._calls.whole(prompts, sampling_params, shown=use_tqdm)
+        return self._calls.whole(prompts, sampling_params, shown=use_tqdm, taps=taps)
 
     def generate_async(
-        self, prompt: object, sampling_params: SamplingParams | BeamSearchParams | None = None
+        self,
+        prompt: object,
+        sampling_params: SamplingParams | BeamSearchParams | None = None,
+        *,
+        taps: Sequence[str] = (),
     ) -> AsyncAnswer:
         """One answer, in asyncio: ``await`` it, or read it with ``async for``. To be called where an event loop runs.
 
         Args:
             prompt: as for ``generate``, or a conversation as for ``chat``.
+            taps: as for ``generate``; the output that is awaited has them.
 
         Raises:
             RequestError: a bad prompt or parameter.
             EngineError: the engine is dead.
         """
-        return self._calls.awaited(prompt, sampling_params)
+        return self._calls.awaited(prompt, sampling_params, taps)
 
     def chat(
         self,
@@ -238,6 +246,7 @@ class LLM:
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        taps: Sequence[str] = (),
     ) -> list[RequestOutput]:
         """Answers to a conversation, or to each of a list of conversations.
 
@@ -246,13 +255,14 @@ class LLM:
             chat_template: Jinja text in place of the model's.
             tools: JSON schemas that the template may show.
             chat_template_kwargs: other variables of the template.
+            taps: as for ``generate``.
 
         Raises:
             RequestError: no chat template, messages it refuses, or a bad parameter.
         """
         options = {**(chat_template_kwargs or {}), "add_generation_prompt": add_generation_prompt, "tools": tools}
         prompts = self._submission.chat_prompts(messages, chat_template, options)
-        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
+        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm, taps=taps)
 
     def stream(
         self, prompt: object, sampling_params: SamplingParams | BeamSearchParams | None = None

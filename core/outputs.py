@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 __all__ = [
     "CompletionOutput",
@@ -84,8 +87,11 @@ class RequestOutput:
             engine remembers four times as many as it has blocks); ``"salt"`` or ``"adapter"``: only requests of others had;
             ``"partial block"``: the rest lies in a block that can't be copied: the same step writes it, or the model's cache
             groups have different block sizes;
-            ``"disabled"``: by the engine, ``reuse_prefix=False`` or ``prompt_logprobs``.
+            ``"disabled"``: by the engine, ``reuse_prefix=False``, ``prompt_logprobs`` or ``taps``.
         num_preemptions: how often its blocks were taken and it was computed anew.
+        taps: by the names that were asked for, an array ``[tokens, …]`` of the tensor's rows: those of every token that was
+            computed, which are the prompt's and the output's but the last. float32 of floating tensors, integers as they are.
+            Empty where nothing was computed; None unless asked for.
     """
 
     request_id: str
@@ -98,6 +104,7 @@ class RequestOutput:
     num_cached_tokens: int = 0
     cache_miss: str | None = None
     num_preemptions: int = 0
+    taps: dict[str, npt.NDArray[Any]] | None = None
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from bestiary.core.resolve_params import resolve
 from bestiary.core.runtime.beam import BeamSearch
 from bestiary.core.runtime.random_stream import mix
 from bestiary.core.runtime.request import Request
+from bestiary.core.runtime.tap_rows import Tapped
 from bestiary.core.sampling_params import SamplingParams
 from bestiary.core.text.chat import ChatTemplate, Message
 from bestiary.core.text.generation_config import end_token_ids, load_generation_config
@@ -41,6 +42,7 @@ class Submission:
         host: whose grammars and logits processors requests may name.
         seed: of the requests that name none.
         takes_functions: see ``Executor``.
+        check_taps: refuses names of tensors that requests can't keep; None where they can't keep any.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Submission:
         templates: Path | None = None,
         seed: int = 0,
         takes_functions: bool = True,
+        check_taps: Callable[[Sequence[str]], None] | None = None,
     ) -> None:
         self.tokenizer, self.vocab_size, self.max_seq_len = tokenizer, vocab_size, max_seq_len
         self.generation_config: Mapping[str, Any] = load_generation_config(model)
@@ -62,7 +65,7 @@ class Submission:
         self._guides = Guides(host, tokenizer, vocab_size, takes_functions=takes_functions)
         places = [model] if templates is None else [templates, model]
         self._template = None if tokenizer is None else ChatTemplate.find(places, tokenizer.special_tokens)
-        self._seed, self._count = seed, 0
+        self._seed, self._count, self._check_taps = seed, 0, check_taps
 
     def prepare(
         self,
@@ -71,19 +74,45 @@ class Submission:
         *,
         streams: bool = False,
         on_news: Callable[[], None] | None = None,
+        taps: object = (),
     ) -> list[Job]:
         """Jobs, all checked before the first is started.
 
         Args:
             streams: someone reads along, so long prompts of others are paced.
             on_news: called whenever a token came.
+            taps: names of tensors that the requests keep.
 
         Raises:
-            RequestError: a bad prompt, or not one SamplingParams for each prompt.
+            RequestError: a bad prompt, not one SamplingParams for each prompt, or tensors that can't be kept.
         """
         given = as_prompts(prompts)
         spread = _spread(params, len(given))
-        return [self._job(prompt, each, streams, on_news) for prompt, each in zip(given, spread, strict=True)]
+        names = self._tap_names(taps, spread)
+        return [self._job(prompt, each, streams, on_news, names) for prompt, each in zip(given, spread, strict=True)]
+
+    def _tap_names(self, taps: object, params: Sequence[Params]) -> tuple[str, ...]:
+        names = tap_names(taps)
+        if not names:
+            return ()
+        if self._check_taps is None:
+            raise RequestError(
+                "E-REQ-TAPS",
+                "taps",
+                "can't be kept by a divided engine, whose ranks run in processes of their own",
+                hint="use an engine that runs in one process",
+            )
+        if not all(isinstance(each, SamplingParams) and each.n == 1 and each.best_of in (None, 1) for each in params):
+            raise RequestError(
+                "E-REQ-TAPS",
+                "taps",
+                "are kept of a prompt with one answer",
+                found="n or best_of above 1, or a beam search",
+                expected="SamplingParams with n = 1",
+                hint="give the prompt several times, each with a seed of its own",
+            )
+        self._check_taps(names)
+        return names
 
     def chat_prompts(
         self, messages: object, template: str | None, options: Mapping[str, Any]
@@ -105,7 +134,14 @@ class Submission:
         # The template writes its own begin token.
         return [{"prompt_token_ids": self.tokenizer.encode(text, add_special_tokens=False)} for text in texts]
 
-    def _job(self, prompt: object, params: Params, streams: bool, on_news: Callable[[], None] | None) -> Job:
+    def _job(
+        self,
+        prompt: object,
+        params: Params,
+        streams: bool,
+        on_news: Callable[[], None] | None,
+        taps: tuple[str, ...],
+    ) -> Job:
         if isinstance(params, BeamSearchParams):
             return self._beam_job(prompt, params, on_news)
         read = read_prompt(
@@ -141,6 +177,7 @@ class Submission:
                 max_seq_len=self.max_seq_len,
                 sibling=parts[0].request if parts else None,
                 streams=streams,
+                tapped=Tapped(taps) if taps else None,
             )
             answer = TextAnswer(request, self.tokenizer, index=index, on_news=on_news)
             parts.append(Part(request, answer, guide.fork() if guide is not None and index else guide))
@@ -178,6 +215,19 @@ class Submission:
         one = replace(resolved, max_tokens=1, logprobs=wanted, stop_token_ids=frozenset(), end_token_ids=frozenset())
         beams = Beams(search, one, resolved.end_token_ids, max_tokens, self.max_seq_len)
         return BeamJob(str(number), read.text, read.token_ids, beams, self.tokenizer, on_news)
+
+
+def tap_names(taps: object) -> tuple[str, ...]:
+    """Names of tensors as a caller gives them.
+
+    Raises:
+        RequestError: it is no list of names.
+    """
+    given = list(taps) if isinstance(taps, Iterable) and not isinstance(taps, str) else [None]
+    names = [name for name in given if isinstance(name, str)]
+    if len(names) < len(given):
+        raise RequestError("E-REQ-TAPS", "taps", "is no list of names", found=shown(taps), expected='["layers.0", …]')
+    return tuple(dict.fromkeys(names))
 
 
 def _spread(params: Params | Sequence[Params] | None, count: int) -> Sequence[Params]:

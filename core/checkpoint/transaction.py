@@ -72,6 +72,14 @@ def new_file(target: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def check_file(target: Path) -> None:
+    """Refuse a target that :func:`new_file` can't write, before long work (OutputError)."""
+    if target.is_dir():
+        raise OutputError("E-OUT-FILE", target.name, "can't be written: it is a directory")
+    if not target.absolute().parent.is_dir():
+        raise OutputError("E-OUT-FILE", target.name, f"can't be written: there is no directory {target.parent}")
+
+
 def check_target(target: Path, *, overwrite: bool, hint: str = _OVERWRITE) -> None:
     """Refuse a target that :func:`new_directory` would refuse; an empty directory is as good as none."""
     if not os.path.lexists(target):

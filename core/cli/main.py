@@ -31,6 +31,7 @@ from bestiary.core.cli import (
     plugins,
     quality,
     run,
+    trace,
     verify,
 )
 from bestiary.core.cli.session import Session, set_logging
@@ -160,6 +161,7 @@ def _global_options(
 
 
 app.command("run")(run.run)
+app.command("trace")(trace.trace)
 app.command("convert")(convert.convert)
 app.command("verify")(verify.verify)
 app.command("build")(build.build)

@@ -40,6 +40,11 @@ class Constants:
         for weight in weights:
             self(weight)
 
+    def again(self, weight: Weight) -> Tensor:
+        """The weight for one who reads it besides the engine: as it is held, or else made once more and not held here."""
+        held = self._made.get(weight.parts)
+        return Constants(self.source)(weight) if held is None else held
+
     def release(self, weight: Weight) -> None:
         """Let go of one that is not read any more."""
         self._made.pop(weight.parts, None)

@@ -22,7 +22,9 @@ from bestiary.core.engine.memory import mapped_dtypes
 from bestiary.core.engine.memory_cap import MemoryCap, check_memory
 from bestiary.core.engine.network import Network, make_network
 from bestiary.core.engine.options import BuildOptions
+from bestiary.core.engine.taps import ReferenceTaps, TapNames, TapPrograms
 from bestiary.core.errors import ConfigError
+from bestiary.core.observe.log import observe_for_log
 from bestiary.core.ops.collective import UNDIVIDED, Place
 from bestiary.core.plugins import PluginHost
 from bestiary.core.program.bind import bind
@@ -50,6 +52,7 @@ class LoadedEngine:
     Attributes:
         prefix_caching: whether equal prefixes have equal keys; not so where angles depend on the prompt's length.
         weight_files: the files whose pages are weights of this engine.
+        taps: the tensors that requests may keep.
     """
 
     runner: Runner | ReferenceRunner
@@ -63,6 +66,7 @@ class LoadedEngine:
     network: Network
     plan: Plan
     weight_files: MappedFiles
+    taps: TapNames
 
 
 def load_engine(
@@ -199,18 +203,30 @@ def _assemble(
     store = KVStore(program.caches, program.group_of, groups, network.geometry.kv_dtype, device)
     inputs = StepInputs(store, network.limits, network.max_seq_len, device)
     runner: Runner | ReferenceRunner
+    taps: TapNames
     if reference and options.deterministic:
         raise ConfigError("E-ENGINE-OPTION", "reference", "the references are not batch-invariant: not deterministic")
     if reference:
-        runner = ReferenceRunner(network.module, constants.source, inputs)
+        runner, taps = ReferenceRunner(network.module, constants.source, inputs), ReferenceTaps(network)
     else:
-        kernels = bind(
-            program, network.shapes, plan, constants, host, network.target, options.kernels, constants.release
-        )
-        steps = StepProgram(program, network.shapes, kernels, constants.kept(program.weights()), inputs.views, device)
+        chosen = (host, network.target, options.kernels)
+        kernels = bind(program, network.shapes, plan, constants, *chosen, constants.release)
+        weights = constants.kept(program.weights())
+        steps = StepProgram(program, network.shapes, kernels, weights, inputs.views, device)
         cap.reserve(steps)
+        taps = tap_programs = TapPrograms(
+            network,
+            kernels,
+            weights,
+            inputs,
+            bind=lambda calls, shapes: bind(calls, shapes, plan, constants.again, *chosen, lambda weight: None),
+            constant=constants.again,
+            room=cap.room(groups),
+        )
         recorded = options.graphs and devices.records(device)
-        runner = Runner(steps, inputs, DecodeGraphs(steps, inputs, network.limits, device) if recorded else None)
+        graphs = DecodeGraphs(steps, inputs, network.limits, device) if recorded else None
+        runner = Runner(steps, inputs, graphs, tap_programs.program)
+        observe_for_log(runner, device, network.target.dtype)
     return LoadedEngine(
         runner=runner,
         cache_groups=groups,
@@ -223,6 +239,7 @@ def _assemble(
         network=network,
         plan=plan,
         weight_files=weight_files,
+        taps=taps,
     )
 
 

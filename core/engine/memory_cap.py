@@ -13,6 +13,7 @@ from bestiary.core.errors import ConfigError, shown
 from bestiary.core.plugins import PluginHost
 from bestiary.core.program.bound import StepProgram
 from bestiary.core.runtime.cache_groups import CacheGroup
+from bestiary.core.runtime.kv_store import store_bytes
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,14 @@ class MemoryCap:
         """Refuse more blocks than the limit leaves room for, where they were asked for by number (ConfigError)."""
         if self.limit is not None:
             self.planner.check_groups(groups, self.limit)
+
+    def room(self, groups: tuple[CacheGroup, ...]) -> int | None:
+        """Bytes that the limit leaves beside the engine with these caches; None without a limit."""
+        if self.limit is None:
+            return None
+        network = self.planner.network
+        size = store_bytes(network.program.caches, groups, network.geometry.kv_dtype)
+        return self.planner.cache_budget(self.limit) - size
 
     def reserve(self, program: StepProgram) -> None:
         """Take the memory of the largest step's activations; growing to it later would hold the old and the new."""

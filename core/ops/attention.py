@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bestiary.core.ops.cost import Cost, nbytes
 from bestiary.core.ops.declare import EXACT, Tolerance, like_first, normal, op
-from bestiary.core.ops.rotary import rope
+from bestiary.core.ops.rotary import rope, rotation_cost
 
 _SOFTMAX = {
     "float64": Tolerance(1e-6, 1e-6),
@@ -36,12 +37,17 @@ def _nothing(*args: Any) -> None:
     return None
 
 
+def _write_cost(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> Cost:
+    return Cost(0, nbytes(k, v, slots) + k.numel() * k_cache.element_size() + v.numel() * v_cache.element_size())
+
+
 @op(
     inputs=_write_inputs,
     tolerances=EXACT,
     mutates=("k_cache", "v_cache"),
     fake=_nothing,
     rows=("k", "v", "slots"),
+    cost=_write_cost,
 )
 def kv_write(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
     """Put each token's key and value into its slot (block · S + offset; −1 for padding, which no sequence reads).
@@ -60,11 +66,19 @@ def _rope_write_inputs(generator: torch.Generator, dtype: torch.dtype) -> Iterat
         yield q, k, v, table, k_cache, v_cache, slots
 
 
+def _rope_write_cost(
+    q: Tensor, k: Tensor, v: Tensor, table: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor
+) -> Cost:
+    keys = Cost(rotation_cost(k, table).flops, 0)  # turned on their way into the cache
+    return rotation_cost(q, table) + keys + _write_cost(k, v, k_cache, v_cache, slots)
+
+
 @op(
     inputs=_rope_write_inputs,
     mutates=("k_cache", "v_cache"),
     fake=like_first,
     rows=("q", "k", "v", "table", "slots"),
+    cost=_rope_write_cost,
 )
 def rope_kv_write(
     q: Tensor, k: Tensor, v: Tensor, table: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor
@@ -131,7 +145,33 @@ def _attention_shape(q: Tensor, k_cache: Tensor, v_cache: Tensor, *rest: Any) ->
     return q.new_empty(*q.shape[:-1], v_cache.shape[-1])
 
 
-@op(inputs=_attention_inputs, tolerances=_SOFTMAX, fake=_attention_shape, rows=_decoded)
+def _attention_cost(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_tables: Tensor,
+    query_starts: Tensor,
+    kv_lengths: Tensor,
+    scale: float,
+    window: int | None,
+) -> Cost:
+    """Of the keys and values that some query sees, each read once, and of the pairs of queries and keys that meet."""
+    pairs = read = blocks = 0
+    starts = query_starts.tolist()
+    for n, length in enumerate(kv_lengths.tolist()):
+        queries = starts[n + 1] - starts[n]
+        seen = [min(position + 1, window or position + 1) for position in range(length - queries, length)]
+        oldest = length - queries + 1 - seen[0] if seen else length
+        pairs, read = pairs + sum(seen), read + length - oldest
+        blocks += -(-length // k_cache.shape[1]) - oldest // k_cache.shape[1] if seen else 0
+    heads, kv_heads, size, value_size = q.shape[1], k_cache.shape[2], k_cache.shape[3], v_cache.shape[3]
+    cached = read * kv_heads * (size * k_cache.element_size() + value_size * v_cache.element_size())
+    made = q.shape[0] * heads * value_size * q.element_size()
+    tables = blocks * block_tables.element_size() + nbytes(query_starts, kv_lengths)
+    return Cost(2 * pairs * heads * (size + value_size), nbytes(q) + cached + made + tables)
+
+
+@op(inputs=_attention_inputs, tolerances=_SOFTMAX, fake=_attention_shape, rows=_decoded, cost=_attention_cost)
 def paged_attention(
     q: Tensor,
     k_cache: Tensor,

@@ -5,6 +5,7 @@ The build inserts them, models never call them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bestiary.core.ops.cost import Cost, nbytes
 from bestiary.core.ops.declare import EXACT, ROUNDING, like_first, normal, op
 
 
@@ -89,7 +91,24 @@ def _alone(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple[Any
     yield normal(generator, 3, 8, dtype=dtype), ALONE
 
 
-@op(inputs=_alone, tolerances=ROUNDING, fake=like_first, rows=("x",))
+def _reduce_cost(x: Tensor, ranks: Ranks) -> Cost:
+    """Of this rank's own memory; what goes over the wire is no roof of the device."""
+    return Cost((ranks.size - 1) * x.numel(), nbytes(x, x))
+
+
+def _gather_cost(x: Tensor, ranks: Ranks) -> Cost:
+    return Cost(0, (1 + ranks.size) * nbytes(x))
+
+
+def _send_cost(x: Tensor, ranks: Ranks) -> Cost:
+    return Cost(0, nbytes(x) if ranks.rank < ranks.size - 1 else 0)
+
+
+def _receive_cost(like: Tensor, features: tuple[int, ...], dtype: torch.dtype, ranks: Ranks) -> Cost:
+    return Cost(0, like.shape[0] * math.prod(features) * dtype.itemsize)
+
+
+@op(inputs=_alone, tolerances=ROUNDING, fake=like_first, rows=("x",), cost=_reduce_cost)
 def all_reduce(x: Tensor, ranks: Ranks) -> Tensor:
     """``Σ x`` over the ranks, on every rank: any shape → the same shape."""
     total = x.clone()
@@ -102,7 +121,7 @@ def _gathered(x: Tensor, ranks: Ranks) -> Tensor:
     return x.new_empty(*x.shape[:-1], x.shape[-1] * ranks.size)
 
 
-@op(inputs=_alone, tolerances=EXACT, fake=_gathered, rows=("x",))
+@op(inputs=_alone, tolerances=EXACT, fake=_gathered, rows=("x",), cost=_gather_cost)
 def all_gather(x: Tensor, ranks: Ranks) -> Tensor:
     """The ranks' x side by side along the last axis: ``[…, F]`` → ``[…, size · F]``."""
     if ranks.size == 1:
@@ -116,7 +135,7 @@ def _nothing(x: Tensor, ranks: Ranks) -> None:
     return None
 
 
-@op(inputs=_alone, tolerances=EXACT, fake=_nothing, rows=("x",))
+@op(inputs=_alone, tolerances=EXACT, fake=_nothing, rows=("x",), cost=_send_cost)
 def send(x: Tensor, ranks: Ranks) -> None:
     """``x``, of any shape, to the next rank (pipeline stage), which calls ``receive``; the last has nobody to send to."""
     if ranks.rank < ranks.size - 1:
@@ -132,7 +151,7 @@ def _arrived(like: Tensor, features: tuple[int, ...], dtype: torch.dtype, ranks:
     return like.new_empty((like.shape[0], *features), dtype=dtype)
 
 
-@op(inputs=_expected, tolerances=EXACT, fake=_arrived, rows=("like",))
+@op(inputs=_expected, tolerances=EXACT, fake=_arrived, rows=("like",), cost=_receive_cost)
 def receive(like: Tensor, features: tuple[int, ...], dtype: torch.dtype, ranks: Ranks) -> Tensor:
     """``[len(like), *features]`` of ``dtype`` as the rank before (pipeline stage) sent it; the first rank gets zeros.
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.fx import Proxy
 
 from bestiary.core.errors import PluginError
+from bestiary.core.ops.cost import Cost
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -57,6 +58,7 @@ class OpDeclaration(Generic[P, R]):
         results: how many tensors it returns (0, 1 or more).
         fake: like the reference, but only shapes and dtypes count: it is run on meta tensors.
         rows: which arguments have rows; empty where nothing is said. Checks derive batches of other sizes from it.
+        cost: what a call takes, from its arguments; None where nothing is said.
     """
 
     def __init__(
@@ -70,7 +72,9 @@ class OpDeclaration(Generic[P, R]):
         fake: Callable[..., Any] | None,
         constants: tuple[str, ...] = ("weight", "bias"),
         rows: Rows = (),
+        cost: Callable[..., Cost] | None = None,
     ) -> None:
+        self.cost = cost
         self.name, self.reference, self.inputs = name, function, inputs
         self.tolerances, self.mutates, self.fake, self.rows = tolerances, mutates, fake or function, rows
         self.signature = self.__signature__ = inspect.signature(function)
@@ -110,6 +114,7 @@ def op(
     name: str | None = None,
     constants: tuple[str, ...] = ("weight", "bias"),
     rows: Rows = (),
+    cost: Callable[..., Cost] | None = None,
 ) -> Callable[[Callable[P, R]], OpDeclaration[P, R]]:
     """Declare an op: the decorated function is its reference.
 
@@ -124,6 +129,8 @@ def op(
             on row i of those and on all of the others. For other layouts a function ``rows(args, numbers)`` that gives
             the arguments of a call for those rows only. Kernels are then also checked on no row, one and odd numbers of
             them, and their claim to be batch-invariant is put to the test.
+        cost: the arithmetic and the bytes of a call, from its arguments in the op's order; constants that a kernel packed are
+            meta tensors of their first shapes. ``bestiary trace`` compares what kernels reach with what the device can do.
 
     Raises:
         PluginError: the function's annotations don't say what it returns.
@@ -139,6 +146,7 @@ def op(
             fake=fake,
             constants=constants,
             rows=rows,
+            cost=cost,
         )
 
     return declare

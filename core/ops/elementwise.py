@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bestiary.core.ops.cost import Cost, nbytes
 from bestiary.core.ops.declare import EXACT, integers, normal, op
 
 
@@ -22,13 +24,18 @@ def _broadcast(x: Tensor, y: Tensor) -> Tensor:
     return x.new_empty(np.broadcast_shapes(x.shape, y.shape), dtype=torch.promote_types(x.dtype, y.dtype))
 
 
-@op(inputs=_pairs, fake=_broadcast, rows=("x", "y"))
+def _pair_cost(x: Tensor, y: Tensor) -> Cost:
+    size = math.prod(np.broadcast_shapes(x.shape, y.shape))
+    return Cost(size, nbytes(x, y) + size * torch.promote_types(x.dtype, y.dtype).itemsize)
+
+
+@op(inputs=_pairs, fake=_broadcast, rows=("x", "y"), cost=_pair_cost)
 def add(x: Tensor, y: Tensor) -> Tensor:
     """``x + y``, shapes broadcast and dtypes promoted as in torch."""
     return x + y
 
 
-@op(inputs=_pairs, fake=_broadcast, rows=("x", "y"))
+@op(inputs=_pairs, fake=_broadcast, rows=("x", "y"), cost=_pair_cost)
 def mul(x: Tensor, y: Tensor) -> Tensor:
     """``x · y``, shapes broadcast and dtypes promoted as in torch."""
     return x * y
@@ -43,7 +50,11 @@ def _selected(x: Tensor, rows: Tensor) -> Tensor:
     return x.new_empty(rows.shape[0], *x.shape[1:])
 
 
-@op(inputs=_rows, tolerances=EXACT, fake=_selected, rows=("rows",))
+def _selection_cost(x: Tensor, rows: Tensor) -> Cost:
+    return Cost(0, nbytes(rows) + 2 * rows.numel() * math.prod(x.shape[1:]) * x.element_size())
+
+
+@op(inputs=_rows, tolerances=EXACT, fake=_selected, rows=("rows",), cost=_selection_cost)
 def select_rows(x: Tensor, rows: Tensor) -> Tensor:
     """``x[rows]``: x ``[T, F]``, rows ``[R]`` int64 → ``[R, F]``."""
     return x.index_select(0, rows)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bestiary.core.ops.cost import Cost, nbytes
 from bestiary.core.ops.declare import EXACT, Tolerance, integers, normal, op
 
 _PRODUCT = {
@@ -32,7 +33,14 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
-@op(inputs=_linear_inputs, tolerances=_PRODUCT, fake=_product, rows=("x",))
+def _linear_cost(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Cost:
+    rows, (features, width) = x.numel() // x.shape[-1], weight.shape
+    made = rows * features
+    flops = 2 * made * width + (0 if bias is None else made)
+    return Cost(flops, nbytes(x, weight, bias) + made * x.element_size())
+
+
+@op(inputs=_linear_inputs, tolerances=_PRODUCT, fake=_product, rows=("x",), cost=_linear_cost)
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x · weightᵀ + bias``: x ``[T, K]``, weight ``[N, K]``, bias ``[N]`` → ``[T, N]`` in x's dtype."""
     return F.linear(x, weight, bias)
@@ -47,11 +55,17 @@ def _logit_shape(x: Tensor, weight: Tensor) -> Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[0], dtype=torch.float32)
 
 
+def _logits_cost(x: Tensor, weight: Tensor) -> Cost:
+    made = x.numel() // x.shape[-1] * weight.shape[0]
+    return Cost(2 * made * weight.shape[1], nbytes(x, weight) + made * torch.float32.itemsize)
+
+
 @op(
     inputs=_logit_inputs,
     tolerances=dict.fromkeys(("float32", "bfloat16", "float16"), _PRODUCT["float32"]),
     fake=_logit_shape,
     rows=("x",),
+    cost=_logits_cost,
 )
 def logits(x: Tensor, weight: Tensor) -> Tensor:
     """``x · weightᵀ`` in fp32 whatever the dtype: x ``[R, K]``, weight ``[V, K]`` → ``[R, V]`` fp32.
@@ -70,7 +84,13 @@ def _looked_up(ids: Tensor, weight: Tensor, *rest: Any) -> Tensor:
     return weight.new_empty(*ids.shape, weight.shape[1], dtype=torch.promote_types(weight.dtype, torch.float32))
 
 
-@op(inputs=_embedding_inputs, tolerances=EXACT, fake=_looked_up, rows=("ids",))
+def _lookup_cost(ids: Tensor, weight: Tensor, *rest: Any) -> Cost:
+    made = ids.numel() * weight.shape[1]
+    wide = torch.promote_types(weight.dtype, torch.float32).itemsize
+    return Cost(0, nbytes(ids) + made * (weight.element_size() + wide))
+
+
+@op(inputs=_embedding_inputs, tolerances=EXACT, fake=_looked_up, rows=("ids",), cost=_lookup_cost)
 def embedding(ids: Tensor, weight: Tensor) -> Tensor:
     """``weight[ids]`` in fp32 whatever the dtype: ids ``[T]`` int64, weight ``[V, K]`` → ``[T, K]`` fp32.
 
@@ -85,7 +105,7 @@ def _sharded_embedding_inputs(generator: torch.Generator, dtype: torch.dtype) ->
         yield integers(generator, 16, 9), normal(generator, 8, 33, dtype=dtype), start
 
 
-@op(inputs=_sharded_embedding_inputs, tolerances=EXACT, fake=_looked_up, rows=("ids",))
+@op(inputs=_sharded_embedding_inputs, tolerances=EXACT, fake=_looked_up, rows=("ids",), cost=_lookup_cost)
 def embedding_shard(ids: Tensor, weight: Tensor, start: int) -> Tensor:
     """Rows ``start … start + V`` of a larger table: ids outside of them give zeros, so that the ranks' sum is the lookup.
 

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bestiary.core.ops.activation import ACTIVATIONS, gated_activation
+from bestiary.core.ops.activation import ACTIVATION_FLOPS, ACTIVATIONS, gated_activation
+from bestiary.core.ops.cost import Cost, nbytes
 from bestiary.core.ops.declare import Tolerance, like_first, normal, op
 
 #: What an expert's logit says of its weight, by the names that configs use.
@@ -42,7 +43,14 @@ def _routed(
     return logits.new_empty(chosen, dtype=torch.float32), logits.new_empty(chosen, dtype=torch.int32)
 
 
-@op(inputs=_route_inputs, fake=_routed, rows=("logits",))
+def _route_cost(logits: Tensor, top_k: int, scoring: str, renormalize: bool = True, scale: float = 1.0) -> Cost:
+    """A score for each expert and their sum; what is chosen is scaled. Comparisons count for nothing."""
+    chosen = logits.shape[0] * top_k
+    flops = ACTIVATION_FLOPS * logits.numel() + (3 if renormalize else 1) * chosen
+    return Cost(flops, nbytes(logits) + chosen * (torch.float32.itemsize + torch.int32.itemsize))
+
+
+@op(inputs=_route_inputs, fake=_routed, rows=("logits",), cost=_route_cost)
 def moe_route(
     logits: Tensor, top_k: int, scoring: str, renormalize: bool = True, scale: float = 1.0
 ) -> tuple[Tensor, Tensor]:
@@ -79,12 +87,22 @@ def _moe_inputs(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tupl
         yield wide[:, :hidden], weights, chosen, *matrices, list(ACTIVATIONS)[index % len(ACTIVATIONS)]
 
 
+def _moe_cost(x: Tensor, weights: Tensor, experts: Tensor, gate: Tensor, up: Tensor, down: Tensor, kind: str) -> Cost:
+    """Each token goes through its own experts only, and only the experts that some token chose are read."""
+    calls, used = experts.numel(), len(set(experts.flatten().tolist()))
+    (_, features, hidden), outward = gate.shape, down.shape[1]
+    products = 2 * features * (2 * hidden + outward) + (ACTIVATION_FLOPS + 1) * features
+    matrices = used * nbytes(gate, up, down) // gate.shape[0]
+    return Cost(calls * (products + 2 * outward), nbytes(x, weights, experts, x) + matrices)
+
+
 @op(
     inputs=_moe_inputs,
     tolerances=_TWO_PRODUCTS,
     fake=like_first,
     constants=("gate", "up", "down"),
     rows=("x", "weights", "experts"),
+    cost=_moe_cost,
 )
 def moe(x: Tensor, weights: Tensor, experts: Tensor, gate: Tensor, up: Tensor, down: Tensor, kind: str) -> Tensor:
     """``Σ_j weights[t, j] · down[e](act(gate[e](x)) · up[e](x))`` with ``e = experts[t, j]``, the sum over k in fp32.

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bestiary.core.ops.cost import Cost, nbytes
 from bestiary.core.ops.declare import normal, op
 from bestiary.core.ops.elementwise import add
 
@@ -22,7 +23,15 @@ def _normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return x.new_empty(x.shape, dtype=weight.dtype)
 
 
-@op(inputs=_inputs, fake=_normed, rows=("x",))
+# Of one value: its square and the sum of those, its scaling, the weight.
+_NORM_FLOPS = 4
+
+
+def _norm_cost(x: Tensor, weight: Tensor, eps: float) -> Cost:
+    return Cost(_NORM_FLOPS * x.numel(), nbytes(x, weight) + x.numel() * weight.element_size())
+
+
+@op(inputs=_inputs, fake=_normed, rows=("x",), cost=_norm_cost)
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """``x / √(mean(x²) + eps) · weight`` over the last axis, statistics in fp32 (Zhang & Sennrich 2019).
 
@@ -43,7 +52,13 @@ def _two(x: Tensor, y: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tens
     return _normed(total, weight, eps), total
 
 
-@op(inputs=_add_inputs, fake=_two, rows=("x", "y"))
+def _add_norm_cost(x: Tensor, y: Tensor, weight: Tensor, eps: float) -> Cost:
+    total = torch.promote_types(x.dtype, y.dtype).itemsize
+    written = x.numel() * (weight.element_size() + total)
+    return Cost((_NORM_FLOPS + 1) * x.numel(), nbytes(x, y, weight) + written)
+
+
+@op(inputs=_add_inputs, fake=_two, rows=("x", "y"), cost=_add_norm_cost)
 def add_rms_norm(x: Tensor, y: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """The residual sum and its norm: ``(rms_norm(x + y), x + y)``; x, y ``[T, F]``, weight ``[F]``.
 

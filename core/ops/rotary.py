@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bestiary.core.config import Rope
+from bestiary.core.ops.cost import Cost, nbytes
 from bestiary.core.ops.declare import Tolerance, integers, like_first, normal, op
 from bestiary.core.ops.frequencies import dynamic_frequencies, rope_frequencies, rope_scale
 
@@ -39,7 +40,12 @@ def _table(positions: Tensor, lengths: Tensor, rope: Rope, size: int) -> Tensor:
     return positions.new_empty(positions.shape[0], size, dtype=torch.float32)
 
 
-@op(inputs=_table_inputs, tolerances=_ANGLES, fake=_table, rows=("positions", "lengths"))
+def _table_cost(positions: Tensor, lengths: Tensor, rope: Rope, size: int) -> Cost:
+    values = positions.numel() * size  # half of them cosines, half sines, of a product each
+    return Cost(2 * values, nbytes(positions) + values * torch.float32.itemsize)
+
+
+@op(inputs=_table_inputs, tolerances=_ANGLES, fake=_table, rows=("positions", "lengths"), cost=_table_cost)
 def rotary_table(positions: Tensor, lengths: Tensor, rope: Rope, size: int) -> Tensor:
     """Cosines and sines of every token's angles, once a step for all layers that share them.
 
@@ -64,7 +70,12 @@ def _rope_inputs(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tup
         yield packed[:, : heads * size].view(tokens, heads, size), table
 
 
-@op(inputs=_rope_inputs, fake=like_first, rows=("x", "table"))
+def rotation_cost(x: Tensor, table: Tensor) -> Cost:
+    """Two products and a sum for each rotated feature."""
+    return Cost(3 * x.shape[0] * x.shape[1] * table.shape[-1], nbytes(x, table, x))
+
+
+@op(inputs=_rope_inputs, fake=like_first, rows=("x", "table"), cost=rotation_cost)
 def rope(x: Tensor, table: Tensor) -> Tensor:
     """Rotate the pairs ``(x[i], x[i + R/2])`` of each head by the token's angles, in fp32.
 

@@ -85,6 +85,8 @@ class Program:
         instructions: in the order of execution.
         outputs: ``logits`` and the taps, by name.
         places: names of tensors, in the order in which they are made; see :mod:`~bestiary.core.program.places`.
+        swallowed: calls that fusions took up and that could still be made → the call that took them up. They read and make
+            the program's own values, but for those that the fused call makes.
         caches: path of each cache that this program uses → what a rank stores of it.
         groups: the cache groups of the whole model as it declares them; the same for all ranks and stages.
         group_of: path of each cache of the whole model → the number of its group.
@@ -94,6 +96,7 @@ class Program:
     instructions: list[Instruction] = field(default_factory=list)
     outputs: dict[str, Value] = field(default_factory=dict)
     places: dict[str, Value] = field(default_factory=dict)
+    swallowed: dict[Instruction, Instruction] = field(default_factory=dict)
     caches: dict[str, CacheSpec] = field(default_factory=dict)
     groups: tuple[CacheSpec, ...] = ()
     group_of: dict[str, int] = field(default_factory=dict)

@@ -8,6 +8,7 @@ from bestiary.core.reports.schema import JsonReport
 #: Where their classes are.
 KINDS: tuple[str, ...] = (
     "bestiary.core.doctor.document:DoctorReport",
+    "bestiary.core.observe.report:TraceReport",
     "bestiary.core.quality.report:QualityReport",
 )
 

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from bestiary.core.runtime.messages import Ints, Scored, StepMessage
 from bestiary.core.runtime.request import Request, State
 from bestiary.core.runtime.slots import Slots
+from bestiary.core.runtime.tap_rows import TappedChunk
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,7 @@ class Batch:
         rows: [n] their rows of the step's logits; None: row i is i.
         epochs: [n] the slots' epochs; a slot that has another when the results are read belongs to someone else.
         scores: prompt log-probabilities.
+        tapped: whose tensors the step keeps, one for each of ``message.taps``.
     """
 
     message: StepMessage
@@ -54,6 +56,7 @@ class Batch:
     rows: Ints | None
     epochs: Ints
     scores: tuple[PromptScores, ...] = ()
+    tapped: tuple[TappedChunk, ...] = ()
 
     @property
     def number(self) -> int:

@@ -71,7 +71,7 @@ class BlockTables:
         """What the request can take over from earlier ones."""
         if not self.groups:
             return Hit(0, [], [])
-        if not (self.prefix_caching and request.reusable):
+        if not (self.prefix_caching and request.reusable and request.tapped is None):
             return reuse.nothing(self.groups, "disabled" if len(request.tokens) > 1 else None)
         return reuse.match(request, self.groups, self.pools, self._stride, step)
 

@@ -44,22 +44,34 @@ class DecodeGraphs:
         """How many are recorded."""
         return len(self._known)
 
-    def forward(self, step: StepMessage) -> dict[str, Tensor] | None:
-        """The outputs of a step that only decodes; None where it must run as a list of calls."""
+    def forward(self, step: StepMessage, beside: StepProgram | None = None) -> dict[str, Tensor] | None:
+        """The outputs of a step that only decodes; None where it must run as a list of calls.
+
+        Args:
+            beside: runs the step as a list of calls, at the size that the recorded program would have run it at: the same
+                kernels on the same shapes.
+        """
         count = len(step.slots)
         if not self._usable or step.decodes != count or step.rows is not None:
             return None
         sizes = self._shape(count, step.longest)
+        if beside is not None:
+            self._show(step, sizes)
+            self._inputs.decode(sizes.sequences)
+            return {name: tensor[:count] for name, tensor in beside.run(sizes).items()}
         known = self._known.get(sizes)
         if known is None:
             known = self._record(sizes)
             if known is None:
                 return None
         replay, outputs = known
-        self._inputs.change(step)
-        self._inputs.show_decodes(self._padded(step.slots, sizes.sequences))
+        self._show(step, sizes)
         replay()
         return {name: tensor[:count] for name, tensor in outputs.items()}
+
+    def _show(self, step: StepMessage, sizes: Sizes) -> None:
+        self._inputs.change(step)
+        self._inputs.show_decodes(self._padded(step.slots, sizes.sequences))
 
     def _shape(self, count: int, longest: int) -> Sizes:
         size = next(size for size in self._sizes if size >= count)

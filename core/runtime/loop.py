@@ -204,7 +204,7 @@ class EngineLoop:
             self._endings.blame(request, error)
         self._host += time.perf_counter() - started
         pending = None
-        if len(wanted.slots) or wanted.scored:
+        if len(wanted.slots) or wanted.scored or batch.tapped:
             try:
                 pending = self.executor.sample(wanted)
             except BaseException as error:
@@ -230,6 +230,8 @@ class EngineLoop:
 
     def _take_in(self, batch: Batch, sampled: SampledMessage, asked: Ints | None, now: float) -> None:
         slots = self.scheduler.slots
+        for chunk, rows in zip(batch.tapped, sampled.taps, strict=True):
+            chunk.tapped.add(chunk.start, rows)
         alive = slots.epoch[batch.slots] == batch.epochs
         if len(sampled.tokens) and int(sampled.tokens.min()) < 0:
             for row in ((sampled.tokens < 0) & alive).nonzero()[0].tolist():

@@ -7,7 +7,7 @@ counts), so a message carries only what the device cannot know: who runs, prompt
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +39,14 @@ class Opened:
     params: TokenParams
 
 
+class TapRows(NamedTuple):
+    """The packed tokens ``first … stop`` are those of a request that keeps the tensors of these names."""
+
+    first: int
+    stop: int
+    names: tuple[str, ...]
+
+
 class TableChanges(NamedTuple):
     """Changes of one cache group: ``tables[slots, places] = blocks``, after the blocks ``sources`` are copied to ``targets``
     and the blocks ``scrubbed`` are filled with zeros (in the order scrub, copy)."""
@@ -65,6 +73,7 @@ class StepMessage:
         opened: slots that changed hands, before the step runs.
         tables: per cache group the changes of the block tables.
         longest: most tokens any of the sequences has after the step.
+        taps: the tensors that some of the requests keep.
     """
 
     number: int
@@ -76,6 +85,7 @@ class StepMessage:
     opened: tuple[Opened, ...]
     tables: tuple[TableChanges, ...]
     longest: int
+    taps: tuple[TapRows, ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -172,6 +182,7 @@ class SampledMessage:
         scored: one for each :class:`Scored`.
         errors: sampling row → what a logits processor of its request raised.
         slow_calls: of logits processors.
+        taps: one for each of the step's :class:`TapRows`: by name ``[stop - first, …]``.
     """
 
     tokens: Ints
@@ -179,3 +190,4 @@ class SampledMessage:
     scored: tuple[Logprobs, ...] = ()
     errors: dict[int, str] = field(default_factory=dict)
     slow_calls: tuple[SlowCall, ...] = ()
+    taps: tuple[dict[str, npt.NDArray[Any]], ...] = ()

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from bestiary.core.runtime.batch import Batch, PromptScores, Segment
-from bestiary.core.runtime.messages import EMPTY, Ints, Opened, Scored, StepMessage, TableChanges
+from bestiary.core.runtime.messages import EMPTY, Ints, Opened, Scored, StepMessage, TableChanges, TapRows
 from bestiary.core.runtime.request import Request
 from bestiary.core.runtime.slots import Slots
+from bestiary.core.runtime.tap_rows import TappedChunk
 
 
 class Packing:
@@ -62,14 +63,16 @@ class Packing:
         if not self._segments:
             ones = np.ones(len(decodes), np.int32)
             longest = int(slots.stored[decodes].max())
-            message = StepMessage(number, decodes, ones, len(decodes), EMPTY, None, opened, changes, longest)
-            return Batch(message, (), decodes, None, slots.epoch[decodes])
+            taps, tapped = self._taps()
+            message = StepMessage(number, decodes, ones, len(decodes), EMPTY, None, opened, changes, longest, taps)
+            return Batch(message, (), decodes, None, slots.epoch[decodes], (), tapped)
         chunks = [s.request.slot for s in self._segments]
         sequences = np.concatenate((decodes, np.array(chunks, np.int32)))
         counts = np.ones(len(sequences), np.int32)
         counts[len(decodes) :] = [s.count for s in self._segments]
         tokens = np.concatenate([slots.tokens[s.request.slot, s.start : s.start + s.count] for s in self._segments])
         rows, chosen, chosen_rows, scores = self._rows()
+        taps, tapped = self._taps()
         message = StepMessage(
             number,
             sequences,
@@ -80,8 +83,31 @@ class Packing:
             opened,
             changes,
             int(slots.stored[sequences].max()),
+            taps,
         )
-        return Batch(message, tuple(self._segments), chosen, chosen_rows, slots.epoch[chosen], scores)
+        return Batch(message, tuple(self._segments), chosen, chosen_rows, slots.epoch[chosen], scores, tapped)
+
+    def _taps(self) -> tuple[tuple[TapRows, ...], tuple[TappedChunk, ...]]:
+        """Which of the packed tokens are of requests that keep tensors, and whose they are."""
+        slots = self._slots
+        if not slots.num_tapped:
+            return (), ()
+        rows: list[TapRows] = []
+        chunks: list[TappedChunk] = []
+
+        def keep(request: Request | None, first: int, start: int, count: int) -> None:
+            if request is not None and request.tapped is not None:
+                rows.append(TapRows(first, first + count, request.tapped.names))
+                chunks.append(TappedChunk(request.tapped, start))
+
+        for row in slots.tapped[self._decodes].nonzero()[0].tolist():
+            slot = self._decodes[row]
+            keep(slots.requests[slot], row, int(slots.stored[slot]) - 1, 1)
+        at = len(self._decodes)
+        for segment in self._segments:
+            keep(segment.request, at, segment.start, segment.count)
+            at += segment.count
+        return tuple(rows), tuple(chunks)
 
     def _rows(self) -> tuple[Ints, Ints, Ints, tuple[PromptScores, ...]]:
         """The rows of logits; the slots whose next token is chosen, and their rows among those; prompt scores."""

@@ -32,7 +32,8 @@ class ReferenceRunner:
             child.register_forward_hook(self._keep(path))
 
     def forward(self, step: StepMessage) -> dict[str, Tensor]:
-        """``logits`` ``[R, vocabulary]`` of the step's rows, in order, and what every module returned, by its path."""
+        """``logits`` ``[R, vocabulary]`` of the step's rows, in order, what every module returned, by its path, and what it
+        was given first, by its path and ``.input``."""
         views = self.inputs.views(self.inputs.write(step))
         caches = {path: module for path, module in self._module.named_modules() if isinstance(module, KVCache)}
         specs = cache_groups({path: module.spec for path, module in caches.items()})
@@ -53,12 +54,15 @@ class ReferenceRunner:
         self._taps = {}
         with torch.no_grad():
             logits = self._module(given)
-        return {**self._taps, "logits": logits}
+        asked = {name: self._taps[name.removesuffix(".output")] for rows in step.taps for name in rows.names}
+        return {**self._taps, **asked, "logits": logits}
 
     def _keep(self, path: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: object, output: object) -> None:
             if isinstance(output, Tensor):
                 self._taps[path] = output
+            if isinstance(args, tuple) and args and isinstance(args[0], Tensor):
+                self._taps[f"{path}.input"] = args[0]
 
         return hook
 

@@ -12,6 +12,7 @@ from bestiary.core.outputs import FinishReason
 from bestiary.core.resolved_params import ResolvedParams
 from bestiary.core.runtime.messages import Ints
 from bestiary.core.runtime.prefixes import Scope
+from bestiary.core.runtime.tap_rows import Tapped
 
 if TYPE_CHECKING:
     from bestiary.core.runtime.prefixes import Node
@@ -38,6 +39,7 @@ class Request:
         follows: an earlier request that it goes on for, and whose place in the queue it takes.
         part: a step of a search, which is what was submitted and says itself when it ends.
         streams: someone waits for each token, so long prompts of others are paced.
+        tapped: the tensors it keeps of its tokens, all of which it computes itself; None where it keeps none.
         rank: its place in the queue; lower runs sooner.
         slot: its place in the engine's arrays while it runs, else -1.
         blocks: per cache group the block ids in order of position; -1 where a window has left the block behind.
@@ -90,6 +92,7 @@ class Request:
         "stop_reason",
         "streams",
         "suspects",
+        "tapped",
         "watched",
     )
 
@@ -104,6 +107,7 @@ class Request:
         follows: Request | None = None,
         part: bool = False,
         streams: bool = False,
+        tapped: Tapped | None = None,
     ) -> None:
         self.id = request_id
         self._kept: Ints = np.asarray(prompt, np.int32)
@@ -117,7 +121,7 @@ class Request:
         self.max_length = min(room, max_seq_len)
         self.scope = Scope(params.cache_salt)
         self.sibling, self.streams = sibling, streams
-        self.follows, self.part = follows, part
+        self.follows, self.part, self.tapped = follows, part, tapped
         self.rank = 0.0
         self.slot = -1
         self.blocks: list[list[int]] = []

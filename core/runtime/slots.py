@@ -31,6 +31,7 @@ class Slots:
         boundary: tokens whose keys and values fill the next block of some cache group.
         epoch: how often the slot has changed hands; tells a step's tokens for an earlier owner.
         plain, restricted, watched, scored: see :class:`Request`; the last is that log-probabilities are wanted.
+        tapped: it keeps tensors of its tokens; ``num_tapped`` counts such slots.
         end_tokens: every token that ends some running request.
         requests: the owners.
     """
@@ -42,6 +43,7 @@ class Slots:
         self.room, self.limit, self.epoch = (np.zeros(count, np.int32) for _ in range(3))
         self.boundary = np.full(count, _NEVER, np.int32)
         self.plain, self.restricted, self.watched, self.scored = (np.zeros(count, bool) for _ in range(4))
+        self.tapped, self.num_tapped = np.zeros(count, bool), 0
         self.requests: list[Request | None] = [None] * count
         self.end_tokens: Ints = EMPTY
         self._free = list(range(count - 1, -1, -1))
@@ -63,6 +65,8 @@ class Slots:
         self.boundary[slot] = _NEVER
         self.plain[slot], self.restricted[slot] = request.plain, request.restricted
         self.watched[slot], self.scored[slot] = request.watched, request.params.logprobs is not None
+        self.tapped[slot] = request.tapped is not None
+        self.num_tapped += request.tapped is not None
         self.requests[slot] = request
         request.enter(self, slot)
         self._count_ends(request, 1)
@@ -73,6 +77,7 @@ class Slots:
         slot = request.slot
         request.leave()
         self.epoch[slot] += 1
+        self.num_tapped -= request.tapped is not None
         self.requests[slot] = None
         self._free.append(slot)
         self._count_ends(request, -1)

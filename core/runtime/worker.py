@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -13,7 +13,7 @@ from bestiary.core import device as devices
 from bestiary.core.ops.collective import UNDIVIDED, Place
 from bestiary.core.runtime.inputs import StepInputs
 from bestiary.core.runtime.logprobs import LogprobRows
-from bestiary.core.runtime.messages import Logprobs, SampledMessage, SampleMessage, StepMessage
+from bestiary.core.runtime.messages import Logprobs, SampledMessage, SampleMessage, StepMessage, TapRows
 from bestiary.core.runtime.sampler import Sampled, Sampler
 
 
@@ -44,6 +44,7 @@ class Worker:
     ) -> None:
         self.runner, self._place, self._intact = runner, place, intact
         self.outputs: dict[str, Tensor] = {}  # of the last step: logits and taps
+        self._taps: tuple[TapRows, ...] = ()  # of the last step
         self._sampler = Sampler(runner.inputs.state, processor)
 
     def forward(self, step: StepMessage) -> None:
@@ -56,6 +57,7 @@ class Worker:
         self._sampler.open(step.opened)
         with torch.inference_mode():
             self.outputs = self.runner.forward(step)
+        self._taps = step.taps
 
     def sample(self, wanted: SampleMessage) -> Reading:
         """Launch the choice of tokens from the last step's logits."""
@@ -67,17 +69,18 @@ class Worker:
             if self._place.count > 1:
                 self._place.share(sampled.tokens)
                 self._sampler.chose(wanted, sampled.tokens)
-            return Reading(sampled)
+            return Reading(sampled, [_rows(self.outputs, rows) for rows in self._taps])
 
 
 class Reading:
     """A step's results on their way to the host."""
 
-    def __init__(self, sampled: Sampled) -> None:
+    def __init__(self, sampled: Sampled, taps: Sequence[Mapping[str, Tensor]] = ()) -> None:
         self._errors, self._slow_calls = sampled.errors, tuple(sampled.slow_calls)
         self._tokens = devices.fetch(sampled.tokens)
         self._logprobs = None if sampled.logprobs is None else _fetched(sampled.logprobs)
         self._scored = tuple(_fetched(rows) for rows in sampled.scored)
+        self._taps = [{name: devices.fetch(rows) for name, rows in kept.items()} for kept in taps]
         self._arrived = devices.mark(sampled.tokens.device)
 
     def read(self) -> SampledMessage:
@@ -89,7 +92,15 @@ class Reading:
             tuple(_message(rows) for rows in self._scored),
             self._errors,
             self._slow_calls,
+            tuple({name: rows.numpy().copy() for name, rows in kept.items()} for kept in self._taps),
         )
+
+
+def _rows(outputs: Mapping[str, Tensor], wanted: TapRows) -> dict[str, Tensor]:
+    """Copies of some tokens' rows: the next step overwrites the outputs."""
+    kept = {name: outputs[name].narrow(0, wanted.first, wanted.stop - wanted.first) for name in wanted.names}
+    floating = {name: torch.float32 if rows.is_floating_point() else rows.dtype for name, rows in kept.items()}
+    return {name: rows.to(floating[name], copy=True) for name, rows in kept.items()}
 
 
 def _fetched(rows: LogprobRows) -> LogprobRows:

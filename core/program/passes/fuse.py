@@ -11,7 +11,7 @@ from torch import fx
 from bestiary.core.errors import PluginError
 from bestiary.core.ops import elementwise
 from bestiary.core.ops.declare import OpDeclaration
-from bestiary.core.program.program import Instruction, Program, Value
+from bestiary.core.program.program import Instruction, Program, Result, Value, substitute
 
 _COMMUTATIVE = (elementwise.add, elementwise.mul)
 
@@ -186,8 +186,24 @@ def _replace(program: Program, pattern: Pattern, args: tuple[Any, ...], matched:
     results = tuple(matched[made.op].results[made.result] for made in pattern.returned)
     fused = Instruction(pattern.fused, args, results, place.scope)
     inside = set(matched.values())
+    _remember(program, fused, inside)
     program.instructions = [
         fused if instruction is place else instruction
         for instruction in program.instructions
         if instruction is place or instruction not in inside
     ]
+
+
+def _remember(program: Program, fused: Instruction, inside: set[Instruction]) -> None:
+    """Keep what goes as calls that could be made beside the fused one. What that one returns they make once more, for
+    themselves: they don't depend on when it runs."""
+    program.swallowed = {old: fused if by in inside else by for old, by in program.swallowed.items()}
+    twins: dict[Value, Result] = {result: Result(result.name) for result in fused.results}
+    for instruction in inside:
+        assert isinstance(instruction.target, OpDeclaration)
+        if instruction.results and not instruction.target.mutates:
+            args = instruction.args
+            for result, twin in twins.items():
+                args = tuple(substitute(argument, result, twin) for argument in args)
+            results = tuple(twins.get(result, result) for result in instruction.results)
+            program.swallowed[Instruction(instruction.target, args, results, instruction.scope)] = fused

@@ -1,0 +1,122 @@
+"""Costs of the core's ops, against numbers counted by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from bestiary import ops
+from bestiary.core.config import Rope
+from bestiary.core.ops import collective
+from bestiary.ops import Cost, OpDeclaration
+
+BF16, F32, I32, I64 = torch.bfloat16, torch.float32, torch.int32, torch.int64
+
+
+def t(*shape: int, dtype: torch.dtype = BF16) -> torch.Tensor:
+    return torch.zeros(shape, dtype=dtype)
+
+
+def ints(*values: int, dtype: torch.dtype = I32) -> torch.Tensor:
+    return torch.tensor(values, dtype=dtype)
+
+
+def attention(starts: tuple[int, ...], lengths: tuple[int, ...], window: int | None) -> tuple[Any, ...]:
+    """4 heads of 8, 2 of keys (8) and values (6), blocks of 4."""
+    q, k, v = t(starts[-1], 4, 8), t(16, 4, 2, 8), t(16, 4, 2, 6)
+    return q, k, v, t(len(lengths), 8, dtype=I32), ints(*starts), ints(*lengths), 1.0, window
+
+
+TWO = collective.Ranks(0, 2, None)
+
+COUNTED = {
+    "linear": (ops.linear, (t(5, 32), t(16, 32)), 2 * 5 * 16 * 32, 2 * (5 * 32 + 16 * 32 + 5 * 16)),
+    "linear with a bias": (ops.linear, (t(5, 32), t(16, 32), t(16)), 5120 + 80, 2 * (160 + 512 + 16 + 80)),
+    "logits are fp32": (ops.logits, (t(3, 32), t(96, 32)), 2 * 3 * 96 * 32, 2 * (96 + 3072) + 4 * 288),
+    # ids, the rows that are looked up in bf16, the same in fp32
+    "embedding": (ops.embedding, (ints(1, 2, 3, dtype=I64), t(96, 32)), 0, 24 + 192 + 384),
+    "embedding of a rank": (ops.embedding_shard, (ints(1, 2, 3, dtype=I64), t(48, 32), 48), 0, 600),
+    "rms_norm": (ops.rms_norm, (t(5, 32, dtype=F32), t(32), 1e-5), 640, 640 + 64 + 320),
+    "add_rms_norm": (ops.add_rms_norm, (t(5, 32, dtype=F32), t(5, 32), t(32), 1e-5), 800, 640 + 320 + 64 + 320 + 640),
+    "gated_activation": (ops.gated_activation, (t(5, 32), t(5, 32), "silu"), 5 * 160, 3 * 320),
+    "sigmoid_gate": (ops.sigmoid_gate, (t(5, 32), t(5, 1, dtype=F32)), 20 + 160, 320 + 20 + 320),
+    "add": (ops.add, (t(5, 32, dtype=F32), t(5, 32)), 160, 640 + 320 + 640),
+    "mul broadcasts": (ops.mul, (t(5, 32), t(5, 1)), 160, 320 + 10 + 320),
+    "select_rows": (ops.select_rows, (t(9, 32), ints(1, 2, dtype=I64)), 0, 16 + 2 * 2 * 64),
+    "rope": (ops.rope, (t(5, 4, 8), t(5, 6, dtype=F32)), 3 * 5 * 4 * 6, 320 + 120 + 320),
+    "rotary_table": (ops.rotary_table, (ints(0, 1, dtype=I64), ints(1, 2, dtype=I64), Rope(), 8), 32, 16 + 64),
+    "kv_write": (
+        ops.kv_write,
+        (t(3, 2, 8), t(3, 2, 6), t(4, 4, 2, 8, dtype=F32), t(4, 4, 2, 6), ints(0, 1, 2, dtype=I64)),
+        0,
+        96 + 72 + 24 + 192 + 72,
+    ),
+    "rope_kv_write": (
+        ops.rope_kv_write,
+        (
+            t(3, 4, 8),
+            t(3, 2, 8),
+            t(3, 2, 6),
+            t(3, 8, dtype=F32),
+            t(4, 4, 2, 8),
+            t(4, 4, 2, 6),
+            ints(0, 1, 2, dtype=I64),
+        ),
+        3 * 3 * 4 * 8 + 3 * 3 * 2 * 8,
+        192 + 96 + 192 + (96 + 72 + 24 + 96 + 72),
+    ),
+    # 9 keys are seen, in 3 blocks; q 64 bytes, made 48, 2 starts and 1 length of 4
+    "attention, a decode": (
+        ops.paged_attention,
+        attention((0, 1), (9,), None),
+        2 * 9 * 4 * (8 + 6),
+        64 + 9 * 2 * (16 + 12) + 48 + (3 + 3) * 4,
+    ),
+    # a prompt of 3 sees 1 + 2 + 3 keys; then 2 tokens at 5 and 6 see 6 + 7
+    "attention, a prompt and a chunk": (
+        ops.paged_attention,
+        attention((0, 3, 5), (3, 7), None),
+        2 * (6 + 13) * 4 * 14,
+        5 * 64 + (3 + 7) * 56 + 5 * 48 + (1 + 2 + 5) * 4,
+    ),
+    # 2 tokens at 5 and 6 see 3 keys each, from 3 on: 4 keys, in the blocks 0 and 1
+    "attention with a window": (
+        ops.paged_attention,
+        attention((0, 2), (7,), 3),
+        2 * 6 * 4 * 14,
+        2 * 64 + 4 * 56 + 2 * 48 + (2 + 3) * 4,
+    ),
+    "attention of padding": (ops.paged_attention, attention((0, 0), (0,), None), 0, 3 * 4),
+    # softmax over 8 of 3 tokens, two chosen, summed and divided and scaled
+    "moe_route": (ops.moe_route, (t(3, 8), 2, "softmax", True, 1.0), 4 * 24 + 3 * 6, 48 + 6 * 8),
+    # 4 pairs of token and expert, of 3 different experts out of 8
+    "moe": (
+        ops.moe,
+        (t(2, 16), t(2, 2, dtype=F32), ints(0, 3, 3, 5).view(2, 2), t(8, 12, 16), t(8, 12, 16), t(8, 16, 12), "silu"),
+        4 * (3 * 2 * 16 * 12 + 5 * 12 + 2 * 16),
+        2 * 64 + 16 + 16 + 3 * 3 * 12 * 16 * 2,
+    ),
+    "all_reduce": (ops.all_reduce, (t(5, 32), TWO), 160, 640),
+    "all_gather": (ops.all_gather, (t(5, 32), TWO), 0, 960),
+    "send": (ops.send, (t(5, 32), TWO), 0, 320),
+    "receive": (ops.receive, (ints(1, 2, 3), (32,), BF16, TWO), 0, 192),
+}
+
+
+@pytest.mark.parametrize(("op", "args", "flops", "nbytes"), COUNTED.values(), ids=COUNTED)
+def test_a_cost_is_what_was_counted(
+    op: OpDeclaration[..., Any], args: tuple[Any, ...], flops: int, nbytes: int
+) -> None:
+    assert op.cost is not None
+    assert op.cost(*args) == Cost(flops, nbytes)
+
+
+def test_every_op_of_the_core_says_its_cost() -> None:
+    declared = [found for found in vars(ops).values() if isinstance(found, OpDeclaration)]
+    assert {op.name for op in declared} == {op.name for op, *_ in COUNTED.values()}
+
+
+def test_costs_add_up() -> None:
+    assert Cost(1, 2) + Cost(3, 4) == Cost(4, 6)
