@@ -6,7 +6,11 @@ from bestiary.core.plugins.resolve import resolve
 from bestiary.core.reports.schema import JsonReport
 
 #: Where their classes are.
-KINDS: tuple[str, ...] = ()
+KINDS: tuple[str, ...] = (
+    "bestiary.core.bench.reports:LatencyReport",
+    "bestiary.core.bench.reports:ThroughputReport",
+    "bestiary.core.bench.reports:ServeReport",
+)
 
 
 def kinds() -> list[type[JsonReport]]:

@@ -41,6 +41,7 @@ TORCH_FREE = (
     "bestiary.core.runtime.slots",
     "bestiary.core.runtime.slow_calls",
     "bestiary.core.runtime.stats",
+    "bestiary.core.runtime.steps",
 )
 LOW = ("bestiary.core.ops", *TORCH_FREE)
 HIGH = ("bestiary.layers", "bestiary.converters", "bestiary.core.checkpoint", "bestiary.core.engine", "bestiary.core.cli", "bestiary.core.llm", "bestiary.core.prepare")  # fmt: skip

@@ -1,0 +1,76 @@
+"""Two targets, figure by figure: how many times the other's is the first one's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import Field
+
+from bestiary.core.bench.figures import Model, Spread
+from bestiary.core.bench.measure import Run
+
+#: What is compared, and whether more of it is better.
+COMPARED: dict[str, bool] = {
+    "output_tokens_per_s": True,
+    "total_tokens_per_s": True,
+    "requests_per_s": True,
+    "user_tokens_per_s": True,
+    "goodput_per_s": True,
+    "ttft_p50_s": False,
+    "ttft_p99_s": False,
+    "itl_mean_s": False,
+    "itl_p50_s": False,
+    "itl_p99_s": False,
+    "total_p50_s": False,
+    "step_p50_s": False,
+}
+
+
+class Comparison(Model):
+    """One figure of one load. Each repeat ran on both targets with the same requests, and gives one ratio."""
+
+    label: str = Field(description="the load")
+    figure: str = Field(description="name of the figure")
+    target: str = Field(description="the other target")
+    against: str = Field(description="the first target")
+    ratio: Spread = Field(description="the other's figure as a multiple of the first one's")
+    more_is_better: bool = Field(description="a ratio above 1 speaks for the other")
+    clear: bool = Field(description="all repeats agree on which of the two is better")
+
+
+def comparisons(runs: Sequence[Run], names: Sequence[str]) -> list[Comparison]:
+    """Of the two targets named; none of fewer."""
+    if len(names) < 2:
+        return []
+    first, other = names
+    found = []
+    for label in dict.fromkeys(run.point.label for run in runs):
+        for figure, more in COMPARED.items():
+            ratios = _ratios([run for run in runs if run.point.label == label], figure, first, other)
+            if ratios:
+                clear = len(ratios) > 1 and (min(ratios) > 1 or max(ratios) < 1)
+                found.append(
+                    Comparison(
+                        label=label,
+                        figure=figure,
+                        target=other,
+                        against=first,
+                        ratio=Spread.of(ratios),
+                        more_is_better=more,
+                        clear=clear,
+                    )
+                )
+    return found
+
+
+def _ratios(runs: Sequence[Run], figure: str, first: str, other: str) -> list[float]:
+    """One of each repeat in which both have the figure."""
+    values: dict[tuple[int, str], float | None] = {
+        (run.repeat, run.target.about.name): getattr(run.figures, figure) for run in runs
+    }
+    found = []
+    for repeat in sorted({run.repeat for run in runs}):
+        one, two = values.get((repeat, first)), values.get((repeat, other))
+        if one and two is not None:
+            found.append(two / one)
+    return found
