@@ -54,22 +54,26 @@ _CACHE = (
     Column("preempted", "preemptions", _whole),
     Column("reused", "reused_share", _percent),
 )
+_LATE = Column("sent late p99", "late_p99_s", _ms)
 _TOTAL = Column("total p50, ms", "total_p50_s", _ms)
 _GOOD = (Column("good req/s", "goodput_per_s", _rate), Column("good", "goodput_share", _percent))
+
+# Columns that only show where they are not 0.
+_SELDOM = ("errors", "short", "late_p99_s")
 
 #: The tables of each measurement, by its schema's name.
 TABLES: dict[str, tuple[tuple[Column, ...], ...]] = {
     "bench.latency": ((*_TTFT, *_ITL, Column("out tok/s", "output_tokens_per_s", _rate), _TOTAL, *_ERRORS),),
     "bench.throughput": (_RATES, (*_TTFT, Column("ITL mean, ms", "itl_mean_s", _ms), _TOTAL, *_CACHE, *_ERRORS)),
     "bench.serve": (
-        (Column("req/s", "requests_per_s", _rate), *_TTFT, *_ITL, Column("gap p99", "gap_p99_s", _ms), *_ERRORS),
+        (Column("req/s", "requests_per_s", _rate), *_TTFT, *_ITL, Column("gap p99", "gap_p99_s", _ms), _LATE, *_ERRORS),
         (*_RATES, *_GOOD, *_CACHE),
     ),
 }
 
 
 def tables(report: BenchReport) -> list[tuple[list[str], list[list[str]]]]:
-    """Headings and rows. A figure that no load has makes no column, errors that nobody made and short answers neither."""
+    """Headings and rows. A figure that no load has makes no column, and nor do errors, short answers and lateness of none."""
     found = []
     several = len(report.targets) > 1
     for columns in TABLES[report.schema_name]:
@@ -114,7 +118,7 @@ def better(one: Comparison) -> str:
 
 def _worth(column: Column, points: Sequence[PointReport]) -> bool:
     spreads = [spread for point in points if (spread := _spread(column, point)) is not None]
-    return bool(spreads) and (column.figure not in ("errors", "short") or any(spread.high for spread in spreads))
+    return bool(spreads) and (column.figure not in _SELDOM or any(spread.high for spread in spreads))
 
 
 def _spread(column: Column, point: PointReport) -> Spread | None:

@@ -75,7 +75,9 @@ class Figures(Model, Generic[T]):
     total_p99_s: T | None = _seconds("request to end of answer, 99th percentile")
     goodput_per_s: T | None = _rate("answers that met the objective")
     goodput_share: T | None = _number("part of the requests whose answers met the objective, 0 to 1")
-    late_p99_s: T | None = _seconds("how late the load generator sent, 99th percentile; it is part of all latencies")
+    late_p99_s: T | None = _seconds(
+        "how late the load generator sent, 99th percentile; latencies count from when it did"
+    )
     kv_use_peak: T | None = _number("largest part of the KV cache's blocks that requests held, 0 to 1")
     kv_use_mean: T | None = _number(
         "part of the KV cache's blocks that requests held, mean over the time of steps, 0 to 1"
@@ -94,7 +96,7 @@ Summary = Figures[Spread]
 def figures(records: Sequence[Record], side: EngineSide | None, slo: Slo | None) -> RunFigures:
     """Figures of one run."""
     whole = [record for record in records if not record.failed]
-    duration = max(record.ended for record in records) - min(record.due for record in records)
+    duration = max(record.ended for record in records) - min(record.sent for record in records)
     return RunFigures(
         duration_s=duration,
         requests=len(records),

@@ -11,6 +11,7 @@ from bestiary.core.bench.columns import better
 from bestiary.core.bench.compare import Comparison
 from bestiary.core.bench.measure import Run
 from bestiary.core.bench.reports import PointReport
+from bestiary.core.runtime.steps import StepRecord
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -40,7 +41,7 @@ def load_curves(points: Sequence[PointReport], x_title: str) -> Figure:
         (2, 1, (("output_tokens_per_s", "all", "solid"), ("user_tokens_per_s", "a user", "dash")), 1.0),
         (2, 2, (("requests_per_s", "answered", "solid"), ("goodput_per_s", "in time", "dashdot")), 1.0),
     )
-    names = list(dict.fromkeys(point.target for point in points))
+    names, seen = list(dict.fromkeys(point.target for point in points)), set[str]()
     for row, column, figures, scale in panels:
         for name, color in zip(names, COLORS, strict=False):
             for field, label, dash in figures:
@@ -48,7 +49,9 @@ def load_curves(points: Sequence[PointReport], x_title: str) -> Figure:
                 curve = _curve(own, field, scale)
                 if curve:
                     text = f"{name}: {label}" if len(names) > 1 else label
-                    figure.add_trace(_line(curve, text, color, dash), row=row, col=column)
+                    line = _line(curve, text, color, dash).update(showlegend=text not in seen)
+                    figure.add_trace(line, row=row, col=column)
+                    seen.add(text)
     figure.update_xaxes(title_text=x_title, rangemode="tozero")
     figure.update_yaxes(rangemode="tozero")
     figure.update_layout(**{**_LAYOUT, "height": 720, "margin": {"l": 60, "r": 20, "t": 90, "b": 60}})
@@ -97,8 +100,8 @@ def timeline(run: Run) -> Figure:
 
     assert run.side is not None
     zero, blocks = min(record.due for record in run.records), max(1, run.side.blocks)
-    every = max(1, -(-len(run.side.steps) // _MOST_STEPS))
-    steps = run.side.steps[::every]
+    steps = _with_pauses(run.side.steps)
+    steps = steps[:: max(1, -(-len(steps) // _MOST_STEPS))]
     at = _short([step.at - zero for step in steps])
     titles = ("tokens of a step", "requests", "KV cache in use, %", "time of a step, ms")
     figure = make_subplots(rows=4, cols=1, shared_xaxes=True, subplot_titles=titles, vertical_spacing=0.06)
@@ -111,14 +114,14 @@ def timeline(run: Run) -> Figure:
         (4, "step", [float("nan") if s.seconds is None else s.seconds * 1000 for s in steps], _MORE[3], False),
     )
     for row, name, values, color, stacked in rows:
-        style: dict[str, Any] = {"line": {"color": color, "width": 1, "shape": "hv"}, "mode": "lines"}
+        style: dict[str, Any] = {"line": {"color": color, "width": 1, "shape": "vh"}, "mode": "lines"}
         if stacked:
             style |= {"stackgroup": "tokens"}
         figure.add_trace(go.Scatter(x=at, y=_short(values), name=name, **style), row=row, col=1)
     figure.update_xaxes(title_text="seconds", row=4, col=1)
     figure.update_yaxes(rangemode="tozero")
     figure.update_layout(**{**_LAYOUT, "height": 760, "margin": {"l": 60, "r": 20, "t": 70, "b": 55}})
-    figure.update_layout(legend={"y": 1.05})
+    figure.update_layout(legend={"y": 1.05, "traceorder": "normal"})
     return figure
 
 
@@ -175,6 +178,17 @@ def compare_bars(found: Sequence[Comparison]) -> Figure:
     margin = {"l": 170, "r": 20, "t": 20, "b": 55}
     figure.update_layout(**{**_LAYOUT, "height": 120 + 28 * len(found), "margin": margin})
     return figure
+
+
+def _with_pauses(steps: Sequence[StepRecord]) -> list[StepRecord]:
+    """Steps, and between them one of nothing wherever no step was under way. A step's line reaches back to the one before."""
+    usual = float(np.median([step.seconds for step in steps if step.seconds is not None] or [0.0]))
+    found: list[StepRecord] = []
+    for step in steps:
+        if step.seconds is None:
+            found.append(StepRecord(step.at - usual, None, 0, 0, 0, 0, 0, step.preemptions))
+        found.append(step)
+    return found
 
 
 def _grouped(runs: Sequence[Run], what: str) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:

@@ -35,8 +35,8 @@ class Record:
     """A request and its times, in seconds of the monotonic clock.
 
     Args:
-        due: when it was to be sent. Latencies count from here, so that a late sender does not flatter the target.
-        sent: when it was sent.
+        due: when it was to be sent.
+        sent: when it was. Latencies count from here; how late that was is a figure of its own.
         pieces: when something came, and of how many tokens.
         ended: when the answer was complete, or had failed.
     """
@@ -82,12 +82,12 @@ class Record:
     @property
     def first(self) -> float | None:
         """Seconds to the first token."""
-        return self.pieces[0][0] - self.due if self.pieces else None
+        return self.pieces[0][0] - self.sent if self.pieces else None
 
     @property
     def total(self) -> float:
         """Seconds to the end of the answer."""
-        return self.ended - self.due
+        return self.ended - self.sent
 
     @property
     def mean_interval(self) -> float | None:
