@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from bestiary.core.bench.compare import Comparison
+from bestiary.core.bench.compare import COMPARED, Comparison
 from bestiary.core.bench.figures import Spread
 from bestiary.core.bench.reports import BenchReport, PointReport
 
@@ -18,13 +18,12 @@ class Column(NamedTuple):
     show: Callable[[float], str]
 
 
-def _ms(seconds: float) -> str:
-    ms = seconds * 1000
-    return f"{ms:.2f}" if ms < 10 else f"{ms:.1f}" if ms < 1000 else f"{ms:.0f}"
-
-
 def _rate(value: float) -> str:
-    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 1000 else f"{value:.0f}"
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
+
+
+def _ms(seconds: float) -> str:
+    return _rate(seconds * 1000)
 
 
 def _percent(part: float) -> str:
@@ -64,10 +63,11 @@ _SELDOM = ("errors", "short", "late_p99_s")
 #: The tables of each measurement, by its schema's name.
 TABLES: dict[str, tuple[tuple[Column, ...], ...]] = {
     "bench.latency": ((*_TTFT, *_ITL, Column("out tok/s", "output_tokens_per_s", _rate), _TOTAL, *_ERRORS),),
-    "bench.throughput": (_RATES, (*_TTFT, Column("ITL mean, ms", "itl_mean_s", _ms), _TOTAL, *_CACHE, *_ERRORS)),
+    "bench.throughput": (_RATES, (*_TTFT, Column("ITL mean, ms", "itl_mean_s", _ms), _TOTAL, *_GOOD, *_ERRORS), _CACHE),
     "bench.serve": (
         (Column("req/s", "requests_per_s", _rate), *_TTFT, *_ITL, Column("gap p99", "gap_p99_s", _ms), _LATE, *_ERRORS),
-        (*_RATES, *_GOOD, *_CACHE),
+        (*_RATES, *_GOOD),
+        _CACHE,
     ),
 }
 
@@ -78,6 +78,8 @@ def tables(report: BenchReport) -> list[tuple[list[str], list[list[str]]]]:
     several = len(report.targets) > 1
     for columns in TABLES[report.schema_name]:
         had = [column for column in columns if _worth(column, report.points)]
+        if not had:
+            continue
         headings = ["load", *(["target"] if several else []), *(column.heading for column in had)]
         rows = [
             [point.label, *([point.target] if several else []), *(_cell(column, point) for column in had)]
@@ -104,7 +106,13 @@ def comparison_table(found: Sequence[Comparison]) -> tuple[list[str], list[list[
     """Headings and rows of what is compared."""
     headings = ["load", "figure", "ratio", "low–high", "better"]
     return headings, [
-        [one.label, one.figure, f"{one.ratio.median:.3f}", f"{one.ratio.low:.3f}–{one.ratio.high:.3f}", better(one)]
+        [
+            one.label,
+            COMPARED[one.figure].title,
+            f"{one.ratio.median:.3f}",
+            f"{one.ratio.low:.3f}–{one.ratio.high:.3f}",
+            better(one),
+        ]
         for one in found
     ]
 
@@ -130,5 +138,7 @@ def _cell(column: Column, point: PointReport) -> str:
     spread = _spread(column, point)
     if spread is None:
         return "-"
+    if column in _ERRORS:  # of all repeats: a median would hide them
+        return f"{sum(getattr(run.figures, column.figure) for run in point.runs):.0f}"
     middle, low, high = (column.show(value) for value in (spread.median, spread.low, spread.high))
     return middle if low == high else f"{middle} ({low}–{high})"

@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from pydantic import Field
 
 from bestiary.core.bench.figures import Model, Spread
 from bestiary.core.bench.measure import Run
 
-#: What is compared, and whether more of it is better.
-COMPARED: dict[str, bool] = {
-    "output_tokens_per_s": True,
-    "total_tokens_per_s": True,
-    "requests_per_s": True,
-    "user_tokens_per_s": True,
-    "goodput_per_s": True,
-    "ttft_p50_s": False,
-    "ttft_p99_s": False,
-    "itl_mean_s": False,
-    "itl_p50_s": False,
-    "itl_p99_s": False,
-    "total_p50_s": False,
-    "step_p50_s": False,
+
+class Compared(NamedTuple):
+    """A figure that is compared: its name for people, and whether more of it is better."""
+
+    title: str
+    more_is_better: bool
+
+
+COMPARED: dict[str, Compared] = {
+    "output_tokens_per_s": Compared("out tok/s", True),
+    "total_tokens_per_s": Compared("total tok/s", True),
+    "requests_per_s": Compared("req/s", True),
+    "user_tokens_per_s": Compared("user tok/s", True),
+    "goodput_per_s": Compared("good req/s", True),
+    "ttft_p50_s": Compared("TTFT p50", False),
+    "ttft_p99_s": Compared("TTFT p99", False),
+    "itl_mean_s": Compared("ITL mean", False),
+    "itl_p50_s": Compared("ITL p50", False),
+    "itl_p99_s": Compared("ITL p99", False),
+    "total_p50_s": Compared("total p50", False),
+    "step_p50_s": Compared("step p50", False),
 }
 
 
@@ -45,7 +53,7 @@ def comparisons(runs: Sequence[Run], names: Sequence[str]) -> list[Comparison]:
     first, other = names
     found = []
     for label in dict.fromkeys(run.point.label for run in runs):
-        for figure, more in COMPARED.items():
+        for figure, about in COMPARED.items():
             ratios = _ratios([run for run in runs if run.point.label == label], figure, first, other)
             if ratios:
                 clear = len(ratios) > 1 and (min(ratios) > 1 or max(ratios) < 1)
@@ -56,7 +64,7 @@ def comparisons(runs: Sequence[Run], names: Sequence[str]) -> list[Comparison]:
                         target=other,
                         against=first,
                         ratio=Spread.of(ratios),
-                        more_is_better=more,
+                        more_is_better=about.more_is_better,
                         clear=clear,
                     )
                 )

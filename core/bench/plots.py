@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bestiary.core.bench.columns import better
-from bestiary.core.bench.compare import Comparison
+from bestiary.core.bench.compare import COMPARED, Comparison
 from bestiary.core.bench.measure import Run
 from bestiary.core.bench.reports import PointReport
 from bestiary.core.runtime.steps import StepRecord
@@ -156,7 +156,7 @@ def compare_bars(found: Sequence[Comparison]) -> Figure:
     colors = ["#9ca3af" if better(one) == "-" else COLORS[better(one) == one.target] for one in found]
     figure = go.Figure(
         go.Bar(
-            y=[one.figure for one in found],
+            y=[COMPARED[one.figure].title for one in found],
             x=_short([one.ratio.median - 1 for one in found]),
             base=1,
             orientation="h",
@@ -174,10 +174,25 @@ def compare_bars(found: Sequence[Comparison]) -> Figure:
     )
     figure.add_vline(x=1, line={"color": "#374151", "width": 1})
     figure.update_yaxes(autorange="reversed")
-    figure.update_xaxes(title_text=f"{found[0].target} as a multiple of {found[0].against}")
-    margin = {"l": 170, "r": 20, "t": 20, "b": 55}
-    figure.update_layout(**{**_LAYOUT, "height": 120 + 28 * len(found), "margin": margin})
+    ends = [end for one in found for end in (one.ratio.low, one.ratio.high) if end > 0]
+    reach = max(1.1, *ends, *(1 / end for end in ends)) ** 1.1
+    figure.update_xaxes(
+        title_text=f"{found[0].target} as a multiple of {found[0].against}",
+        type="log",
+        range=[-np.log10(reach), np.log10(reach)],
+        tickvals=_ticks(reach),
+        ticktext=[f"{tick:g}" for tick in _ticks(reach)],
+    )
+    margin = {"l": 110, "r": 20, "t": 40, "b": 55}
+    figure.update_layout(**{**_LAYOUT, "height": 140 + 28 * len(found), "margin": margin})
     return figure
+
+
+def _ticks(reach: float) -> list[float]:
+    """Marks of a logarithmic axis from 1 / reach to reach."""
+    above = [tick for tick in (1.02, 1.05, 1.1, 1.2, 1.5, 2, 3, 5, 10, 20, 50, 100, 1000) if tick <= reach]
+    above = above[-4:]
+    return [*(round(1 / tick, 3) for tick in reversed(above)), 1.0, *above]
 
 
 def _with_pauses(steps: Sequence[StepRecord]) -> list[StepRecord]:
