@@ -40,10 +40,14 @@ def workload(data: Data, targets: Sequence[Target], seed: int) -> Workload:
     """Requests that are the same for all targets.
 
     Raises:
-        UsageError: token ids, and nobody knows how many there are.
+        UsageError: token ids, and nobody knows how many there are; text, and an engine without a tokenizer.
         MissingInputError, DataError: the dataset.
     """
     if data.dataset is not None:
+        for target in targets:
+            if target.about.kind == "engine" and target.tokenizer is None:
+                name = target.about.name
+                raise UsageError("E-BENCH-PROMPTS", "--dataset", f"{name} has no tokenizer, and conversations are text")
         tokenizer = next((target.tokenizer for target in targets if target.tokenizer is not None), None)
         longest = min((target.longest for target in targets if target.longest is not None), default=None)
         return ShareGPT(

@@ -9,6 +9,7 @@ from random import Random
 
 import pytest
 from openai_server import OpenAIServer
+from text_models import byte_level
 from tiny import make_engine
 
 from bestiary import LLM
@@ -24,7 +25,7 @@ from bestiary.core.plugins import PluginHost
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bench")
-    make_engine(folder, PluginHost.load())
+    make_engine(folder, PluginHost.load(), vocab_size=272)  # what the tokenizer below has fits in
     return folder / "engine"
 
 
@@ -111,6 +112,33 @@ def test_serve_at_rates_and_of_users(run):
     report = checked(ServeReport, run("serve", *lengths, "--concurrency", "2"))
     (one,) = report.points[0].runs
     assert max(one.steps.running) == 2 and all(row.cached_tokens == 0 for row in one.requests)
+
+
+@pytest.fixture
+def conversations(tmp_path):
+    """A data set, and a tokenizer that fits the tiny engine."""
+    (tmp_path / "tokenizer").mkdir()
+    byte_level().backend.save(str(tmp_path / "tokenizer" / "tokenizer.json"))
+    turns = [[("human", f"What is number {n} good for?"), ("gpt", "It counts.")] for n in range(9)]
+    entries = [{"conversations": [{"from": who, "value": text} for who, text in pair]} for pair in turns]
+    (tmp_path / "talk.json").write_text(json.dumps(entries))
+    return "--dataset", str(tmp_path / "talk.json"), "--tokenizer", str(tmp_path / "tokenizer")
+
+
+def test_conversations_of_a_file(run, conversations):
+    arguments = (*conversations, "-n", "3", "--warmup", "1", "--repeats", "2", "--ignore-eos")
+    report = checked(ServeReport, run("serve", *arguments, "--concurrency", "3"))
+    (point,) = report.points
+    assert point.input == "9 conversations of talk.json"
+    rows = [row for one in point.runs for row in one.requests]
+    length = len(byte_level().encode("What is number 1 good for?"))
+    assert [row.prompt_tokens for row in rows] == [length] * 6
+    assert [row.output_tokens for row in rows] == [len(byte_level().encode("It counts.")) - 1] * 6
+
+
+def test_conversations_need_a_tokenizer(engine, conversations, capsys):
+    assert invoke(["bench", "throughput", str(engine), *conversations[:2]]) == 2
+    assert "E-BENCH-PROMPTS" in capsys.readouterr().err
 
 
 def test_a_preemption_is_seen(tmp_path):
