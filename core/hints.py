@@ -13,6 +13,18 @@ _FAULT = "this is a fault of bestiary: load the model again, and report what the
 
 # By code; a raise site that knows better gives its own hint.
 HINTS = {
+    "E-BENCH-DATASET": "give a JSON file in ShareGPT's format, or leave --dataset out for synthetic requests",
+    "E-BENCH-HTTPX": "install it with pip install 'bestiary[bench]'",
+    "E-BENCH-KEY": "put the key into that variable of the environment, or leave --api-key-env out",
+    "E-BENCH-LENGTHS": "write one of these forms",
+    "E-BENCH-LOAD": "give one of them, as often as you like",
+    "E-BENCH-LONG": "ask for shorter lengths, or load the engine with --option max_seq_len=N",
+    "E-BENCH-NUMBER": "give a number in that range",
+    "E-BENCH-OPTION": "an option of LLM is written NAME=VALUE, such as capacity=max-utilization",
+    "E-BENCH-PROMPTS": "name the model's tokenizer with --tokenizer DIR",
+    "E-BENCH-SLO": "write limits with their units, separated by commas",
+    "E-BENCH-URL": "give the address below which /completions lies",
+    "E-BENCH-WARMUP": "correct what it says, and try a single request by hand",
     "E-BUILD-OPTION": "correct the option, or leave it out to get the default",
     "E-BUILD-QUANTIZATION": "leave quantization out, or install a plugin that provides the method",
     "E-BUILD-SHARD": "choose a tensor_parallel that divides the model's heads and features",

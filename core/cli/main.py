@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from bestiary.core.cli import (
+    bench,
     build,
     cache,
     chat,
@@ -178,6 +179,7 @@ app.command("quality")(quality.quality)
 app.command("plan-memory")(plan_memory.plan_memory)
 app.add_typer(cache.app, name="cache")
 app.add_typer(new.app, name="new")
+app.add_typer(bench.app, name="bench")
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

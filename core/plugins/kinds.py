@@ -29,8 +29,8 @@ Claims = tuple[tuple[str, str], ...]
 # The command line's own words. A plugin can't take one of them over.
 RESERVED_COMMANDS = frozenset(
     [
-        *("run", "convert", "verify", "build", "generate", "chat", "export", "cache", "plan-memory", "new", "trace"),
-        *("plugins", "kernels", "check", "check-kernel", "doctor", "lock"),
+        *("run", "convert", "verify", "build", "generate", "chat", "export", "cache", "plan-memory", "new"),
+        *("plugins", "kernels", "check", "check-kernel", "doctor", "lock", "trace", "bench", "quality", "diff"),
     ]
 )
 

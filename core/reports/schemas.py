@@ -7,6 +7,9 @@ from bestiary.core.reports.schema import JsonReport
 
 #: Where their classes are.
 KINDS: tuple[str, ...] = (
+    "bestiary.core.bench.reports:LatencyReport",
+    "bestiary.core.bench.reports:ThroughputReport",
+    "bestiary.core.bench.reports:ServeReport",
     "bestiary.core.doctor.document:DoctorReport",
     "bestiary.core.observe.report:TraceReport",
     "bestiary.core.quality.report:QualityReport",

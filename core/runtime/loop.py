@@ -27,6 +27,7 @@ from bestiary.core.runtime.restrictions import Guide
 from bestiary.core.runtime.scheduler import Scheduler
 from bestiary.core.runtime.slow_calls import SlowCalls
 from bestiary.core.runtime.stats import EngineStats, Meters, snapshot
+from bestiary.core.runtime.steps import StepRecorder
 
 log = logging.getLogger("bestiary.runtime.loop")
 
@@ -51,11 +52,13 @@ class EngineLoop:
 
     Attributes:
         pulse: which step is under way and since when.
+        recorder: keeps what each step held, where someone put one here between two steps.
     """
 
     def __init__(self, executor: Executor, scheduler: Scheduler, *, vocab_size: int) -> None:
         self.executor, self.scheduler = executor, scheduler
         self.meters, self.pulse, self.slow_calls = Meters(), Pulse(), SlowCalls()
+        self.recorder: StepRecorder | None = None
         self._endings = Endings(executor, scheduler, self.meters, self.slow_calls, vocab_size=vocab_size)
         self._given_up: EngineError | None = None  # by another thread, while a step hung
         self._flight: _Flight | None = None
@@ -224,6 +227,9 @@ class EngineLoop:
         self._go_on()
         self.pulse.landed(batch)
         now, started = time.monotonic(), time.perf_counter()
+        if self.recorder is not None:
+            since = None if self._landed_at is None else now - self._landed_at
+            self.recorder.saw(batch, self.scheduler, now, since)
         self._take_in(batch, sampled, flight.asked, now)
         self._host += time.perf_counter() - started
         self._count(batch, now)

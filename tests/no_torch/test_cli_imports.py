@@ -12,6 +12,7 @@ CALLS = {
     "run --help": ["run", "--help"],
     "plan-memory --help": ["plan-memory", "--help"],
     "doctor --help": ["doctor", "--help"],
+    "bench serve --help": ["bench", "serve", "--help"],
     "lock --help": ["lock", "--help"],
     "version": ["--version"],
     "plugins": ["plugins", "--json"],

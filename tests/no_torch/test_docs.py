@@ -136,7 +136,7 @@ def complaint(line):
 
 
 def command_depth(command):
-    return 1 if command in (("cache",), ("new",)) else 0
+    return 1 if command in (("bench",), ("cache",), ("new",)) else 0
 
 
 @pytest.mark.parametrize("page", PAGES, ids=documents.name)

@@ -41,6 +41,7 @@ TORCH_FREE = (
     "bestiary.core.runtime.slots",
     "bestiary.core.runtime.slow_calls",
     "bestiary.core.runtime.stats",
+    "bestiary.core.runtime.steps",
     "bestiary.core.runtime.tap_rows",
 )
 LOW = ("bestiary.core.ops", *TORCH_FREE)
