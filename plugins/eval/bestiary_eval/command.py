@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bestiary import MissingInputError, OutputError, UsageError
+from bestiary import MissingInputError, OutputError, UsageError, __version__
 from bestiary.tools import plotly, print_json, progress
 
 from . import tasks as task_names
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .report import EvalReport
     from .run import Run, Settings
 
-_VERSIONS = ("bestiary", "bestiary-eval", "lm-eval", "torch", "transformers")
+_VERSIONS = ("bestiary-eval", "lm-eval", "torch", "transformers")
 _OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_EVALUATE_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 
@@ -62,9 +62,7 @@ def evaluate(
     ] = None,
     max_seq_len: Annotated[
         int | None,
-        typer.Option(
-            metavar="N", help="Most tokens of a prompt and its answer; longer prompts lose their beginning."
-        ),  # fmt: skip
+        typer.Option(metavar="N", help="Most tokens of a prompt and its answer; longer prompts lose their beginning."),
     ] = None,
     apply_chat_template: Annotated[
         bool, typer.Option("--apply-chat-template", help="Write prompts as conversations, by the model's template.")
@@ -166,7 +164,7 @@ def _measured(
         chat_template=settings.apply_chat_template,
         seconds=mine.seconds,
         against_seconds=None if other is None else other.seconds,
-        versions={one: metadata.version(one) for one in _VERSIONS},
+        versions={"bestiary": __version__, **{one: metadata.version(one) for one in _VERSIONS}},
     )
     return report, {name: mine, **({f"{other_name}": other} if other is not None else {})}
 

@@ -26,7 +26,7 @@ def show(report: EvalReport) -> None:
             print(f"and {len(found) - _SHOWN_FLIPS} more: --json and --html have all")
 
 
-FLIPS = ("task", "item", "question", "right", "model", "against")
+FLIPS = ("task", "item", "right", "model", "against", "question")
 
 
 def scores(report: EvalReport) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -45,7 +45,7 @@ def scores(report: EvalReport) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
 def differences(report: EvalReport) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Headings and rows of the paired differences."""
     heads = ("task", "metric", "model", "against", "difference", "95 % interval", "McNemar p", "gained", "lost", "other answers")  # fmt: skip
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             one.task, metric(one), f"{one.value:.4f}", f"{pair.value:.4f}", f"{pair.difference:+.4f}",
             between(pair.difference_low, pair.difference_high), "-" if pair.p_value is None else f"{pair.p_value:.3g}",
@@ -65,8 +65,8 @@ def _counts(pair: Paired) -> Sequence[str]:
 def flips(report: EvalReport) -> list[tuple[str, ...]]:
     """A row for each flipped item of each score."""
     return [
-        (one.task if len(report.scores) == 1 else f"{one.task} {one.metric}", str(flip.document), flip.text, flip.target,
-         flip.answer, flip.against_answer)
+        (one.task if len(report.scores) == 1 else f"{one.task} {one.metric}", str(flip.document), flip.target, flip.answer,
+         flip.against_answer, flip.text)
         for one in report.scores
         if one.against is not None
         for flip in one.against.flips
