@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as json_module
 import logging
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -143,7 +144,7 @@ def _measured(
     from .run import run
 
     # The index of lm-eval's own 15,000 names takes seconds to read.
-    own = not all(map(task_names.is_file, names))
+    own = not all(map(task_names.is_whole, names))
     manager = TaskManager(include_path=[str(path) for path in include], include_defaults=own)
     asked = task_names.find(names, manager)
     with models.engine(model, how) as lm:
@@ -203,6 +204,8 @@ def _check(
     for name in names:
         if task_names.is_file(name):
             read_questions(Path(name))
+        elif task_names.is_yaml(name) and not Path(name).is_file():
+            raise MissingInputError("E-EVAL-TASKS", Path(name).name, "no such task file")
     for folder in include:
         if not folder.is_dir():
             raise MissingInputError("E-EVAL-TASKS", f"--include-path {folder.name}", "no such directory")
@@ -213,7 +216,7 @@ def _check(
         raise UsageError("E-EVAL-FEWSHOT", "--num-fewshot", "is negative", found=str(num_fewshot), expected="0 or more")
     for target in targets:
         if target.is_dir() or not target.absolute().parent.is_dir():
-            raise OutputError("E-EVAL-OUT", target.name, "can't be written", expected="a file in a directory that is there")  # fmt: skip
+            raise OutputError("E-EVAL-OUT", target.name or str(target), "can't be written", expected="a file in a directory that is there")  # fmt: skip
 
 
 def _quiet(*, offline: bool) -> None:
@@ -221,6 +224,8 @@ def _quiet(*, offline: bool) -> None:
     if offline:
         for name in _OFFLINE:
             os.environ.setdefault(name, "1")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")
     if not logging.getLogger("bestiary").isEnabledFor(logging.INFO):
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
 
@@ -229,12 +234,9 @@ def _pairs(text: str | None) -> dict[str, Any] | None:
     """``--gen-kwargs`` as lm-eval reads it."""
     if text is None:
         return None
+    if not all(part.partition("=")[0].strip() and "=" in part for part in text.split(",")):
+        raise UsageError("E-EVAL-GENERATION", "--gen-kwargs", "not pairs", found=repr(text), expected="K=V,K=V")
     from lm_eval.utils import simple_parse_args_string
 
-    try:
-        found: dict[str, Any] = simple_parse_args_string(text)
-    except ValueError:
-        raise UsageError(
-            "E-EVAL-GENERATION", "--gen-kwargs", "not pairs", found=repr(text), expected="K=V,K=V"
-        ) from None
+    found: dict[str, Any] = simple_parse_args_string(text)
     return found

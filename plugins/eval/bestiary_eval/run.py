@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import random
+import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +17,8 @@ if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
 _BOOTSTRAPS = 1000
+# lm-eval's own seeds, of Python's draws and of all others.
+_RANDOM_SEED, _OTHER_SEED = 0, 1234
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,33 +86,50 @@ def run(lm: LM, tasks: Sequence[Any], manager: TaskManager, settings: Settings) 
         BestiaryError: the engine's.
         DataError: lm-eval failed: data that can't be had, a task that is wrong, code that isn't to be run.
     """
-    from lm_eval import simple_evaluate
+    from lm_eval import evaluate
 
-    names = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
-    seeds = {} if settings.seed is None else dict.fromkeys(names, settings.seed)
     began = time.monotonic()
     try:
-        found = simple_evaluate(
-            model=lm,
-            tasks=list(tasks),
-            task_manager=manager,
-            limit=settings.limit,
-            num_fewshot=settings.num_fewshot,
-            apply_chat_template=settings.apply_chat_template,
-            system_instruction=settings.system_instruction,
-            fewshot_as_multiturn=settings.fewshot_as_multiturn,
-            gen_kwargs=dict(settings.gen_kwargs) if settings.gen_kwargs else None,
-            confirm_run_unsafe_code=settings.unsafe_code,
-            bootstrap_iters=_BOOTSTRAPS,
-            log_samples=True,
-            **seeds,
-        )
+        # lm-eval prints some of what it does; stdout belongs to the result.
+        with redirect_stdout(sys.stderr):
+            found = evaluate(
+                lm=lm,
+                task_dict=_loaded(tasks, manager, settings),
+                limit=settings.limit,
+                apply_chat_template=settings.apply_chat_template,
+                system_instruction=settings.system_instruction,
+                fewshot_as_multiturn=settings.fewshot_as_multiturn,
+                confirm_run_unsafe_code=settings.unsafe_code,
+                bootstrap_iters=_BOOTSTRAPS,
+                log_samples=True,
+            )
     except (BestiaryError, KeyboardInterrupt):
         raise
     except Exception as error:  # whatever tasks, datasets and the hub raise
         raise _failure(error) from error
     assert found is not None
     return Run(tuple(_scores(found)), time.monotonic() - began, found["samples"])
+
+
+def _loaded(tasks: Sequence[Any], manager: TaskManager, settings: Settings) -> Any:
+    """The tasks, asked as the settings say. As lm-eval's own command does it, which also looks around for git and devices."""
+    import numpy
+    import torch
+
+    one = settings.seed
+    random.seed(_RANDOM_SEED if one is None else one)
+    numpy.random.seed(_OTHER_SEED if one is None else one)
+    torch.manual_seed(_OTHER_SEED if one is None else one)
+    loaded = manager.load(list(tasks))
+    for task in loaded["tasks"].values():
+        if settings.gen_kwargs and task.get_config("output_type") == "generate_until":
+            task.set_config(key="generation_kwargs", value=dict(settings.gen_kwargs), update=True)
+        said = task.get_config("num_fewshot")
+        # A task that says 0 can't be asked with examples.
+        if said != 0 and (said is None or settings.num_fewshot is not None):
+            task.set_config(key="num_fewshot", value=settings.num_fewshot or 0)
+        task.set_fewshot_seed(seed=_OTHER_SEED if one is None else one)
+    return loaded
 
 
 def _failure(error: Exception) -> DataError:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bestiary import MissingInputError, UsageError
+from bestiary import UsageError
 
 from .files import SUFFIXES, Question, read_questions
 
@@ -36,6 +36,16 @@ def is_file(name: str) -> bool:
     return Path(name).suffix in SUFFIXES
 
 
+def is_yaml(name: str) -> bool:
+    """Whether a task is a file in lm-eval's own form."""
+    return Path(name).suffix in (".yaml", ".yml")
+
+
+def is_whole(name: str) -> bool:
+    """Whether a task is a file that says all of it; a group's may name tasks of lm-eval's own."""
+    return is_file(name) or (is_yaml(name) and re.search(r"^group:", Path(name).read_text(), re.MULTILINE) is None)
+
+
 def find(names: Sequence[str], manager: TaskManager) -> list[Any]:
     """What lm-eval's ``simple_evaluate`` takes: names, paths of YAML files, and configs made of files of questions.
 
@@ -55,9 +65,7 @@ def find(names: Sequence[str], manager: TaskManager) -> list[Any]:
                 raise UsageError("E-EVAL-TASKS", name, "another file of questions has the same name")
             taken.add(config["task"])
             found.append(config)
-        elif Path(name).suffix in (".yaml", ".yml"):
-            if not Path(name).is_file():
-                raise MissingInputError("E-EVAL-TASKS", Path(name).name, "no such task file")
+        elif is_yaml(name):
             found.append(name)
         else:
             matches = manager.match_tasks([name])

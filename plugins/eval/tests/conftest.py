@@ -32,7 +32,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if name == "other":
             with torch.no_grad():
                 for parameter in model.parameters():
-                    parameter.mul_(1 + 0.3 * torch.randn_like(parameter))
+                    parameter.normal_(0, float(parameter.std()))
             model.save_pretrained(source)
         tokenizer.backend.save(str(source / "tokenizer.json"))
         settings = {"bos_token": "<bos>", "eos_token": "<end>", "tokenizer_class": "PreTrainedTokenizerFast"}
@@ -67,10 +67,10 @@ def call(
 
 @pytest.fixture
 def questions(tmp_path: Path) -> Path:
-    """Twelve questions whose choices are texts of several tokens."""
+    """Twelve questions whose choices are as long as one another, or a random model would always take the shortest."""
     path = tmp_path / "texts.jsonl"
     rows = [
-        {"context": f"The number after {n} is", "choices": [f"{n + 1}", f"{n} again", "none at all"], "gold": n % 3}
+        {"context": f"The number after {n} is", "choices": [chr(first + n) + "k" for first in b"agn"], "gold": n % 3}
         for n in range(12)
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))

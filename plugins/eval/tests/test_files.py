@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from bestiary_eval.files import read_questions
-from bestiary_eval.tasks import from_questions, split
 
 from bestiary import DataError, MissingInputError, UsageError
+from bestiary_eval.files import read_questions
+from bestiary_eval.tasks import from_questions, split
 
 DATA = Path(__file__).parent / "data" / "general_knowledge.jsonl"
 

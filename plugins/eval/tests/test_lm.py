@@ -28,8 +28,9 @@ PAIRS = [
 
 @pytest.fixture(scope="module")
 def both(models: Path) -> Iterator[tuple[Any, Any]]:
-    from bestiary_eval.lm import EngineLM
     from lm_eval.models.huggingface import HFLM
+
+    from bestiary_eval.lm import EngineLM
 
     with LLM(models / "one", kv_cache_memory=2**24) as llm:
         ours = EngineLM(llm, "one", Silent())
@@ -139,7 +140,7 @@ def test_refusals(both: tuple[Any, Any], models: Path) -> None:
     from bestiary_eval.lm import EngineLM
 
     ours, _ = both
-    with pytest.raises(RequestError, match="continuation is longer than the context.*E-EVAL-LENGTH"):
+    with pytest.raises(RequestError, match=r"continuation is longer than the context.*E-EVAL-LENGTH"):
         ours.loglikelihood([asked("a", "b" * 500)])
     with pytest.raises(RequestError, match=r"generation_kwargs, num_beams.*E-EVAL-GENERATION"):
         ours.generate_until([asked("a", {"num_beams": 4})])
