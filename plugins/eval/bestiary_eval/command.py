@@ -205,18 +205,24 @@ def _check(
         if task_names.is_file(name):
             read_questions(Path(name))
         elif task_names.is_yaml(name) and not Path(name).is_file():
-            raise MissingInputError("E-EVAL-TASKS", Path(name).name, "no such task file")
+            raise MissingInputError("E-EVAL-TASKS", Path(name).name, "no such task file", hint="check the path")
     for folder in include:
         if not folder.is_dir():
-            raise MissingInputError("E-EVAL-TASKS", f"--include-path {folder.name}", "no such directory")
+            raise MissingInputError(
+                "E-EVAL-TASKS", f"--include-path {folder.name}", "no such directory", hint="check the path"
+            )
     if limit is not None and not (0 < limit < 1 or (limit >= 1 and limit == int(limit))):
-        expected = "a whole number, or a part below 1"
-        raise UsageError("E-EVAL-LIMIT", "--limit", "is no number of items", found=str(limit), expected=expected)
+        expected, hint = "a whole number, or a part below 1", "--limit 100 asks a hundred items, --limit 0.1 a tenth"
+        problem = "is no number of items"
+        raise UsageError("E-EVAL-LIMIT", "--limit", problem, found=str(limit), expected=expected, hint=hint)
     if num_fewshot is not None and num_fewshot < 0:
-        raise UsageError("E-EVAL-FEWSHOT", "--num-fewshot", "is negative", found=str(num_fewshot), expected="0 or more")
+        hint = "leave it out for the task's own number"
+        found = str(num_fewshot)
+        raise UsageError("E-EVAL-FEWSHOT", "--num-fewshot", "is negative", found=found, expected="0 or more", hint=hint)
     for target in targets:
         if target.is_dir() or not target.absolute().parent.is_dir():
-            raise OutputError("E-EVAL-OUT", target.name or str(target), "can't be written", expected="a file in a directory that is there")  # fmt: skip
+            hint = "name a file in a directory that is there"
+            raise OutputError("E-EVAL-OUT", target.name or str(target), "can't be written", hint=hint)
 
 
 def _quiet(*, offline: bool) -> None:
@@ -235,7 +241,8 @@ def _pairs(text: str | None) -> dict[str, Any] | None:
     if text is None:
         return None
     if not all(part.partition("=")[0].strip() and "=" in part for part in text.split(",")):
-        raise UsageError("E-EVAL-GENERATION", "--gen-kwargs", "not pairs", found=repr(text), expected="K=V,K=V")
+        hint = "such as --gen-kwargs temperature=0.7,do_sample=True"
+        raise UsageError("E-EVAL-GENERATION", "--gen-kwargs", "not pairs", found=repr(text), hint=hint)
     from lm_eval.utils import simple_parse_args_string
 
     found: dict[str, Any] = simple_parse_args_string(text)

@@ -46,12 +46,13 @@ def read_questions(path: Path) -> list[Question]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (FileNotFoundError, IsADirectoryError):
-        raise MissingInputError("E-EVAL-FILE", path.name, "no such file of questions") from None
+        raise MissingInputError("E-EVAL-FILE", path.name, "no such file of questions", hint="check the path") from None
     except UnicodeDecodeError as error:
-        raise DataError("E-EVAL-FILE", path.name, "not UTF-8 text") from error
+        raise DataError("E-EVAL-FILE", path.name, "not UTF-8 text", hint="save it as UTF-8") from error
     questions = _of_csv(path.name, text) if path.suffix == ".csv" else _of_jsonl(path.name, text)
     if not questions:
-        raise DataError("E-EVAL-FILE", path.name, "holds no questions", expected=_CSV if path.suffix == ".csv" else _JSONL)  # fmt: skip
+        form = _CSV if path.suffix == ".csv" else _JSONL
+        raise DataError("E-EVAL-FILE", path.name, "holds no questions", expected=form, hint="write one a line")
     return questions
 
 
@@ -139,4 +140,6 @@ def _question(
 
 
 def _bad(place: str, problem: str, found: str, expected: str) -> DataError:
-    return DataError("E-EVAL-FILE", place, problem, found=found, expected=expected)
+    return DataError(
+        "E-EVAL-FILE", place, problem, found=found, expected=expected, hint="correct the line, or take it out"
+    )

@@ -37,9 +37,9 @@ def sampling(options: Mapping[str, Any], stop: Sequence[str], *, room: int) -> S
         if name not in (*_LENGTHS, *_PASSED, "until", "do_sample", "temperature") and value not in _IDLE.get(name, ()):
             known = ", ".join((*_LENGTHS[:1], "until", "do_sample", "temperature", *_PASSED))
             problem = "is an argument of generation that the engine does not have"
-            raise RequestError(
-                "E-EVAL-GENERATION", f"generation_kwargs, {name}", problem, found=repr(value)[:60], expected=known
-            )
+            hint = "take it out of the task, or ask another"
+            subject, found = f"generation_kwargs, {name}", repr(value)[:60]
+            raise RequestError("E-EVAL-GENERATION", subject, problem, found=found, expected=known, hint=hint)
     given = {name: options[name] for name in _PASSED if options.get(name) is not None}
     return SamplingParams(max_tokens=most, stop=list(stop), temperature=_temperature(options), **given)
 

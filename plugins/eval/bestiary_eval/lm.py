@@ -52,7 +52,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]
         bos, eos = self._words.bos_token_id, self._words.eos_token_id
         if bos is None and eos is None:
             problem = "neither a begin nor an end token is known, and one must stand before an empty context"
-            raise RequestError("E-EVAL-TOKENIZER", name, problem)
+            raise RequestError("E-EVAL-TOKENIZER", name, problem, hint="--tokenizer names another's")
         self._prefix = bos if bos is not None else eos
         self._prefix_text = self._words.decode([self.prefix_token_id], skip_special_tokens=False)
 
@@ -220,4 +220,5 @@ def _check(step: str, output: RequestOutput) -> None:
     answer = output.outputs[0]
     if answer.finish_reason not in ("stop", "length"):
         subject = f"{step} request of {len(output.prompt_token_ids)} tokens"
-        raise EngineError("E-EVAL-REQUEST", subject, str(answer.stop_reason or f"ended with {answer.finish_reason}"))
+        problem, hint = str(answer.stop_reason or f"ended with {answer.finish_reason}"), "the log says more"
+        raise EngineError("E-EVAL-REQUEST", subject, problem, hint=hint)

@@ -13,6 +13,7 @@ from .report import Flip, Paired, TaskScore
 from .run import Item, Run, Score
 
 _FLIPS_TEXT, _ANSWER_TEXT = 300, 100
+_FAULT = "the task makes other items each time: leave it out, or give it a seed of its own"
 
 
 class _Figures(NamedTuple):
@@ -37,7 +38,7 @@ def task_scores(run: Run, other: Run | None) -> list[TaskScore]:
         figures = _figures(score)
         against = theirs.get((score.task, score.metric, score.filter))
         if other is not None and against is None:
-            raise DataError("E-EVAL-PAIRS", f"task {score.task}", f"the other model has no {score.metric}")
+            raise DataError("E-EVAL-PAIRS", f"task {score.task}", f"the other model has no {score.metric}", hint=_FAULT)
         found.append(
             TaskScore(
                 task=score.task,
@@ -107,7 +108,9 @@ def _pairs(score: Score, other: Score) -> list[tuple[Item, Item]]:
     same = all(a.document == b.document and a.digest == b.digest for a, b in pairs)
     if len(score.items) != len(other.items) or not same:
         found = f"{len(score.items)} and {len(other.items)} items" + ("" if same else " that differ")
-        raise DataError("E-EVAL-PAIRS", f"task {score.task}", "the two were not asked the same items", found=found)
+        raise DataError(
+            "E-EVAL-PAIRS", f"task {score.task}", "the two were not asked the same items", found=found, hint=_FAULT
+        )
     return pairs
 
 

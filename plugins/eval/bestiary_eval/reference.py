@@ -65,7 +65,9 @@ def load(
         )
     except Exception as error:  # whatever a class of transformers' raises
         text = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise DataError("E-EVAL-HF", name, f"transformers can't load it: {type(error).__name__}: {text}") from error
+        hint = "--against hf:DIR takes another Hugging Face directory"
+        problem = f"transformers can't load it: {type(error).__name__}: {text}"
+        raise DataError("E-EVAL-HF", name, problem, hint=hint) from error
     progress.finish(f"{made.model.dtype}".removeprefix("torch."))
     return made
 

@@ -27,7 +27,7 @@ def split(said: Sequence[str]) -> list[str]:
     """
     names = [name.strip() for text in said for name in text.split(",") if name.strip()]
     if not names:
-        raise UsageError("E-EVAL-TASKS", "--tasks", "names no task", expected="names of tasks, or files of questions")
+        raise UsageError("E-EVAL-TASKS", "--tasks", "names no task", hint="name tasks, or files of questions")
     return list(dict.fromkeys(names))
 
 
@@ -62,7 +62,9 @@ def find(names: Sequence[str], manager: TaskManager) -> list[Any]:
         if is_file(name):
             config = from_questions(Path(name), read_questions(Path(name)))
             if config["task"] in taken:
-                raise UsageError("E-EVAL-TASKS", name, "another file of questions has the same name")
+                raise UsageError(
+                    "E-EVAL-TASKS", name, "another file of questions has its name", hint="rename one of them"
+                )
             taken.add(config["task"])
             found.append(config)
         elif is_yaml(name):
