@@ -171,9 +171,9 @@ class EngineLM(TemplateLM):  # type: ignore[misc]
 
         def ask(index: int) -> tuple[list[int], SamplingParams]:
             context, options = requests[index].args
-            params = sampling(options, [text for text in stops[index] if text], room=self._llm.max_seq_len)
+            params = sampling(options, [text for text in stops[index] if text], room=self.max_length)
             assert isinstance(params.max_tokens, int)
-            tokens, most = self.tok_encode(context) or [self.prefix_token_id], self._llm.max_seq_len - params.max_tokens
+            tokens, most = self.tok_encode(context) or [self.prefix_token_id], self.max_length - params.max_tokens
             self.truncated += len(tokens) > most
             return tokens[-most:], params
 

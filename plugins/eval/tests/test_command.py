@@ -97,6 +97,9 @@ def test_another_engine_flips_what_the_samples_say(call: Call, questions: Path, 
     for flip in acc["against"]["flips"]:
         assert flip["gained"] is (flip["answer"] == flip["target"]) and flip["answer"] != flip["against_answer"]
         assert flip["text"] == f"The number after {flip['document']} is"
+    gained = sum(right["one"][n] > right["other"][n] for n in range(10))
+    assert (acc["against"]["gained"], acc["against"]["lost"]) == (gained, len(expected) - gained)
+    assert gained != len(expected) - gained, "else gained and lost could be mixed up unseen"
     assert acc["against"]["difference"] == pytest.approx(acc["value"] - acc["against"]["value"])
     assert "one against other, paired by item" in out and "flipped: right for one of the two only" in out
     assert files["html"].read_text().count("Plotly.newPlot(") == 2
