@@ -145,7 +145,8 @@ def _measured(
 
     # The index of lm-eval's own 15,000 names takes seconds to read.
     own = not all(map(task_names.is_whole, names))
-    manager = TaskManager(include_path=[str(path) for path in include], include_defaults=own)
+    groups = [Path(name).parent for name in names if task_names.is_yaml(name) and task_names.group_of(name)]
+    manager = TaskManager(include_path=[str(path) for path in (*include, *groups)], include_defaults=own)
     asked = task_names.find(names, manager)
     with models.engine(model, how) as lm:
         mine, room, truncated = run(lm, asked, manager, settings), lm.max_length, lm.truncated
@@ -231,7 +232,8 @@ def _quiet(*, offline: bool) -> None:
         for name in _OFFLINE:
             os.environ.setdefault(name, "1")
     if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_DISABLE", "1")
+        for name in ("TQDM_DISABLE", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
+            os.environ.setdefault(name, "1")
     if not logging.getLogger("bestiary").isEnabledFor(logging.INFO):
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
 

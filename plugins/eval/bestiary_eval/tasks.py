@@ -43,7 +43,13 @@ def is_yaml(name: str) -> bool:
 
 def is_whole(name: str) -> bool:
     """Whether a task is a file that says all of it; a group's may name tasks of lm-eval's own."""
-    return is_file(name) or (is_yaml(name) and re.search(r"^group:", Path(name).read_text(), re.MULTILINE) is None)
+    return is_file(name) or (is_yaml(name) and group_of(name) is None)
+
+
+def group_of(name: str) -> str | None:
+    """The name of the group that a task file describes; None for a task's."""
+    found = re.search(r"^group:\s*(\S+)", Path(name).read_text(encoding="utf-8"), re.MULTILINE)
+    return None if found is None else found[1].strip("'\"")
 
 
 def find(names: Sequence[str], manager: TaskManager) -> list[Any]:
@@ -68,7 +74,8 @@ def find(names: Sequence[str], manager: TaskManager) -> list[Any]:
             taken.add(config["task"])
             found.append(config)
         elif is_yaml(name):
-            found.append(name)
+            # lm-eval finds groups by name only, in the directories that it was told of.
+            found.append(group_of(name) or name)
         else:
             matches = manager.match_tasks([name])
             if not matches:

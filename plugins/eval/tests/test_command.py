@@ -131,6 +131,22 @@ def test_tasks_of_every_kind(call: Call, yamls: list[Path]) -> None:
     assert found["scored_greetings", "acc"]["interval"] == "wilson"
 
 
+@pytest.mark.slow  # the index of lm-eval's tasks
+def test_a_group_by_name_and_by_file(call: Call, yamls: list[Path]) -> None:
+    group = yamls[0].with_name("all.yaml")
+    metric = "{metric: acc, aggregation: mean, weight_by_size: true}"
+    group.write_text(
+        f"group: greetings\ntask: [scored_greetings]\naggregate_metric_list: [{metric}]\nmetadata: {{version: 3}}\n"
+    )
+    for tasks in (["greetings", "--include-path", group.parent], [group]):
+        status, out, err = call("one", "--tasks", *tasks, "--against", "twin", "--json", "-")
+        assert status == 0, err
+        found = {(one["task"], one["metric"]): one for one in json.loads(out)["scores"]}
+        whole, part = found["greetings", "acc"], found["scored_greetings", "acc"]
+        assert (whole["count"], whole["version"], whole["value"]) == (6, "3", part["value"])
+        assert whole["against"]["difference"] == 0 and whole["against"]["p_value"] is None
+
+
 def test_conversations_and_texts_that_are_too_long(call: Call, tmp_path: Path) -> None:
     path = tmp_path / "long.jsonl"
     row = {"question": "hello " * 120, "choices": ["a", "b", "c", "d"], "answer": 0}
