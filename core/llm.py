@@ -199,6 +199,16 @@ class LLM:
             raise EngineError("E-RUN-RANKS", "LLM.engine", "its ranks run in processes of their own")
         return self._engine
 
+    @property
+    def max_seq_len(self) -> int:
+        """Most tokens of a request, prompt and answer."""
+        return self._submission.max_seq_len
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja text of the chat template that ``chat`` uses; None where the model has none."""
+        return self._submission.chat_template
+
     def generate(
         self, prompts: object, sampling_params: Params = None, *, use_tqdm: bool = True, taps: Sequence[str] = ()
     ) -> list[RequestOutput]:
@@ -263,6 +273,26 @@ class LLM:
         options = {**(chat_template_kwargs or {}), "add_generation_prompt": add_generation_prompt, "tools": tools}
         prompts = self._submission.chat_prompts(messages, chat_template, options)
         return self.generate(prompts, sampling_params, use_tqdm=use_tqdm, taps=taps)
+
+    def chat_text(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The prompt that ``chat`` would make of a conversation, as text. Its begin token, if any, is written in it.
+
+        Args:
+            messages: ``[{"role": "user", "content": "…"}, …]``; the others as for ``chat``.
+
+        Raises:
+            RequestError: no chat template, or messages it refuses.
+        """
+        options = {**(chat_template_kwargs or {}), "add_generation_prompt": add_generation_prompt, "tools": tools}
+        return self._submission.chat_text(messages, chat_template, options)
 
     def stream(
         self, prompt: object, sampling_params: SamplingParams | BeamSearchParams | None = None

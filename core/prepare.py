@@ -72,6 +72,12 @@ def prepare(
     return _engine(checkpoint, source.name, str(model), host, options, reports, cache, verified=verified)
 
 
+def converted(path: Path, *, host: PluginHost, progress: Progress | None = None, home: Home | None = None) -> Path:
+    """The checkpoint of a foreign model on this disk, in the dtype that it came in: made in the cache, or found there."""
+    source = Source("source", path, recognise(path, host).name)
+    return _checkpoint(source, str(path), host, "auto", progress or Silent(), home or Home(), needs_tokenizer=False)[0]
+
+
 def _check_tokenizer(path: Path) -> None:
     """Refuse a directory without a tokenizer or a vocabulary that conversion makes one of; a file is its reader's matter."""
     from bestiary.converters.tokenizer import FOREIGN

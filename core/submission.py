@@ -122,17 +122,34 @@ class Submission:
         Raises:
             RequestError: no tokenizer, no chat template, or messages the template refuses.
         """
+        chosen, tokenizer = self._chat(template)
+        several = isinstance(messages, Sequence) and bool(messages) and isinstance(messages[0], Sequence)
+        conversations: Sequence[Sequence[Message]] = messages if several else [messages]  # type: ignore[list-item,assignment]
+        texts = [chosen.render(conversation, **options) for conversation in conversations]
+        # The template writes its own begin token.
+        return [{"prompt_token_ids": tokenizer.encode(text, add_special_tokens=False)} for text in texts]
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja text of the model's chat template; None where it has none."""
+        return None if self._template is None else self._template.source
+
+    def chat_text(self, messages: Sequence[Message], template: str | None, options: Mapping[str, Any]) -> str:
+        """The prompt of one conversation, as text.
+
+        Raises:
+            RequestError: no tokenizer, no chat template, or messages the template refuses.
+        """
+        return self._chat(template)[0].render(messages, **options)
+
+    def _chat(self, template: str | None) -> tuple[ChatTemplate, Tokenizer]:
         if self.tokenizer is None:
             raise RequestError("E-REQ-CHAT", "chat", "needs a tokenizer and there is none")
         chosen = self._template if template is None else ChatTemplate(template, self.tokenizer.special_tokens)
         if chosen is None:
             hint = "pass chat_template=…, or use generate"
             raise RequestError("E-REQ-CHAT", "chat", "the model has no chat template", hint=hint)
-        several = isinstance(messages, Sequence) and bool(messages) and isinstance(messages[0], Sequence)
-        conversations: Sequence[Sequence[Message]] = messages if several else [messages]  # type: ignore[list-item,assignment]
-        texts = [chosen.render(conversation, **options) for conversation in conversations]
-        # The template writes its own begin token.
-        return [{"prompt_token_ids": self.tokenizer.encode(text, add_special_tokens=False)} for text in texts]
+        return chosen, self.tokenizer
 
     def _job(
         self,

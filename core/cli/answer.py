@@ -123,6 +123,22 @@ def open_model(context: typer.Context, model: str, progress: Progress, **options
         yield llm
 
 
+@contextmanager
+def open_hf(context: typer.Context, model: str, progress: Progress) -> Iterator[Path]:
+    """Any model as a Hugging Face directory, for transformers: itself where it is one; else exported, bit for bit, and removed at
+    the end.
+
+    Args:
+        context: the command's.
+        model: HF directory, GGUF file, hub id, checkpoint or engine.
+    """
+    from bestiary.core.cli.session import session_of
+    from bestiary.core.hf_directory import hf_directory
+
+    with hf_directory(model, host=session_of(context).host, progress=progress) as directory:
+        yield directory
+
+
 def has_chat_template(*directories: Path) -> bool:
     """Whether the model of these directories, engine and tokenizer, was made for conversations."""
     from bestiary.core.text.chat import ChatTemplate

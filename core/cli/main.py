@@ -67,7 +67,7 @@ class Commands(TyperGroup):
         """The command that ``args`` begins with; a plugin's is imported here."""
         name = args[0]
         if super().get_command(ctx, name) is None and any(name == one for one in _claimed(ctx)):
-            return name, _plugin_command(_session(ctx), name), args[1:]
+            return name, plugin_command(_session(ctx), name), args[1:]
         found: Any = super().resolve_command(ctx, args)
         return found
 
@@ -92,7 +92,8 @@ def _claimed(ctx: Any) -> set[str]:
     return clashing | {command.name for command in host.commands()}
 
 
-def _plugin_command(session: Session, name: str) -> Any:
+def plugin_command(session: Session, name: str) -> Any:
+    """The command that a plugin brings, imported."""
     from bestiary.core.plugins import resolve
 
     command = session.host.command(name)

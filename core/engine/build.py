@@ -95,7 +95,7 @@ def build(
     plan = make_plan(networks, constants, host, options, progress)
     with new_directory(target, overwrite=overwrite) as directory:
         for name in manifest.files:
-            _link(checkpoint / name, directory / name)
+            link_or_copy(checkpoint / name, directory / name)
         place = plan_file(directory, plan.device, options)
         place.parent.mkdir()
         place.write_bytes(json_bytes(plan.as_dict()))
@@ -142,7 +142,7 @@ def _resolved(options: BuildOptions, network: Network) -> BuildOptions:
     return replace(options, dtype=dtype, kv_dtype=kv_dtype, max_seq_len=network.max_seq_len)
 
 
-def _link(source: Path, target: Path) -> None:
+def link_or_copy(source: Path, target: Path) -> None:
     """The same bytes without a second copy where the file system can; weights are never written to in place."""
     try:
         os.link(source, target)

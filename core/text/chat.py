@@ -53,6 +53,9 @@ class ChatTemplate:
         special_tokens: ``bos_token`` and others that templates name.
         now: the clock behind ``strftime_now``.
 
+    Attributes:
+        source: the Jinja text.
+
     Raises:
         RequestError: the template is not valid Jinja.
     """
@@ -70,7 +73,7 @@ class ChatTemplate:
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise_exception
         environment.globals["strftime_now"] = lambda spec: now().strftime(spec)
-        self._special_tokens = dict(special_tokens or {})
+        self.source, self._special_tokens = source, dict(special_tokens or {})
         try:
             self._template = environment.from_string(source)
         except jinja2.TemplateError as error:

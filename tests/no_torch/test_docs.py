@@ -11,7 +11,8 @@ import typer
 
 import bestiary
 from bestiary import BeamSearchParams, SamplingParams, hookspecs, spec
-from bestiary.core.cli.main import app
+from bestiary.core.cli.main import app, plugin_command
+from bestiary.core.cli.session import Session
 
 HOOKS = documents.ROOT / "docs" / "hooks.md"
 API = documents.ROOT / "docs" / "api.md"
@@ -78,7 +79,7 @@ def test_every_page_of_docs_is_in_the_table_of_contents():
 
 
 def commands():
-    """Each command's words → its options; () has the global ones."""
+    """Each command's words → its options, plugins' included; () has the global ones."""
     group = typer.main.get_command(app)
     # typer brings its own copy of click in some versions; what a context must have did not change.
     found = {(): options(group) | {"-h", "--help"}}
@@ -86,6 +87,9 @@ def commands():
         found[(name,)] = options(command)
         for below, one in getattr(command, "commands", {}).items():
             found[(name, below)] = options(one)
+    session = Session()
+    for command in session.host.commands():
+        found[(command.name,)] = options(plugin_command(session, command.name))
     return found
 
 
@@ -99,6 +103,7 @@ COMMANDS = commands()
 def test_the_command_line_is_introspected():
     assert "--explain" in COMMANDS["build",]
     assert "--all" in COMMANDS["cache", "rm"]
+    assert "--against" in COMMANDS["eval",]
     assert "--strict-plugins" in COMMANDS[()]
 
 

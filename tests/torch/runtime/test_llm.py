@@ -221,13 +221,26 @@ def test_chat_renders_the_template_once(llm):
     assert "".join(map(str, llm.stream([message]))) == TEXT
 
 
+def test_chat_text_is_what_chat_would_ask(llm):
+    message = {"role": "user", "content": "hi"}
+    assert llm.chat_text([message]) == "<bos>hi:"
+    assert llm.chat_text([message], add_generation_prompt=False) == "<bos>hi"
+    given = {"chat_template": "{{ messages[0].content }}{{ sign }}", "chat_template_kwargs": {"sign": "!"}}
+    assert llm.chat_text([message], **given) == "hi!"
+    assert "{% for" in llm.chat_template
+    with pytest.raises(RequestError, match="longer than the context"):
+        llm.generate([[1] * llm.max_seq_len])
+
+
 def test_chat_without_a_template_or_tokenizer_says_so(make, directory):
     (directory / "chat_template.jinja").unlink()
     with make() as llm, pytest.raises(RequestError, match="the model has no chat template"):
+        assert llm.chat_template is None
         llm.chat([{"role": "user", "content": "hi"}])
     with make(tokenizer=None) as llm:
         for call in (
             lambda: llm.chat([{"role": "user", "content": "hi"}]),
+            lambda: llm.chat_text([{"role": "user", "content": "hi"}]),
             lambda: llm.encode("x"),
             lambda: llm.generate("x"),
         ):

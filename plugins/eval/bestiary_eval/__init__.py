@@ -1,0 +1,1 @@
+"""``bestiary eval``: an engine's scores through lm-eval's harness."""
