@@ -48,7 +48,7 @@ def _number(what: str) -> Any:
 
 
 class Figures(Model, Generic[T]):
-    """Figures of one run, or over several. Requests that failed count in ``errors`` and ``duration_s`` only."""
+    """Figures of one run, or over several. Of what failed only ``requests``, ``errors``, ``duration_s`` and ``goodput_share`` know."""
 
     duration_s: T | None = _seconds("from the first request to the end of the last answer")
     requests: T | None = _number("requests sent")

@@ -127,7 +127,7 @@ class Job:
         """A name for each target, unlike the others'."""
         names = [_name(one.target) for one in self.named]
         if len(set(names)) < len(names):
-            names = [_with_options(name, one.options) for name, one in zip(names, self.named, strict=True)]
+            names = [_with_options(name, one.options, self.named) for name, one in zip(names, self.named, strict=True)]
         if len(set(names)) < len(names):
             names = [f"{name} ({number})" for number, name in enumerate(names, 1)]
         return names
@@ -147,5 +147,11 @@ def _name(target: str) -> str:
     return target.partition("://")[2].partition("/")[0] if is_url(target) else Path(target).name or target
 
 
-def _with_options(name: str, options: dict[str, Any]) -> str:
-    return f"{name} [{', '.join(f'{key}={value}' for key, value in options.items())}]" if options else name
+def _with_options(name: str, options: dict[str, Any], named: Sequence[Named]) -> str:
+    """The name with those options that not all of the targets have."""
+    own = [
+        f"{key}={value}"
+        for key, value in options.items()
+        if not all(key in one.options and one.options[key] == value for one in named)
+    ]
+    return f"{name} [{', '.join(own)}]" if own else name

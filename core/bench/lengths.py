@@ -51,7 +51,7 @@ class Lengths:
         """One length.
 
         >>> Lengths.parse("32-256", "--input").draw(Random(0))
-        229
+        248
         """
         if self.kind == "uniform":
             return random.randint(int(self.first), int(self.second))
