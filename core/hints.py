@@ -13,6 +13,9 @@ _FAULT = "this is a fault of bestiary: load the model again, and report what the
 
 # By code; a raise site that knows better gives its own hint.
 HINTS = {
+    "E-SIDE-LENGTH": "take fewer tokens, or build an engine with a larger max_seq_len",
+    "E-QUALITY-VOCABULARY": "compare models with one tokenizer",
+    "E-QUALITY-TEXT": "give a longer text",
     "E-BENCH-DATASET": "give a JSON file in ShareGPT's format, or leave --dataset out for synthetic requests",
     "E-BENCH-HTTPX": "install it with pip install 'bestiary[bench]'",
     "E-BENCH-KEY": "put the key into that variable of the environment, or leave --api-key-env out",
@@ -142,6 +145,8 @@ HINTS = {
     "E-RUN-RANK": "what the log has of the rank says why it ended; load the model again",
     "E-RUN-RANKS": "use a model that is not divided, or only what LLM itself offers",
     "E-RUN-STALL": _FAULT,
+    "E-TEXT-MISSING": "give the path of a text file",
+    "E-TEXT-ENCODING": "save the text as UTF-8",
     "E-TEXT-SIZE": "check that it is this model's tokenizer.json",
     "E-TEXT-TOKENIZER": _DAMAGED,
     "E-USE-BYTES": "write a number of bytes, or one with KiB, MiB or GiB, such as 4GiB",

@@ -35,9 +35,15 @@ class MappedFiles:
         return tuple(name for name, file in list(self._files.items()) if file.mapping() is not None)
 
     def add(self, name: str, mapping: mmap.mmap, descriptor: int) -> None:
-        """A file was mapped from an open descriptor, which stays the caller's."""
+        """A file was mapped from an open descriptor, which stays the caller's.
+
+        Raises:
+            EngineError: it was mapped before, and is not any more what it was then.
+        """
+        found, before = os.fstat(descriptor), self._files.get(name)
+        if before is not None and (found.st_size, found.st_mtime_ns) != (before.size, before.modified):
+            raise _changed(name, "another size or time of modification", None)
         own = os.dup(descriptor)
-        found = os.fstat(own)
         self._files[name] = _Mapped(weakref.ref(mapping), own, found.st_size, found.st_mtime_ns)
         weakref.finalize(mapping, os.close, own).atexit = False
 

@@ -117,6 +117,10 @@ class Weights:
             if first < last:
                 self._maps[entry.file].madvise(mmap.MADV_DONTNEED, first, last - first)
 
+    def let_go(self) -> None:
+        """Keep no file mapped but for tensors that share its pages; what is read later is mapped anew."""
+        self._maps.clear()
+
     def _map(self, shard: str) -> mmap.mmap:
         if shard not in self._maps:
             self._maps[shard] = map_file(self.directory, shard, self._sizes[shard], self.mapped)

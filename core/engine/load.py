@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,12 +13,13 @@ from bestiary.core.checkpoint.mapped import MappedFiles
 from bestiary.core.checkpoint.parameters import check_names, parse_config
 from bestiary.core.checkpoint.weights import Weights
 from bestiary.core.config import Rope
+from bestiary.core.engine.cache_plan import plan_cache
 from bestiary.core.engine.constants import Constants, at_random, from_files
 from bestiary.core.engine.engine import EngineManifest, plan_file
 from bestiary.core.engine.fallback import announce, check_fallback
 from bestiary.core.engine.family import config_of, family_of
 from bestiary.core.engine.memory import mapped_dtypes
-from bestiary.core.engine.memory_cap import MemoryCap, check_memory
+from bestiary.core.engine.memory_cap import MemoryCap
 from bestiary.core.engine.network import Network, make_network
 from bestiary.core.engine.options import BuildOptions
 from bestiary.core.engine.taps import ReferenceTaps, TapNames, TapPrograms
@@ -31,15 +31,13 @@ from bestiary.core.program.bind import bind
 from bestiary.core.program.bound import StepProgram
 from bestiary.core.program.plan import Plan
 from bestiary.core.program.program import Program
-from bestiary.core.program.trace import cache_groups
 from bestiary.core.progress import Progress, Silent, step
 from bestiary.core.runtime.cache_groups import CacheGroup
 from bestiary.core.runtime.graphs import DecodeGraphs
 from bestiary.core.runtime.inputs import StepInputs
-from bestiary.core.runtime.kv_store import KVStore, plan_groups
+from bestiary.core.runtime.kv_store import KVStore
 from bestiary.core.runtime.reference import ReferenceRunner
 from bestiary.core.runtime.runner import Runner
-from bestiary.layers.cache import CacheSpec
 from bestiary.spec import Model
 
 log = logging.getLogger("bestiary.engine")
@@ -143,6 +141,7 @@ def load_engine(
         engine = _assemble(
             network, constants, plan, host, options, groups, directory, model, reference, cap, files.mapped
         )
+        files.let_go()
         note.text += announce(model, manifest.checkpoint.config, host)
     return engine
 
@@ -241,52 +240,6 @@ def _assemble(
         weight_files=weight_files,
         taps=taps,
     )
-
-
-def plan_cache(
-    network: Network, options: BuildOptions, memory: float | int, num_blocks: int | None, place: Place
-) -> tuple[CacheGroup, ...]:
-    """The model's cache groups with the same number of blocks on every rank: the least that one of them can hold."""
-    program = network.program
-    if num_blocks is not None:
-        return tuple(CacheGroup(num_blocks, options.block_size, spec.window) for spec in program.groups)
-    planned = _planned(network, options, program.caches, _budget(memory, network, place))
-    held = {program.group_of[path]: planned[spec] for path, spec in program.caches.items()}
-    counts = [
-        # A stage without layers of a group has nothing to hold: it takes as many blocks as could ever be in use.
-        held.get(number) or _planned(network, options, {"": spec}, sys.maxsize)[spec]
-        for number, spec in enumerate(program.groups)
-    ]
-    least = place.least(counts, network.target.device)
-    return tuple(
-        CacheGroup(count, options.block_size, spec.window) for count, spec in zip(least, program.groups, strict=True)
-    )
-
-
-def _budget(memory: float | int, network: Network, place: Place) -> int:
-    """Bytes for this rank's cache."""
-    check_memory(memory)
-    if memory > 1:
-        return int(memory)
-    device = network.target.device
-    # Ranks on the processor share its memory; a GPU has one rank.
-    return int(memory * devices.free_memory(device)) // (place.count if device.type == "cpu" else 1)
-
-
-def _planned(
-    network: Network, options: BuildOptions, caches: Mapping[str, CacheSpec], budget: int
-) -> dict[CacheSpec, int]:
-    """Blocks for each distinct spec of some caches."""
-    planned = plan_groups(
-        caches,
-        budget=budget,
-        block_size=options.block_size,
-        dtype=network.geometry.kv_dtype,
-        max_seq_len=network.max_seq_len,
-        max_batch_size=options.max_batch_size,
-        max_num_tokens=options.max_num_tokens,
-    )
-    return {spec: group.num_blocks for spec, group in zip(cache_groups(dict(caches)), planned, strict=True)}
 
 
 def _length_dependent(program: Program) -> bool:

@@ -6,14 +6,12 @@ import logging
 
 import torch
 
+from bestiary.core.logs import TRACE
 from bestiary.core.observe.calls import Call
 from bestiary.core.observe.recorder import Recorder
 from bestiary.core.program.bound import BoundCall
 from bestiary.core.runtime.messages import StepMessage
 from bestiary.core.runtime.runner import Runner
-
-#: The number of the level TRACE.
-TRACE = 5
 
 log = logging.getLogger("bestiary.trace")
 

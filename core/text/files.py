@@ -33,4 +33,4 @@ def read_text(path: Path) -> str:
         raise MissingInputError("E-TEXT-MISSING", path.name, f"can't be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         found = f"byte 0x{error.object[error.start]:02x} at {error.start}"
-        raise DataError("E-TEXT-UTF8", path.name, "is not a text", found=found, expected="UTF-8") from error
+        raise DataError("E-TEXT-ENCODING", path.name, "is not a text", found=found, expected="UTF-8") from error

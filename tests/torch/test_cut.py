@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from bestiary import ConfigError, Model, hookimpl
 from bestiary.core.engine.build import build
+from bestiary.core.engine.cache_plan import plan_cache
 from bestiary.core.engine.engine import plan_file
-from bestiary.core.engine.load import load_engine, plan_cache
+from bestiary.core.engine.load import load_engine
 from bestiary.core.engine.network import make_network
 from bestiary.core.engine.options import BuildOptions
 from bestiary.core.ops.collective import UNDIVIDED, Place, Ranks
