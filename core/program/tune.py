@@ -166,18 +166,19 @@ class Tuner:
         reference_kernel(op)(*theirs, **reference_keywords)
         mutated = [index for index, name in enumerate(op.parameters) if name in op.mutates]
         pairs = [*zip(outs, expected, strict=True), *((mine[i], theirs[i]) for i in mutated)]
-        deviations = [deviation(found, wanted, op.tolerances) for found, wanted in pairs]
-        worst = max(deviations, key=lambda one: one.excess, default=Deviation())
-        if not worst.excess <= 1:
-            raise PluginError(
-                "E-KERNEL-WRONG",
-                label,
-                f"differs from the op's reference at {sizes.tokens} tokens",
-                found=str(worst),
-                expected="at most 1",
-                hint=_OTHER.format(op.name),
-            )
-        return Trial(kernel.name, round(self._time(run, mine, keywords), 2), round(worst.excess, 4))
+        worst = _worst(op, pairs)
+        _require(worst, op, label, f"differs from the op's reference at {sizes.tokens} tokens")
+        microseconds = self._time(run, mine, keywords, label)
+        # By now it was called several times on the same constants, as in a model: the last time counts as the first.
+        for index in mutated:
+            mine[index].copy_(args[index])
+        for out in outs:
+            _unwrite(out)
+        self._call(run, mine, keywords, label)
+        _require(
+            _worst(op, pairs), op, label, f"differs, called again, from the op's reference at {sizes.tokens} tokens"
+        )
+        return Trial(kernel.name, round(microseconds, 2), round(worst.excess, 4))
 
     def _run(
         self,
@@ -191,11 +192,7 @@ class Tuner:
         """Run a kernel for the first time: it fills the tensors that it is given, and returns nothing."""
         given = [tensor for tensor in (*args, *outs) if isinstance(tensor, Tensor)]
         before = [layout(tensor) for tensor in given]
-        try:
-            returned = run(*args, **keywords)
-            devices.synchronize(self._target.device)
-        except Exception as error:
-            raise PluginError("E-KERNEL-FAILED", label, f"raised {type(error).__name__}: {said(error)}") from error
+        returned = self._call(run, args, keywords, label)
         found = None if returned is None else f"it returned a {type(returned).__name__}"
         if found is None and [layout(tensor) for tensor in given] != before:
             found = "other memory or another shape"
@@ -203,14 +200,21 @@ class Tuner:
             problem = "must fill out as it is given, and return nothing"
             raise PluginError("E-KERNEL-WRONG", label, problem, found=found, hint=hint)
 
-    def _time(self, run: Callable[..., None], args: list[Any], keywords: dict[str, Any]) -> float:
+    def _call(self, run: Callable[..., Any], args: list[Any], keywords: dict[str, Any], label: str) -> Any:
+        try:
+            returned = run(*args, **keywords)
+            devices.synchronize(self._target.device)
+        except Exception as error:
+            raise PluginError("E-KERNEL-FAILED", label, f"raised {type(error).__name__}: {said(error)}") from error
+        return returned
+
+    def _time(self, run: Callable[..., None], args: list[Any], keywords: dict[str, Any], label: str) -> float:
         times: list[float] = []
         deadline = time.perf_counter() + _BUDGET
         while len(times) < _LEAST_RUNS or (time.perf_counter() < deadline and len(times) < _MOST_RUNS):
             devices.synchronize(self._target.device)
             start = time.perf_counter()
-            run(*args, **keywords)
-            devices.synchronize(self._target.device)
+            self._call(run, args, keywords, label)
             times.append(time.perf_counter() - start)
         # The least is the kernel's own; what is above it belongs to whatever else the machine did.
         return min(times) * 1e6
@@ -270,8 +274,28 @@ def _preferred(trials: tuple[Trial, ...]) -> tuple[str, str]:
 
 def _unwritten(shape: Shape, sizes: Sizes, device: torch.device) -> Tensor:
     """Memory for a result, filled with what a kernel that forgets an element would leave."""
-    empty = torch.empty(shape.at(sizes), dtype=shape.dtype, device=device)
-    return empty.fill_(float("nan") if shape.dtype.is_floating_point else -1)
+    return _unwrite(torch.empty(shape.at(sizes), dtype=shape.dtype, device=device))
+
+
+def _unwrite(result: Tensor) -> Tensor:
+    return result.fill_(float("nan") if result.dtype.is_floating_point else -1)
+
+
+def _worst(op: OpDeclaration[..., Any], pairs: list[tuple[Tensor, Tensor]]) -> Deviation:
+    deviations = [deviation(found, wanted, op.tolerances) for found, wanted in pairs]
+    return max(deviations, key=lambda one: one.excess, default=Deviation())
+
+
+def _require(worst: Deviation, op: OpDeclaration[..., Any], label: str, problem: str) -> None:
+    if not worst.excess <= 1:
+        raise PluginError(
+            "E-KERNEL-WRONG",
+            label,
+            problem,
+            found=str(worst),
+            expected="at most 1",
+            hint=_OTHER.format(op.name),
+        )
 
 
 def _copied(op: OpDeclaration[..., Any], index: int, argument: Any) -> Any:
