@@ -45,6 +45,8 @@ class KernelChecker:
     def __init__(self, host: PluginHost, *, timeout: float = TIMEOUT) -> None:
         self._host = host
         self._child = Isolated(f"{__name__}:serve", timeout=timeout)
+        #: Reports that it made so far.
+        self.answered = 0
 
     def kernel(self, case: KernelCase, waived: Mapping[str, str] | None = None) -> KernelReport:
         """Check a kernel in a dtype."""
@@ -72,6 +74,7 @@ class KernelChecker:
         return Job(plugins, prefer, op, kernel, origin, device, dtype, dict(waived))
 
     def _report(self, job: Job) -> KernelReport:
+        self.answered += 1
         try:
             return KernelReport.from_dict(self._child.run(job))
         except Died as death:

@@ -10,7 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -111,7 +111,7 @@ def run(
             "names no conformance class",
             hint="its author gives Model(conformance='package.conformance:NameConformance')",
         )
-    cls: Any = resolve(model.conformance, needed_by=f"model {model.name}")
+    cls: Any = _class_of(model, host)
     if unknown := [name for name in configs if name not in cls.configs]:
         known = ", ".join(cls.configs)
         raise UsageError("E-KIT-CONFIG", "--config", "unknown config", found=unknown[0], expected=known)
@@ -137,13 +137,46 @@ def run(
     )
 
 
+def _class_of(model: Model, host: PluginHost) -> Any:
+    """The conformance class that the model names, which must be about it."""
+    from bestiary.core.conformance.model import ModelConformance
+
+    assert model.conformance is not None
+    cls: Any = resolve(model.conformance, needed_by=f"model {model.name}")
+    subject = f"model {model.name} ({host.origin(model)})"
+    if not isinstance(cls, type) or not issubclass(cls, ModelConformance):
+        raise PluginError(
+            "E-KIT-CLASS", subject, f"{model.conformance} is no subclass of bestiary.testing.ModelConformance"
+        )
+    if cls.model != model.name:
+        raise PluginError(
+            "E-KIT-OTHER",
+            subject,
+            f"names {model.conformance}, which is about another model",
+            found=f"model = {cls.model!r}",
+            expected=repr(model.name),
+        )
+    return cls
+
+
 class _Recorder:
     """A pytest plugin that keeps what it is told."""
 
     def __init__(self, configs: frozenset[str], progress: Progress) -> None:
+        from bestiary.core.conformance.model import guard
+
         self.configs, self.progress = configs, progress
+        self.guard = guard()
         self.reports: dict[tuple[str, str], list[Any]] = {}
         self.broken: list[str] = []
+
+    @property
+    def concluded(self) -> set[tuple[str, str]]:
+        """Check and config of what the kit's own code ran to the end."""
+        return {_place(nodeid) for nodeid in self.guard.concluded}
+
+    def pytest_configure(self, config: Any) -> None:
+        self.guard.register(config)
 
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
         items[:] = [item for item in items if _config_of(item.nodeid) in ("", *self.configs)]
@@ -153,10 +186,13 @@ class _Recorder:
             self.broken.append(str(report.longrepr))
 
     def pytest_runtest_logreport(self, report: Any) -> None:
-        check = report.nodeid.rpartition("::")[2].partition("[")[0]
-        self.reports.setdefault((check, _config_of(report.nodeid)), []).append(report)
+        self.reports.setdefault(_place(report.nodeid), []).append(report)
         if report.when == "teardown":
             self.progress.advance(1)
+
+
+def _place(nodeid: str) -> tuple[str, str]:
+    return nodeid.rpartition("::")[2].partition("[")[0], _config_of(nodeid)
 
 
 def _config_of(nodeid: str) -> str:
@@ -201,7 +237,10 @@ def _outcomes(cls: Any, configs: Sequence[str], recorder: _Recorder, long: bool)
         for config in configs:
             reason = waiver(cls, check, config)
             if reports := recorder.reports.pop((check, config), []):
-                yield _outcome(check, config, reports, reason)
+                found = _outcome(check, config, reports, reason)
+                if found.outcome in ("passed", "refused") and (check, config) not in recorder.concluded:
+                    found = replace(found, outcome="failed", text="the kit's own code did not run it to the end")
+                yield found
             elif config not in configs_of(cls, check, long=long):
                 yield Check(check, config, "short")
             else:
@@ -218,13 +257,15 @@ def _outcome(check: str, config: str, reports: Sequence[Any], reason: str | None
         found |= dict(report.user_properties)
     text = str(found.get("refused") or found.get("note") or "")
     outcome: Outcome = "refused" if "refused" in found else "passed"
-    said = next((_skip_reason(report) for report in reports if report.skipped), None)
+    skipped = next((report for report in reports if report.skipped), None)
+    said = None if skipped is None else _skip_reason(skipped)
+    ran = skipped is not None and skipped.when == "call"  # else a fixture skipped it
     wrong = next((report for report in reports if report.failed or hasattr(report, "wasxfail")), None)
     if wrong is not None:
         outcome, text = "failed", _failure(wrong)
     elif said is not None and reason is not None and said == f"waived: {reason}":
         outcome, text = "waived", reason
-    elif said is not None and said.startswith("none: ") and check in OPTIONAL:
+    elif said is not None and ran and said.startswith("none: ") and check in OPTIONAL:
         outcome, text = "none", said.removeprefix("none: ")
     elif said is not None:
         outcome, text = "failed", f"skipped without a waiver: {said}"

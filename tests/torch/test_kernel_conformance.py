@@ -1,7 +1,10 @@
 """Kernels with one fault each, and the check that finds it. Those that take the process with them run in a child."""
 
 import dataclasses
+import os
 import re
+from pathlib import Path
+from textwrap import indent
 
 import documents
 import faulty_kernels
@@ -200,8 +203,54 @@ def test_a_waiver_needs_a_reason_and_a_check() -> None:
         type(KernelConformance)("Overriding", (KernelConformance,), {"test_kernel": None})
     with pytest.raises(TypeError, match="Empty needs a distribution or a plugin"):
         type(KernelConformance)("Empty", (KernelConformance,), {})._selection()
-    with pytest.raises(TypeError, match=r"Deaf\.checker: belongs to KernelConformance"):
-        type(KernelConformance)("Deaf", (KernelConformance,), {"checker": None})
+    for name in ("checker", "setup_method", "__init__"):
+        with pytest.raises(TypeError, match=rf"Deaf\.{name}: belongs to KernelConformance or pytest"):
+            type(KernelConformance)("Deaf", (KernelConformance,), {name: None})
+        mixin = type("Mixin", (), {name: None})
+        if name != "checker":
+            with pytest.raises(TypeError, match=rf"Deaf\.{name}: belongs to KernelConformance or pytest"):
+                type(KernelConformance)("Deaf", (KernelConformance, mixin), {})
+    with pytest.raises(TypeError, match="Other: its metaclass Meta could change what the kit sees of it"):
+        type("Meta", (type(KernelConformance),), {})("Other", (KernelConformance,), {})
+
+
+FIXTURES = {
+    "a checker of its own": (
+        "@pytest.fixture(name='checker')\ndef of_its_own(self):\n    return Lenient()",
+        "test_op: a fixture of its own replaces the kit's 'checker'",
+    ),
+    "a lenient checker": (
+        "@pytest.fixture(autouse=True)\ndef lenient(self, checker):\n    checker.op = lambda *args: RIGHT",
+        "test_op: something replaced checker.op while it was set up",
+    ),
+    "another function": (
+        "@pytest.fixture(autouse=True)\ndef another(self, request):\n    request.node.obj = lambda **given: None",
+        "test_op: something replaced the check while it was set up",
+    ),
+    "a lenient conclusion": (
+        "@pytest.fixture(autouse=True)\ndef lenient(self, monkeypatch):\n"
+        "    monkeypatch.setattr('bestiary.core.conformance.kernel_conformance._conclude', lambda report: None)",
+        "test_op: something replaced bestiary.core.conformance.kernel_conformance._conclude of the kit",
+    ),
+}
+
+
+@pytest.mark.parametrize("way", FIXTURES)
+def test_a_fixture_that_would_lose_a_check_fails_it(way: str, tmp_path: Path) -> None:
+    body, complaint = FIXTURES[way]
+    head = "import pytest\nfrom bestiary.testing import KernelConformance\nclass Lenient: pass\nRIGHT = Lenient()\n"
+    kit = f"class TestFaulty(KernelConformance):\n    plugin = 'faulty_kernels'\n{indent(body, '    ')}\n"
+    (tmp_path / f"test_{way.replace(' ', '_')}.py").write_text(head + kit)
+    told: list[pytest.TestReport] = []
+
+    class Recorder:
+        def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+            told.append(report)
+
+    quiet = ["-p", "no:cacheprovider", "-p", "no:terminal", "-c", os.devnull, "-k", "test_op", str(tmp_path)]
+    pytest.main(quiet, plugins=[Recorder()])
+    failed = [str(one.longrepr) for one in told if one.failed]
+    assert len(failed) == 2 and all(complaint in text for text in failed), failed  # of two ops
 
 
 @pytest.mark.parametrize("devices", [(), [], "cpu", None], ids=repr)

@@ -66,6 +66,12 @@ def test_a_distribution_stands_for_all_of_its_models(
     ("arguments", "status", "message"),
     [
         (["nobody"], 69, r"no plugin of that name brings a model; expected llama (bestiary-llama)"),
+        (
+            ["about_another"],
+            69,
+            "names broken_families:windowed, which is about another model; found model = 'windowed'",
+        ),
+        (["without_a_kit"], 69, "broken_families:Windowed is no subclass of bestiary.testing.ModelConformance"),
         (["keys_only", "--config", "huge"], 2, "--config: unknown config; found huge, expected tiny"),
     ],
 )
