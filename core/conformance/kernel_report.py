@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 #: The checks of a kernel by name, as findings and waivers name them, and what each looks for.
@@ -136,9 +136,14 @@ def rows(reports: Sequence[KernelReport]) -> list[tuple[str, ...]]:
 
 def remarks(reports: Sequence[KernelReport]) -> list[str]:
     """Below the table: what is wrong, what was waived and why, and why calls were declined."""
-    lines = []
+    lines: list[str] = []
+    told: set[tuple[str, str, str]] = set()
     for one in reports:
-        lines += [f"{one}: {finding}" for finding in one.findings]
+        for finding in one.findings:
+            first, *rest = finding.message.splitlines()  # a crash tells where; once for all dtypes
+            known = (one.op, one.kernel, finding.message) in told
+            told.add((one.op, one.kernel, finding.message))
+            lines.append(f"{one}: {replace(finding, message=first) if known and rest else finding}")
         lines += [f"{one}: {check} is waived: {reason}" for check, reason in one.waived.items()]
         lines += [f"{one}: ran only empty calls"] if 0 < one.ran == one.empty else []
         lines += [f"{one}: declined {count}: {reason}" for reason, count in one.declined.items()]

@@ -23,7 +23,9 @@ TIMEOUT = 120.0
 
 @dataclass(frozen=True)
 class Job:
-    """A kernel to check, or the declaration of an op, whose ``kernel`` is ``reference``; plugins as a child loads them."""
+    """A kernel to check, or the declaration of an op, whose ``kernel`` is ``reference``, or to import one, with none;
+    plugins as a child loads them.
+    """
 
     plugins: tuple[str, ...]
     prefer: tuple[tuple[str, str], ...]
@@ -59,6 +61,14 @@ class KernelChecker:
         origin = self._host.origin(self._host.op(case.op.name)).distribution
         return self._report(self._job(case.op.name, REFERENCE, origin, "cpu", "", waived or {}))
 
+    def crash(self, op: str) -> str | None:
+        """What becomes of the child that imports the declaration of an op of this name, if that ends it."""
+        try:
+            self._child.run(self._job(op, "", "", "cpu", "", {}))
+        except Died as death:
+            return None if death.how.startswith("raised") else _told(death)
+        return None
+
     def close(self) -> None:
         """End the child."""
         self._child.close()
@@ -78,17 +88,28 @@ class KernelChecker:
         try:
             return KernelReport.from_dict(self._child.run(job))
         except Died as death:
-            message = "\n    ".join([f"the process {death.how}", *death.last_words])
-            found = (Finding("crash", death.at, message),)
+            found = (Finding("crash", death.at, _told(death)),)
             return KernelReport(
                 job.op, job.kernel, job.distribution, job.device, job.dtype, findings=found, waived=job.waived
             )
+
+
+def crash_report(op: str, distribution: str, how: str) -> KernelReport:
+    """Of an op whose declaration ends the process that imports it."""
+    found = (Finding("crash", "importing its declaration", how),)
+    return KernelReport(op, REFERENCE, distribution, "cpu", "", findings=found)
+
+
+def _told(death: Died) -> str:
+    return "\n    ".join([f"the process {death.how}", *death.last_words])
 
 
 def serve(job: Job, say: Callable[[str], None]) -> dict[str, Any]:
     """In the child: do a job; its report as a dict."""
     host = _host(job.plugins, job.prefer)
     op = load_op(job.op, host)
+    if not job.kernel:
+        return {}
     if job.kernel == REFERENCE:
         return op_report(OpCase(op), say, job.distribution, job.waived).as_dict()
     case = KernelCase(op, host.kernel(job.op, job.kernel), job.device, getattr(torch, job.dtype))

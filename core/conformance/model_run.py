@@ -1,20 +1,15 @@
-"""Running a conformance class in this process, away from the plugin's own test settings, and keeping every outcome."""
+"""Running a conformance class in this process, and keeping every outcome."""
 
 from __future__ import annotations
 
 import math
-import os
 import platform
-import re
-import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any, Literal
 
+from bestiary.core.conformance.model_session import Recorder, run_pytest
 from bestiary.core.errors import PluginError, UsageError
 from bestiary.core.plugins import PluginHost, resolve
 from bestiary.core.progress import Progress, step
@@ -24,12 +19,6 @@ from bestiary.spec import Model
 Outcome = Literal["passed", "failed", "refused", "waived", "none", "short"]
 #: Number of the form of a report.
 FORMAT = 1
-_FILE = """import {module}
-
-class TestConformance({module}.{path}):
-    plugins = {plugins!r}
-    prefer = {prefer!r}
-"""
 
 
 @dataclass(frozen=True)
@@ -116,9 +105,9 @@ def run(
         known = ", ".join(cls.configs)
         raise UsageError("E-KIT-CONFIG", "--config", "unknown config", found=unknown[0], expected=known)
     wanted = tuple(name for name in cls.configs if not configs or name in configs)
-    recorder = _Recorder(frozenset(wanted), progress)
+    recorder = Recorder(frozenset(wanted), progress)
     with step(progress, f"check {model.name}") as note:
-        _run_pytest(model.conformance, plugins, prefer or {}, long, recorder)
+        run_pytest(model.conformance, plugins, prefer or {}, long, recorder)
         checks = tuple(_outcomes(cls, wanted, recorder, long))
         note.text = f"{len(checks)} checks of {len(wanted)} configs"
     origin = host.origin(model)
@@ -159,76 +148,7 @@ def _class_of(model: Model, host: PluginHost) -> Any:
     return cls
 
 
-class _Recorder:
-    """A pytest plugin that keeps what it is told."""
-
-    def __init__(self, configs: frozenset[str], progress: Progress) -> None:
-        from bestiary.core.conformance.model import guard
-
-        self.configs, self.progress = configs, progress
-        self.guard = guard()
-        self.reports: dict[tuple[str, str], list[Any]] = {}
-        self.broken: list[str] = []
-
-    @property
-    def concluded(self) -> set[tuple[str, str]]:
-        """Check and config of what the kit's own code ran to the end."""
-        return {_place(nodeid) for nodeid in self.guard.concluded}
-
-    def pytest_configure(self, config: Any) -> None:
-        self.guard.register(config)
-
-    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
-        items[:] = [item for item in items if _config_of(item.nodeid) in ("", *self.configs)]
-
-    def pytest_collectreport(self, report: Any) -> None:
-        if report.failed:
-            self.broken.append(str(report.longrepr))
-
-    def pytest_runtest_logreport(self, report: Any) -> None:
-        self.reports.setdefault(_place(report.nodeid), []).append(report)
-        if report.when == "teardown":
-            self.progress.advance(1)
-
-
-def _place(nodeid: str) -> tuple[str, str]:
-    return nodeid.rpartition("::")[2].partition("[")[0], _config_of(nodeid)
-
-
-def _config_of(nodeid: str) -> str:
-    return nodeid.partition("[")[2].removesuffix("]")
-
-
-def _run_pytest(
-    reference: str, plugins: Sequence[str], prefer: Mapping[str, str], long: bool, recorder: _Recorder
-) -> None:
-    """Run the class in a folder of its own: no settings, conftest or pytest plugins of anybody's take part."""
-    import pytest
-
-    from bestiary.core.conformance.model import VARIABLE
-
-    module, _, path = reference.partition(":")
-    variables = {
-        VARIABLE: "long" if long else "short",
-        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
-        "PYTEST_ADDOPTS": "",
-        "PYTEST_PLUGINS": "",
-    }
-    quiet = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    with tempfile.TemporaryDirectory(prefix="bestiary-check-") as folder, _environ({**variables, **quiet}):
-        # pytest keeps modules by name: every run has its own.
-        file = Path(folder) / f"test_{re.sub(r'[^0-9a-zA-Z]', '_', Path(folder).name)}.py"
-        file.write_text(_FILE.format(module=module, path=path, plugins=tuple(plugins), prefer=dict(prefer)))
-        settings = Path(folder) / "pytest.ini"
-        settings.write_text("[pytest]\nmarkers = slow: many processes\n")
-        options = [str(file), "-c", str(settings), "--rootdir", folder, "--basetemp", str(Path(folder) / "tmp")]
-        # --doctest-modules and the like come from elsewhere; the terminal is the table's.
-        options += ["--import-mode=importlib", "-p", "no:cacheprovider", "-p", "no:terminal", "-p", "no:logging"]
-        pytest.main(options, plugins=[recorder])
-        sys.modules.pop(file.stem, None)
-
-
-def _outcomes(cls: Any, configs: Sequence[str], recorder: _Recorder, long: bool) -> Iterator[Check]:
+def _outcomes(cls: Any, configs: Sequence[str], recorder: Recorder, long: bool) -> Iterator[Check]:
     """Every check of every config, those that never ran included; then the class's own tests."""
     from bestiary.core.conformance.model import configs_of
     from bestiary.core.conformance.model_rules import checks_of, waiver
@@ -311,17 +231,3 @@ def _environment() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "not installed"
     return {**found, "platform": f"{platform.system()} {platform.machine()}"}
-
-
-@contextmanager
-def _environ(variables: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value

@@ -1,6 +1,7 @@
 """Kernels with one fault each, and the check that finds it. Those that take the process with them run in a child."""
 
 import dataclasses
+import json
 import os
 import re
 from pathlib import Path
@@ -12,10 +13,12 @@ import pytest
 import torch
 
 from bestiary import PluginError
+from bestiary.core import isolated
+from bestiary.core.cli.main import invoke
 from bestiary.core.conformance.kernel_cases import ROWS
 from bestiary.core.conformance.kernel_check import KernelCheck
 from bestiary.core.conformance.kernel_memory import AROUND_INPUTS, Banded
-from bestiary.core.conformance.kernel_report import CHECKS, HEADINGS, KernelReport, remarks, rows
+from bestiary.core.conformance.kernel_report import CHECKS, HEADINGS, Finding, KernelReport, remarks, rows
 from bestiary.core.conformance.kernel_select import select
 from bestiary.core.conformance.kernel_worker import KernelChecker
 from bestiary.core.ops.declare import Tolerance
@@ -174,6 +177,53 @@ def test_a_crash_is_a_result_and_the_next_kernel_is_checked() -> None:
     assert "in segfaults" in finding.message  # where Python was
     assert (after.verdict, after.findings, after.ran) == ("pass", (), 2 * (1 + len(ROWS)))
     assert faulty.findings == checked("short").findings
+
+
+def test_a_declaration_that_crashes_is_a_result_and_the_other_kernels_are_checked(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    assert invoke(["-p", "crashing_ops", "check-kernel", "crashing_ops", "--device", "cpu", "--json", "-"]) == 69
+    reports = json.loads(capfd.readouterr().out)["reports"]
+    crashed, *others = [KernelReport.from_dict(one) for one in reports]
+    (finding,) = crashed.findings
+    assert (str(crashed), finding.check) == ("crashing::boom=reference-cpu", "crash")
+    assert finding.case == "importing its declaration" and "the process was killed by SIGSEGV" in finding.message
+    assert {f"{one.op}={one.kernel} {one.verdict}" for one in others} == {"mul=right pass"}
+
+
+def test_a_crash_tells_where_the_kernel_was_and_nothing_of_the_kit() -> None:
+    stack = [
+        "Fatal Python error: Segmentation fault",
+        "",
+        "Current thread 0x00007fd4c6e44b80 (most recent call first):",
+        '  File "/plugins/norms.py", line 15 in inner',
+        '  File "/plugins/norms.py", line 20 in run',
+        f'  File "{isolated.__file__.replace("isolated.py", "conformance/kernel_run.py")}", line 87 in launch',
+        f'  File "{isolated.__file__.replace("isolated.py", "isolated_main.py")}", line 40 in main',
+        '  File "<frozen runpy>", line 88 in _run_code',
+    ]
+    words = isolated.Died("was killed by SIGSEGV", "", "\n".join(stack)).last_words
+    assert words == ["Current thread (most recent call first):", *stack[3:5]]
+    found = Finding("crash", "input 0", "\n    ".join(["the process was killed", *words]))
+    reports = [KernelReport("o", "k", "d", "cpu", dtype, findings=(found,)) for dtype in ("float32", "float16")]
+    told = "\n".join(remarks(reports))
+    assert told.count("the process was killed") == 2 and told.count("in inner") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["--timeout", "-1"], 2, "--timeout: is no time; found -1, expected seconds above 0"),
+        (["--timeout", "nan"], 2, "--timeout: is no time; found nan"),
+        (["--json", "no/such/folder/out.json"], 73, "out.json: can't be written: No such file or directory"),
+    ],
+)
+def test_wrong_options_are_refused_before_anything_is_checked(
+    arguments: list[str], status: int, message: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(KernelChecker, "_report", lambda self, job: pytest.fail("it was checked"))
+    assert invoke(["-p", "faulty_kernels", "check-kernel", "faulty_kernels", *arguments]) == status
+    assert message in capfd.readouterr().err
 
 
 def test_what_a_distribution_brings_is_found_by_its_names() -> None:

@@ -92,8 +92,11 @@ def test_without_the_testing_extra_it_says_what_to_install(
 def test_a_file_that_can_not_be_written(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    _quick(monkeypatch)
+    ran = _quick(monkeypatch)
     assert invoke([*BROKEN, "keys_only", "--json", str(tmp_path / "no" / "out.json")]) == 73
+    assert invoke([*BROKEN, "keys_only", "--json", str(tmp_path)]) == 73
+    assert not ran, "it is said before the kit runs"
+    assert not list(tmp_path.iterdir())
     assert "can't be written: No such file or directory" in capfd.readouterr().err
 
 

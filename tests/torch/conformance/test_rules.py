@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from textwrap import dedent, indent
@@ -13,7 +15,8 @@ import pytest
 from broken_families import TINY
 
 from bestiary.core.conformance.model_rules import check_class, checks_of
-from bestiary.core.conformance.model_run import Check, _Recorder, _run_pytest
+from bestiary.core.conformance.model_run import Check
+from bestiary.core.conformance.model_session import Recorder, run_pytest
 from bestiary.core.errors import UsageError
 from bestiary.core.progress import Silent
 from bestiary.testing import ModelConformance
@@ -178,8 +181,8 @@ def outcomes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> li
     monkeypatch.syspath_prepend(tmp_path)
     name = f"conformance_{len(list(tmp_path.iterdir()))}_{abs(hash(source))}"
     (tmp_path / f"{name}.py").write_text(source)
-    recorder = _Recorder(frozenset(["tiny"]), Silent())
-    _run_pytest(f"{name}:Family", ["broken_families"], {}, False, recorder)
+    recorder = Recorder(frozenset(["tiny"]), Silent())
+    run_pytest(f"{name}:Family", ["broken_families"], {}, False, recorder)
     module = __import__(name)
     return list(_outcomes(module.Family, ["tiny"], recorder, False))
 
@@ -344,10 +347,29 @@ def test_a_fixture_that_would_lose_a_check_fails_it(tmp_path: Path, monkeypatch:
     assert found.outcome == "failed" and complaint in found.text, found
 
 
+@pytest.mark.parametrize(
+    ("body", "raised"),
+    [("os.kill(os.getpid(), signal.SIGTERM)", SystemExit), ("raise KeyboardInterrupt", KeyboardInterrupt)],
+    ids=["terminated", "interrupted"],
+)
+def test_what_ends_a_process_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, raised: type[BaseException]
+) -> None:
+    ending = f"\n    @pytest.fixture(autouse=True)\n    def ends(self):\n        import os, signal\n        {body}\n"
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
+    try:
+        handler = signal.getsignal(signal.SIGTERM)
+        with pytest.raises(raised):
+            outcomes(tmp_path, monkeypatch, CLASS + ending)
+        assert signal.getsignal(signal.SIGTERM) is handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_what_the_kits_code_did_not_conclude_is_a_failure() -> None:
     from bestiary.core.conformance.model_run import _outcomes
 
-    recorder = _Recorder(frozenset(["tiny"]), Silent())
+    recorder = Recorder(frozenset(["tiny"]), Silent())
     passed = SimpleNamespace(user_properties=[], skipped=False, failed=False, duration=0.0)
     recorder.reports["test_prefill", "tiny"] = recorder.reports["test_decode", "tiny"] = [passed]
     recorder.guard.concluded.add("test_family.py::TestFamily::test_decode[tiny]")
@@ -368,7 +390,7 @@ def test_nothing_to_check_is_what_the_check_says_and_no_fixture(when: str, outco
 def test_a_mark_from_outside_fails_the_collection(tmp_path: Path) -> None:
     line = "pytestmark = pytest.mark.skip(reason='all of this file')"
     (tmp_path / "test_marked_family.py").write_text(f"{CLASS}\nclass TestFamily(Family):\n    pass\n\n{line}\n")
-    recorder = _Recorder(frozenset(["tiny"]), Silent())
+    recorder = Recorder(frozenset(["tiny"]), Silent())
     options = ["-p", "no:cacheprovider", "-p", "no:terminal", "-c", os.devnull, str(tmp_path)]
     assert pytest.main(options, plugins=[recorder]) == pytest.ExitCode.INTERRUPTED
     assert "the mark skip would skip a check of the kit in silence" in recorder.broken[0]
@@ -387,7 +409,7 @@ def test_what_was_not_run_is_a_failure() -> None:
     from bestiary.core.conformance.model_run import _outcomes
 
     cls = made(waived={"test_export": REASON})
-    checks = {one.check: one for one in _outcomes(cls, ["tiny"], _Recorder(frozenset(), Silent()), False)}
+    checks = {one.check: one for one in _outcomes(cls, ["tiny"], Recorder(frozenset(), Silent()), False)}
     assert {one.outcome for one in checks.values()} == {"failed"}
     assert checks["test_prefill"].text == "it was not run"
 
