@@ -12,7 +12,7 @@ import faulty_kernels
 import pytest
 import torch
 
-from bestiary import PluginError
+from bestiary import Kernel, PluginError
 from bestiary.core import isolated
 from bestiary.core.cli.main import invoke
 from bestiary.core.conformance.kernel_cases import ROWS
@@ -158,6 +158,26 @@ def test_ordinary_kernels_would_fail_if_they_claimed_to_be_batch_invariant(op: s
     report = KernelCheck(KernelCase(load_op(op, HOST), claims, "cpu", torch.float32)).report()
     (finding,) = report.findings
     assert finding.check == "invariance" and report.ran > 0
+
+
+@pytest.mark.parametrize(
+    ("op", "name"),
+    [
+        ("rms_norm", "norm_without_eps"),
+        ("rms_norm", "norm_of_a_fixed_eps"),
+        ("rms_norm", "norm_of_a_misplaced_eps"),
+        ("rms_norm", "norm_that_divides_by_zero"),
+        ("rms_norm", "norm_in_half"),
+        ("moe_route", "route_without_a_shift"),
+        ("moe_route", "route_that_always_renormalizes"),
+        ("paged_attention", "attention_of_its_own_scale"),
+    ],
+)
+def test_a_kernel_that_overlooks_an_argument_or_rare_values_fails(op: str, name: str) -> None:
+    kernel = Kernel(op=op, name=name, run=f"careless_kernels:{name}")
+    with torch.no_grad():
+        report = KernelCheck(KernelCase(load_op(op, HOST), kernel, "cpu", torch.float32)).report()
+    assert {finding.check for finding in report.findings} & {"tolerance", "fill"}, report
 
 
 def test_the_documented_checks_are_those_there_are() -> None:
