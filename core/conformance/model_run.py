@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import platform
 from collections.abc import Iterator, Mapping, Sequence
@@ -58,6 +60,7 @@ class Report:
     reference: str
     environment: Mapping[str, str]
     configs: tuple[str, ...]
+    configs_sha256: str
     checks: tuple[Check, ...]
 
     @property
@@ -122,8 +125,15 @@ def run(
         reference="transformers" if cls.reference is None else model.conformance,
         environment=_environment(),
         configs=wanted,
+        configs_sha256=digest(cls.configs),
         checks=checks,
     )
+
+
+def digest(configs: Mapping[str, Mapping[str, Any]]) -> str:
+    """Of a class's configs: outcomes are those of a plugin as long as it is the same."""
+    text = json.dumps({name: dict(config) for name, config in configs.items()}, sort_keys=True, default=repr)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _class_of(model: Model, host: PluginHost) -> Any:

@@ -144,6 +144,8 @@ NOT_NAMES += [
     "true",
     "json",
     "attention",
+    "tests",
+    "test_model",
     "model",
     "bestiary",
     "llama",

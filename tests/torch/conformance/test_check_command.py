@@ -111,7 +111,7 @@ def report(**changes: Any) -> Report:
     environment = {"bestiary": "1.0.0", "torch": "2", "platform": "Linux x86_64"}
     said = {
         "model": "m", "plugin": "m", "distribution": "bestiary-m", "version": "1", "architectures": ("M",), "long": False, "gguf": False,
-        "reference": "transformers", "environment": environment, "configs": configs, "checks": tuple(checks),
+        "reference": "transformers", "environment": environment, "configs": configs, "configs_sha256": "", "checks": tuple(checks),
     }  # fmt: skip
     return Report(**{**said, **changes})
 
