@@ -108,6 +108,14 @@ def test_a_kernel_that_runs_empty_calls_only_is_declined_which_is_no_pass() -> N
     assert check_kernel(case("idle")) == 0
 
 
+def test_the_table_says_how_much_of_a_pass_was_seen() -> None:
+    place = HEADINGS.index("verdict")
+    some = KernelReport("o", "k", "d", "cpu", "float32", ran=2, declined={"not my shape": 30, "too wide": 4})
+    none = dataclasses.replace(some, ran=0)
+    assert [row[place] for row in rows([some, none])] == ["pass, 2 of 36 calls", "declined"]
+    assert [row[place] for row in rows([dataclasses.replace(some, declined={})])] == ["pass"]
+
+
 def test_the_table_says_where_no_workspace_is_stated() -> None:
     place = HEADINGS.index("workspace")
     assert [row[place] for row in rows([checked("right"), checked("spends")])] == ["not stated", "NO"]
