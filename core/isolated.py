@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import select
 import signal
 import subprocess
@@ -24,6 +25,11 @@ from typing import IO, Any
 _TAIL = 8000  # characters of what a dead child printed
 _LINES = 10  # of them, in a message
 _CRASHED = "Current thread"  # of what faulthandler prints, the part about the thread that crashed
+#: How frames begin of what brings a child to its work.
+_OURS = (
+    'File "<frozen',
+    *(f'File "{Path(__file__).parent / name}' for name in ("conformance", "program", "plugins", "isolated_main.py")),
+)
 _DUMPING = 1.0  # seconds in which a child that hangs may say where
 _STARTING = 300.0  # seconds in which a child imports what it needs
 
@@ -43,10 +49,15 @@ class Died(Exception):
 
     @property
     def last_words(self) -> list[str]:
-        """Of the output, the lines that say most: the innermost frames of a crash, else the end."""
+        """Of the output, the lines that say most: the innermost frames of a crash, without the child's own, else the end."""
         lines = self.output.splitlines()
         crashed = [index for index, line in enumerate(lines) if line.startswith(_CRASHED)]
-        return lines[crashed[-1] :][:_LINES] if crashed else lines[-_LINES:]
+        if not crashed:
+            return lines[-_LINES:]
+        stack = lines[crashed[-1] :][:_LINES]
+        stack[0] = re.sub(r" 0x[0-9a-f]+", "", stack[0])  # an address, another in each child
+        ours = (index for index, line in enumerate(stack) if index > 1 and line.strip().startswith(_OURS))
+        return stack[: next(ours, _LINES)]
 
 
 class Isolated:

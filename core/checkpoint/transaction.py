@@ -10,7 +10,7 @@ import shutil
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from bestiary.core.errors import OutputError, ReadWriteError
@@ -73,11 +73,18 @@ def new_file(target: Path, content: bytes) -> None:
 
 
 def check_file(target: Path) -> None:
-    """Refuse a target that :func:`new_file` can't write, before long work (OutputError)."""
+    """Refuse, before long work, a place where :func:`new_file` could not write (OutputError)."""
+    target = Path.cwd() / target
     if target.is_dir():
-        raise OutputError("E-OUT-FILE", target.name, "can't be written: it is a directory")
-    if not target.absolute().parent.is_dir():
-        raise OutputError("E-OUT-FILE", target.name, f"can't be written: there is no directory {target.parent}")
+        raise OutputError("E-OUT-FILE", target.name, "can't be written: Is a directory")
+    temporary = _temporary(target)
+    try:
+        temporary.touch()
+    except OSError as e:
+        raise OutputError("E-OUT-FILE", target.name, f"can't be written: {e.strerror}") from e
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def check_target(target: Path, *, overwrite: bool, hint: str = _OVERWRITE) -> None:

@@ -26,12 +26,15 @@ def check(
     ] = None,
 ) -> None:
     """Run a model plugin's conformance class, and print what every check found."""
+    from bestiary.core.checkpoint.transaction import check_file
     from bestiary.core.cli.report import progress
     from bestiary.core.cli.session import session_of
     from bestiary.core.conformance.model_run import run
     from bestiary.core.conformance.model_table import table
     from bestiary.core.errors import INTERNAL
 
+    if json not in (None, "-"):
+        check_file(Path(str(json)))
     session = session_of(ctx)
     reports = []
     with progress(silent=json == "-") as steps:

@@ -15,6 +15,7 @@ from bestiary.core.errors import UNAVAILABLE
 if TYPE_CHECKING:
     from bestiary.core.conformance.kernel_report import KernelReport
     from bestiary.core.conformance.kernel_select import Selection
+    from bestiary.core.conformance.kernel_worker import KernelChecker
 
 #: Seconds without a sign of life; compilers of kernels need some.
 TIMEOUT = 120.0
@@ -34,17 +35,27 @@ def check_kernel(
 ) -> None:
     """Check a plugin's kernels and ops against the ops' declarations, in a process of their own."""
     from bestiary.core.checkpoint.files import json_bytes
-    from bestiary.core.checkpoint.transaction import new_file
+    from bestiary.core.checkpoint.transaction import check_file, new_file
     from bestiary.core.cli.report import table
     from bestiary.core.cli.session import session_of
     from bestiary.core.conformance.kernel_report import HEADINGS, remarks, rows
     from bestiary.core.conformance.kernel_select import select
+    from bestiary.core.conformance.kernel_worker import KernelChecker
     from bestiary.core.device import available, choose
+    from bestiary.core.errors import UsageError
 
-    chosen = select(session_of(ctx).host, dist)
-    chosen = chosen if op is None else chosen.only(op)
+    if not timeout > 0:
+        raise UsageError(
+            "E-KERNEL-TIMEOUT", "--timeout", "is no time", found=f"{timeout:g}", expected="seconds above 0"
+        )
+    if json not in (None, "-"):
+        check_file(Path(str(json)))
+    host = session_of(ctx).host
     devices = available() if device == "auto" else (choose(device).type,)
-    reports = _checked(chosen, devices, timeout, silent=json == "-")
+    with KernelChecker(host, timeout=timeout) as checker:
+        chosen = select(host, dist, checker.crash)
+        chosen = chosen if op is None else chosen.only(op)
+        reports = _checked(chosen, devices, checker, silent=json == "-")
     result = {"distribution": dist, "reports": [report.as_dict() for report in reports]}
     if json == "-":
         print_json(result)
@@ -59,14 +70,16 @@ def check_kernel(
         raise typer.Exit(UNAVAILABLE)
 
 
-def _checked(chosen: Selection, devices: tuple[str, ...], timeout: float, *, silent: bool) -> list[KernelReport]:
+def _checked(
+    chosen: Selection, devices: tuple[str, ...], checker: KernelChecker, *, silent: bool
+) -> list[KernelReport]:
     from bestiary.core.cli.report import progress
-    from bestiary.core.conformance.kernel_worker import KernelChecker
+    from bestiary.core.conformance.kernel_worker import crash_report
 
     chosen.check_fusions()
     cases = chosen.kernels(devices)
-    reports: list[KernelReport] = []
-    with progress(silent=silent) as steps, KernelChecker(chosen.host, timeout=timeout) as checker:
+    reports = [crash_report(op, chosen.name, how) for op, how in chosen.crashed.items()]
+    with progress(silent=silent) as steps:
         steps.start("check", len(chosen.ops) + len(cases), "cases")
         for declared in chosen.ops:
             reports.append(checker.op(declared))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any, ClassVar
 
 import pytest
 import torch
 
 from bestiary.core import device
+from bestiary.core.conformance.guard import Guard, give, parts
 from bestiary.core.conformance.kernel_cases import KernelCase, OpCase, load_plugins
 from bestiary.core.conformance.kernel_check import KernelCheck
 from bestiary.core.conformance.kernel_report import CHECKS, KernelReport, remarks
@@ -69,12 +70,14 @@ class KernelConformance(metaclass=Sealed):
         super().__init_subclass__(**rest)
         of_one = [name for name in cls.waived if "=" in name and name.rpartition(":")[2] in CHECKS]
         refuse_silent(cls, KernelConformance, _SETTINGS, cls.waived, {*CHECKS, *of_one})
+        type.__setattr__(cls, "waived", MappingProxyType(dict(cls.waived)))
         if not isinstance(cls.devices, tuple | list) or not cls.devices:
             raise TypeError(f"{cls.__name__}.devices: needs at least one, like ('cpu',), and has {cls.devices!r}")
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """Parametrize the tests by what the plugin registers."""
         refuse_marks(type(self), list(metafunc.definition.iter_markers()), metafunc.definition.name)
+        guard().register(metafunc.config)
         chosen = self._selection()
         if "op_case" in metafunc.fixturenames:
             metafunc.parametrize("op_case", chosen.ops, ids=str)
@@ -88,6 +91,7 @@ class KernelConformance(metaclass=Sealed):
         if _CHECKER not in node.stash:
             node.stash[_CHECKER] = made = KernelChecker(self._selection().host, timeout=self.timeout)
             node.addfinalizer(made.close)
+        give(request.node, "checker", node.stash[_CHECKER])
         return node.stash[_CHECKER]
 
     def test_op(self, op_case: OpCase, checker: KernelChecker) -> None:
@@ -116,6 +120,16 @@ class KernelConformance(metaclass=Sealed):
         return everywhere | {check: reason for (kernel, _, check), reason in own.items() if kernel == label}
 
 
+def guard() -> Guard:
+    """What watches a run of pytest for checks that are lost."""
+    return Guard(KernelConformance, ("checker",), _answered, _PARTS)
+
+
+def _answered(item: Any) -> int | None:
+    checker = item.funcargs.get("checker")
+    return None if checker is None else checker.answered
+
+
 @lru_cache(maxsize=8)
 def _selected(plugin: ModuleType | str | None, distribution: str) -> Selection:
     if plugin is None:
@@ -136,3 +150,6 @@ def _conclude(report: KernelReport) -> None:
 
 def _assert_right(report: KernelReport) -> None:
     assert report.verdict != "fail", "\n".join(remarks([report]))
+
+
+_PARTS = parts()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 #: The checks of a kernel by name, as findings and waivers name them, and what each looks for.
@@ -14,11 +14,11 @@ CHECKS: Mapping[str, str] = {
     "crash": "the process lives and answers in time",
     "fill": "every element of out is written",
     "bands": "nothing beside out and the changed tensors is written, nor what the reference leaves alone in them",
-    "inputs": "no argument changes but those that the op says",
+    "inputs": "no argument changes but those that the op says, nor what pack made of the constants",
     "result": "it returns nothing, and shapes, strides, dtypes and memory of what it was given stay",
     "references": "no argument or result is kept after the call",
     "tolerance": "the results are near to the reference's",
-    "determinism": "one input gives one result, to the bit",
+    "determinism": "one input gives one result, to the bit, also when it is called again and again on what it packed",
     "values": "other values in the same memory give the results of those, not of the values before",
     "invariance": "if batch_invariant is claimed: a row's result is the same to the bit in every batch",
     "workspace": "if workspace is stated: no more is allocated",
@@ -128,7 +128,7 @@ def rows(reports: Sequence[KernelReport]) -> list[tuple[str, ...]]:
             one.answer("fill"),
             one.answer("workspace") if one.workspace else "not stated",
             "-" if one.speed is None else f"{one.speed:.2f}x",
-            one.verdict,
+            _verdict(one),
         )
         for one in reports
     ]
@@ -136,13 +136,25 @@ def rows(reports: Sequence[KernelReport]) -> list[tuple[str, ...]]:
 
 def remarks(reports: Sequence[KernelReport]) -> list[str]:
     """Below the table: what is wrong, what was waived and why, and why calls were declined."""
-    lines = []
+    lines: list[str] = []
+    told: set[tuple[str, str, str]] = set()
     for one in reports:
-        lines += [f"{one}: {finding}" for finding in one.findings]
+        for finding in one.findings:
+            first, *rest = finding.message.splitlines()  # a crash tells where; once for all dtypes
+            known = (one.op, one.kernel, finding.message) in told
+            told.add((one.op, one.kernel, finding.message))
+            lines.append(f"{one}: {replace(finding, message=first) if known and rest else finding}")
         lines += [f"{one}: {check} is waived: {reason}" for check, reason in one.waived.items()]
         lines += [f"{one}: ran only empty calls"] if 0 < one.ran == one.empty else []
         lines += [f"{one}: declined {count}: {reason}" for reason, count in one.declined.items()]
     return lines
+
+
+def _verdict(report: KernelReport) -> str:
+    """With how much of it was seen, where the kernel declined calls: the others run on another one."""
+    declined = sum(report.declined.values())
+    partly = report.verdict == "pass" and declined
+    return f"pass, {report.ran} of {report.ran + declined} calls" if partly else report.verdict
 
 
 def _invariance(report: KernelReport) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from bestiary.core import device as devices
 from bestiary.core.conformance.kernel_cases import constants
-from bestiary.core.conformance.kernel_memory import AROUND_INPUTS, AROUND_RESULTS, Banded, bits
+from bestiary.core.conformance.kernel_memory import AROUND_INPUTS, AROUND_RESULTS, Banded, bits, same
 from bestiary.core.ops.declare import OpDeclaration
 from bestiary.core.program.compare import layout
 
@@ -61,6 +61,7 @@ class Run:
         self._outs = [Banded.unwritten(tuple(one.shape), one.dtype, device) for one in results]
         outs = tuple(one.tensor for one in self._outs)
         self.keywords: dict[str, Any] = {"out": outs[0] if len(outs) == 1 else outs} if outs else {}
+        self._constants: list[tuple[str, Tensor, Tensor]] = []  # what pack made: of which argument, and as it was
         self.args: list[Any] = self._packed(args)
         self._layouts = [layout(tensor) for _, tensor in self._tensors()]
         self.results = (*outs, *(self._given[name].tensor for name in op.mutates))
@@ -73,6 +74,11 @@ class Run:
         for banded in self._outs:
             banded.restore()
         self.args = self._packed(args)
+
+    def restore(self) -> None:
+        """Results and changed arguments are again what they were before the kernel ran; the rest stays as it left it."""
+        for banded in (*self._outs, *(self._given[name] for name in self._op.mutates)):
+            banded.restore()
 
     def __call__(self) -> Any:
         """Run the kernel and wait for it; what it returned."""
@@ -95,6 +101,9 @@ class Run:
         for name, banded in self._given.items():
             if name not in self._op.mutates and (index := banded.change_inside()) is not None:
                 yield "inputs", f"changed its argument {name} at {list(index)}"
+        for name, tensor, was in self._constants:
+            if not same(tensor, was):
+                yield "inputs", f"changed what pack made of {name}, which the next call reads"
         for name, banded in self._banded():
             if (where := banded.change_outside()) is not None:
                 yield "bands", f"wrote beside {name}: {where}"
@@ -116,6 +125,7 @@ class Run:
         packed = {} if self._pack is None else self._pack(constants(self._op, tuple(named.values())))
         for banded in self._given.values():
             banded.keep()  # pack may do with a model's weights what it likes
+        self._constants = [(name, one, one.clone()) for name, made in packed.items() for one in _tensors_in(made)]
         return [packed.get(name, value) for name, value in named.items()]
 
     def _unwritten(self, expected: Expected) -> Iterator[Complaint]:
@@ -156,6 +166,18 @@ def weakly(tensor: Tensor) -> Weak:
     """Asks whether the tensor's memory is held, and does not hold it."""
     reference = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
     return lambda: not reference.expired()  # type: ignore[no-untyped-call]
+
+
+def _tensors_in(made: Any) -> Iterator[Tensor]:
+    """The tensors in lists, tuples and mappings."""
+    if isinstance(made, Tensor):
+        yield made
+    elif isinstance(made, Mapping):
+        for one in made.values():
+            yield from _tensors_in(one)
+    elif isinstance(made, list | tuple):
+        for one in made:
+            yield from _tensors_in(one)
 
 
 def as_tuple(made: Any) -> tuple[Tensor, ...]:

@@ -23,7 +23,9 @@ TIMEOUT = 120.0
 
 @dataclass(frozen=True)
 class Job:
-    """A kernel to check, or the declaration of an op, whose ``kernel`` is ``reference``; plugins as a child loads them."""
+    """A kernel to check, or the declaration of an op, whose ``kernel`` is ``reference``, or to import one, with none;
+    plugins as a child loads them.
+    """
 
     plugins: tuple[str, ...]
     prefer: tuple[tuple[str, str], ...]
@@ -45,6 +47,8 @@ class KernelChecker:
     def __init__(self, host: PluginHost, *, timeout: float = TIMEOUT) -> None:
         self._host = host
         self._child = Isolated(f"{__name__}:serve", timeout=timeout)
+        #: Reports that it made so far.
+        self.answered = 0
 
     def kernel(self, case: KernelCase, waived: Mapping[str, str] | None = None) -> KernelReport:
         """Check a kernel in a dtype."""
@@ -56,6 +60,14 @@ class KernelChecker:
         """Check an op's declaration, in all of its dtypes."""
         origin = self._host.origin(self._host.op(case.op.name)).distribution
         return self._report(self._job(case.op.name, REFERENCE, origin, "cpu", "", waived or {}))
+
+    def crash(self, op: str) -> str | None:
+        """What becomes of the child that imports the declaration of an op of this name, if that ends it."""
+        try:
+            self._child.run(self._job(op, "", "", "cpu", "", {}))
+        except Died as death:
+            return None if death.how.startswith("raised") else _told(death)
+        return None
 
     def close(self) -> None:
         """End the child."""
@@ -72,20 +84,32 @@ class KernelChecker:
         return Job(plugins, prefer, op, kernel, origin, device, dtype, dict(waived))
 
     def _report(self, job: Job) -> KernelReport:
+        self.answered += 1
         try:
             return KernelReport.from_dict(self._child.run(job))
         except Died as death:
-            message = "\n    ".join([f"the process {death.how}", *death.last_words])
-            found = (Finding("crash", death.at, message),)
+            found = (Finding("crash", death.at, _told(death)),)
             return KernelReport(
                 job.op, job.kernel, job.distribution, job.device, job.dtype, findings=found, waived=job.waived
             )
+
+
+def crash_report(op: str, distribution: str, how: str) -> KernelReport:
+    """Of an op whose declaration ends the process that imports it."""
+    found = (Finding("crash", "importing its declaration", how),)
+    return KernelReport(op, REFERENCE, distribution, "cpu", "", findings=found)
+
+
+def _told(death: Died) -> str:
+    return "\n    ".join([f"the process {death.how}", *death.last_words])
 
 
 def serve(job: Job, say: Callable[[str], None]) -> dict[str, Any]:
     """In the child: do a job; its report as a dict."""
     host = _host(job.plugins, job.prefer)
     op = load_op(job.op, host)
+    if not job.kernel:
+        return {}
     if job.kernel == REFERENCE:
         return op_report(OpCase(op), say, job.distribution, job.waived).as_dict()
     case = KernelCase(op, host.kernel(job.op, job.kernel), job.device, getattr(torch, job.dtype))

@@ -16,6 +16,7 @@ from bestiary.core.conformance import model_logits as logits
 from bestiary.core.conformance import model_quantization as quantization
 from bestiary.core.conformance import model_ranks as ranks
 from bestiary.core.conformance.findings import Findings
+from bestiary.core.conformance.guard import Guard, give, parts
 from bestiary.core.conformance.model_case import Case, Suite
 from bestiary.core.conformance.model_rules import Guarded, check_class, waiver
 from bestiary.core.conformance.waivers import refuse_marks
@@ -64,6 +65,7 @@ class ModelConformance(metaclass=Guarded):
         """Each check runs on each config; a plugin's own tests may ask for ``case`` too."""
         check_class(type(self))
         refuse_marks(type(self), list(metafunc.definition.iter_markers()), metafunc.definition.name)
+        guard().register(metafunc.config)
         if "case" in metafunc.fixturenames:
             names = configs_of(type(self), metafunc.function.__name__, long=_long())
             metafunc.parametrize("case", names, indirect=True)
@@ -79,13 +81,18 @@ class ModelConformance(metaclass=Guarded):
             node.stash[_SUITE] = Suite(cls, tmp_path_factory.mktemp("conformance"))
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # tiny products lose by being spread over several
-        yield node.stash[_SUITE].cases[request.param]
+        case = node.stash[_SUITE].cases[request.param]
+        case.findings = Findings(request.node.user_properties)
+        give(request.node, "case", case)
+        yield case
         torch.set_num_threads(threads)
 
     @pytest.fixture
     def findings(self, request: pytest.FixtureRequest) -> Findings:
         """Takes what a check measures."""
-        return Findings(request.node.user_properties)
+        findings = Findings(request.node.user_properties)
+        give(request.node, "findings", findings)
+        return findings
 
     def test_convert(self, case: Case, findings: Findings) -> None:
         """The Hugging Face directory is converted whole, and ``verify`` agrees."""
@@ -180,6 +187,11 @@ class ModelConformance(metaclass=Guarded):
         ranks.pipeline_parallel(case, findings, _selected(request))
 
 
+def guard() -> Guard:
+    """What watches a run of pytest for checks that are lost."""
+    return Guard(ModelConformance, ("case", "findings"), lambda item: Findings(item.user_properties).looked, _PARTS)
+
+
 def configs_of(cls: Any, check: str, *, long: bool) -> list[str]:
     """The configs that a check runs on in the short or long form."""
     names = list(cls.configs)
@@ -207,3 +219,6 @@ def _selected(request: pytest.FixtureRequest) -> list[str]:
     mine = (item for item in items if item.getparent(pytest.Class) is node and item.originalname == name)
     selected = [str(item.callspec.params["case"]) for item in mine]
     return [one for one in selected if waiver(node.cls, name, one) is None]
+
+
+_PARTS = parts()

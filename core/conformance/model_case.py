@@ -15,6 +15,7 @@ from bestiary.core.checkpoint.files import read_json
 from bestiary.core.checkpoint.parameters import parse_config
 from bestiary.core.config import ModelConfig
 from bestiary.core.conformance import model_reference
+from bestiary.core.conformance.findings import Findings
 from bestiary.core.engine.build import build
 from bestiary.core.engine.load import LoadedEngine, load_engine
 from bestiary.core.engine.options import BuildOptions
@@ -52,6 +53,8 @@ class Case:
 
     def __init__(self, suite: Suite, name: str, config: Mapping[str, Any]) -> None:
         self.suite, self.name, self._said = suite, name, dict(config)
+        #: Of the check that runs.
+        self.findings = Findings([])
         self.directory = suite.directory / f"config-{len(list(suite.directory.iterdir()))}"
         self.directory.mkdir()
         self._engines: dict[str, Path] = {}
@@ -82,7 +85,10 @@ class Case:
     def report(self) -> Report:
         """Of the conversion to ``checkpoint``."""
         assert self.module is not None
-        return convert(self.source, self.directory / "checkpoint", host=self.suite.host)
+        report = convert(self.source, self.directory / "checkpoint", host=self.suite.host)
+        mine = self.suite.model.name
+        assert report.model == mine, f"config {self.name}: its architecture is that of {report.model}, not of {mine}"
+        return report
 
     @property
     def checkpoint(self) -> Path:
@@ -142,5 +148,5 @@ class Case:
 
     def blocks(self, seed: int) -> list[list[int]]:
         """Scattered blocks for one request in each cache group: odd ones for odd seeds, even ones for even."""
-        order = [2 * block + seed % 2 for block in range(-(-LENGTH // BLOCK))]
+        order = [2 * block + seed % 2 for block in range(-(-self.length // BLOCK))]
         return [order[::-1]] * self.groups

@@ -42,7 +42,10 @@ def converts(case: Case, findings: Findings) -> None:
     """The reference's directory becomes a checkpoint that ``verify`` finds whole, with every parameter."""
     report = verify(case.checkpoint, host=case.suite.host)
     wanted = parameters(case.suite.model, case.config).shapes
-    assert report.tensors == len(wanted) == case.report.tensors
+    found = (report.tensors, case.report.tensors)
+    findings.require(
+        found == (len(wanted),) * 2, f"verified and converted: {found} tensors, the model has {len(wanted)}"
+    )
     if case.report.ignored_keys:
         findings.note(f"ignored keys: {', '.join(case.report.ignored_keys)}")
 
@@ -58,8 +61,8 @@ def exports(case: Case) -> None:
         sorted(set(source.tensors) - left_out - set(back.tensors)),
         sorted(set(back.tensors) - set(source.tensors)),
     )
-    assert not lost, f"export lost {', '.join(lost)}"
-    assert not added, f"export made up {', '.join(added)}"
+    case.findings.require(not lost, f"export lost {', '.join(lost)}")
+    case.findings.require(not added, f"export made up {', '.join(added)}")
     for name in back.tensors:
         assert source.stored_dtype(name) == back.stored_dtype(name), f"export changed the dtype of {name}"
         was, now = (one.read(name, one.stored_dtype(name)) for one in (source, back))
@@ -82,7 +85,7 @@ def gguf_map(case: Case, findings: Findings) -> None:
         for target, one, other in zip(targets, ours, back, strict=True):
             assert torch.equal(_bits(one), _bits(other)), f"the GGUF row of {target} is not reversible"
         names += choices[0].sources
-    assert len(set(names)) == len(names), "two rows of the GGUF weight map read one tensor"
+    findings.require(len(set(names)) == len(names), "two rows of the GGUF weight map read one tensor")
     findings.note(f"{len(names)} tensors")
 
 
@@ -102,14 +105,16 @@ def coverage(case: Case, findings: Findings) -> None:
             added = SourceTensor(name, "float32", (3,), next(iter(tensors.values())).file)
             _refused(case, {**tensors, name: added}, f"with {name}", name)
     _nothing_left(case, source, kinds[len(kinds) // 2])
+    findings.require(bool(kinds), "the weight map reads no tensor")
     findings.note(f"{len(kinds)} kinds of tensors")
 
 
 def unknown_keys(case: Case) -> None:
     """A key that nobody knows is ignored and listed, wherever it is."""
     config = parse_config(case.suite.model, {**case.raw, "bestiary_unknown": 1, "another_unknown": {"deep": [1]}})
-    assert {"bestiary_unknown", "another_unknown"} <= set(config.ignored_keys), "unknown keys are not listed"
-    assert _fields(config) == _fields(case.config), "an unknown key changed the config"
+    listed = {"bestiary_unknown", "another_unknown"} <= set(config.ignored_keys)
+    case.findings.require(listed, "unknown keys are not listed")
+    case.findings.require(_fields(config) == _fields(case.config), "an unknown key changed the config")
 
 
 def impossible_keys(case: Case, findings: Findings) -> None:
@@ -121,7 +126,7 @@ def impossible_keys(case: Case, findings: Findings) -> None:
     for key, value in MATHEMATICS.items():
         config = _parsed(case, key, {**case.raw, key: value})
         noticed = config is None or key in type(config).model_fields or _fields(config) != _fields(case.config)
-        assert noticed, f"{key} = {value!r} is accepted and changes nothing{_ignored(config, key)}"
+        findings.require(noticed, f"{key} = {value!r} is accepted and changes nothing{_ignored(config, key)}")
     findings.note(f"{len(tried) + len(MATHEMATICS)} configs")
 
 

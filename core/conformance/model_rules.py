@@ -8,15 +8,10 @@ from inspect import getattr_static
 from types import MappingProxyType
 from typing import Any
 
-from bestiary.core.conformance.waivers import Sealed, check_waivers, overridden, refuse_marks
+from bestiary.core.conformance.waivers import PYTEST, Sealed, check_waivers, overridden, refuse_marks
 
 #: What a plugin's class sets.
 SETTINGS = ("model", "configs", "reference", "waived", "plugins", "prefer")
-# Names through which pytest, or a class with a mind of its own, would lose checks.
-_PYTEST = (
-    "setup_class", "setup_method", "teardown_class", "teardown_method", "__test__", "__init__", "__new__",
-    "__getattribute__", "__getattr__",
-)  # fmt: skip
 # What is said where the class is that 'bestiary check' runs, and not below it.
 _SAID_ONCE = ("model", "configs", "reference", "waived")
 
@@ -55,12 +50,14 @@ def check_class(cls: Any) -> None:
     It holds when the class is made and again before its checks run: a mixin can change in between.
     """
     kit = _kit_of(cls)
+    if type(cls) is not Guarded:
+        raise TypeError(f"{cls.__name__}: its metaclass {type(cls).__name__} could change what the kit sees of it")
     _check_settings(cls)
     before = cls.__mro__.index(kit)
     for place, base in enumerate(cls.__mro__[:-1]):
         for member, value in vars(base).items():
             # What comes after the kit shadows nothing of it, but pytest finds it where the kit has nothing.
-            if base is not kit and (place < before or member in (*_PYTEST, "pytestmark")):
+            if base is not kit and (place < before or member in (*PYTEST, "pytestmark")):
                 _check_member(cls, base, kit, member, value)
 
 
@@ -120,5 +117,5 @@ def _check_member(cls: Any, base: type, kit: type, member: str, value: Any) -> N
             raise TypeError(f"{name}.{member}: is no function; a waived check needs no replacement")
     elif member == "pytestmark":
         refuse_marks(cls, value)
-    elif member in _PYTEST or (member in vars(kit) and member not in SETTINGS and not member.startswith("__")):
+    elif member in PYTEST or (member in vars(kit) and member not in SETTINGS and not member.startswith("__")):
         raise TypeError(f"{name}.{member}: belongs to the conformance kit or to pytest, and would change its checks")

@@ -1,20 +1,17 @@
-"""Running a conformance class in this process, away from the plugin's own test settings, and keeping every outcome."""
+"""Running a conformance class in this process, and keeping every outcome."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
-import os
 import platform
-import re
-import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any, Literal
 
+from bestiary.core.conformance.model_session import Recorder, run_pytest
 from bestiary.core.errors import PluginError, UsageError
 from bestiary.core.plugins import PluginHost, resolve
 from bestiary.core.progress import Progress, step
@@ -24,12 +21,6 @@ from bestiary.spec import Model
 Outcome = Literal["passed", "failed", "refused", "waived", "none", "short"]
 #: Number of the form of a report.
 FORMAT = 1
-_FILE = """import {module}
-
-class TestConformance({module}.{path}):
-    plugins = {plugins!r}
-    prefer = {prefer!r}
-"""
 
 
 @dataclass(frozen=True)
@@ -69,6 +60,7 @@ class Report:
     reference: str
     environment: Mapping[str, str]
     configs: tuple[str, ...]
+    configs_sha256: str
     checks: tuple[Check, ...]
 
     @property
@@ -111,14 +103,14 @@ def run(
             "names no conformance class",
             hint="its author gives Model(conformance='package.conformance:NameConformance')",
         )
-    cls: Any = resolve(model.conformance, needed_by=f"model {model.name}")
+    cls: Any = _class_of(model, host)
     if unknown := [name for name in configs if name not in cls.configs]:
         known = ", ".join(cls.configs)
         raise UsageError("E-KIT-CONFIG", "--config", "unknown config", found=unknown[0], expected=known)
     wanted = tuple(name for name in cls.configs if not configs or name in configs)
-    recorder = _Recorder(frozenset(wanted), progress)
+    recorder = Recorder(frozenset(wanted), progress)
     with step(progress, f"check {model.name}") as note:
-        _run_pytest(model.conformance, plugins, prefer or {}, long, recorder)
+        run_pytest(model.conformance, plugins, prefer or {}, long, recorder)
         checks = tuple(_outcomes(cls, wanted, recorder, long))
         note.text = f"{len(checks)} checks of {len(wanted)} configs"
     origin = host.origin(model)
@@ -133,66 +125,40 @@ def run(
         reference="transformers" if cls.reference is None else model.conformance,
         environment=_environment(),
         configs=wanted,
+        configs_sha256=digest(cls.configs),
         checks=checks,
     )
 
 
-class _Recorder:
-    """A pytest plugin that keeps what it is told."""
-
-    def __init__(self, configs: frozenset[str], progress: Progress) -> None:
-        self.configs, self.progress = configs, progress
-        self.reports: dict[tuple[str, str], list[Any]] = {}
-        self.broken: list[str] = []
-
-    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
-        items[:] = [item for item in items if _config_of(item.nodeid) in ("", *self.configs)]
-
-    def pytest_collectreport(self, report: Any) -> None:
-        if report.failed:
-            self.broken.append(str(report.longrepr))
-
-    def pytest_runtest_logreport(self, report: Any) -> None:
-        check = report.nodeid.rpartition("::")[2].partition("[")[0]
-        self.reports.setdefault((check, _config_of(report.nodeid)), []).append(report)
-        if report.when == "teardown":
-            self.progress.advance(1)
+def digest(configs: Mapping[str, Mapping[str, Any]]) -> str:
+    """Of a class's configs: outcomes are those of a plugin as long as it is the same."""
+    text = json.dumps({name: dict(config) for name, config in configs.items()}, sort_keys=True, default=repr)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _config_of(nodeid: str) -> str:
-    return nodeid.partition("[")[2].removesuffix("]")
+def _class_of(model: Model, host: PluginHost) -> Any:
+    """The conformance class that the model names, which must be about it."""
+    from bestiary.core.conformance.model import ModelConformance
+
+    assert model.conformance is not None
+    cls: Any = resolve(model.conformance, needed_by=f"model {model.name}")
+    subject = f"model {model.name} ({host.origin(model)})"
+    if not isinstance(cls, type) or not issubclass(cls, ModelConformance):
+        raise PluginError(
+            "E-KIT-CLASS", subject, f"{model.conformance} is no subclass of bestiary.testing.ModelConformance"
+        )
+    if cls.model != model.name:
+        raise PluginError(
+            "E-KIT-OTHER",
+            subject,
+            f"names {model.conformance}, which is about another model",
+            found=f"model = {cls.model!r}",
+            expected=repr(model.name),
+        )
+    return cls
 
 
-def _run_pytest(
-    reference: str, plugins: Sequence[str], prefer: Mapping[str, str], long: bool, recorder: _Recorder
-) -> None:
-    """Run the class in a folder of its own: no settings, conftest or pytest plugins of anybody's take part."""
-    import pytest
-
-    from bestiary.core.conformance.model import VARIABLE
-
-    module, _, path = reference.partition(":")
-    variables = {
-        VARIABLE: "long" if long else "short",
-        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
-        "PYTEST_ADDOPTS": "",
-        "PYTEST_PLUGINS": "",
-    }
-    quiet = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    with tempfile.TemporaryDirectory(prefix="bestiary-check-") as folder, _environ({**variables, **quiet}):
-        # pytest keeps modules by name: every run has its own.
-        file = Path(folder) / f"test_{re.sub(r'[^0-9a-zA-Z]', '_', Path(folder).name)}.py"
-        file.write_text(_FILE.format(module=module, path=path, plugins=tuple(plugins), prefer=dict(prefer)))
-        settings = Path(folder) / "pytest.ini"
-        settings.write_text("[pytest]\nmarkers = slow: many processes\n")
-        options = [str(file), "-c", str(settings), "--rootdir", folder, "--basetemp", str(Path(folder) / "tmp")]
-        # --doctest-modules and the like come from elsewhere; the terminal is the table's.
-        options += ["--import-mode=importlib", "-p", "no:cacheprovider", "-p", "no:terminal", "-p", "no:logging"]
-        pytest.main(options, plugins=[recorder])
-        sys.modules.pop(file.stem, None)
-
-
-def _outcomes(cls: Any, configs: Sequence[str], recorder: _Recorder, long: bool) -> Iterator[Check]:
+def _outcomes(cls: Any, configs: Sequence[str], recorder: Recorder, long: bool) -> Iterator[Check]:
     """Every check of every config, those that never ran included; then the class's own tests."""
     from bestiary.core.conformance.model import configs_of
     from bestiary.core.conformance.model_rules import checks_of, waiver
@@ -201,7 +167,10 @@ def _outcomes(cls: Any, configs: Sequence[str], recorder: _Recorder, long: bool)
         for config in configs:
             reason = waiver(cls, check, config)
             if reports := recorder.reports.pop((check, config), []):
-                yield _outcome(check, config, reports, reason)
+                found = _outcome(check, config, reports, reason)
+                if found.outcome in ("passed", "refused") and (check, config) not in recorder.concluded:
+                    found = replace(found, outcome="failed", text="the kit's own code did not run it to the end")
+                yield found
             elif config not in configs_of(cls, check, long=long):
                 yield Check(check, config, "short")
             else:
@@ -218,13 +187,15 @@ def _outcome(check: str, config: str, reports: Sequence[Any], reason: str | None
         found |= dict(report.user_properties)
     text = str(found.get("refused") or found.get("note") or "")
     outcome: Outcome = "refused" if "refused" in found else "passed"
-    said = next((_skip_reason(report) for report in reports if report.skipped), None)
+    skipped = next((report for report in reports if report.skipped), None)
+    said = None if skipped is None else _skip_reason(skipped)
+    ran = skipped is not None and skipped.when == "call"  # else a fixture skipped it
     wrong = next((report for report in reports if report.failed or hasattr(report, "wasxfail")), None)
     if wrong is not None:
         outcome, text = "failed", _failure(wrong)
     elif said is not None and reason is not None and said == f"waived: {reason}":
         outcome, text = "waived", reason
-    elif said is not None and said.startswith("none: ") and check in OPTIONAL:
+    elif said is not None and ran and said.startswith("none: ") and check in OPTIONAL:
         outcome, text = "none", said.removeprefix("none: ")
     elif said is not None:
         outcome, text = "failed", f"skipped without a waiver: {said}"
@@ -270,17 +241,3 @@ def _environment() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "not installed"
     return {**found, "platform": f"{platform.system()} {platform.machine()}"}
-
-
-@contextmanager
-def _environ(variables: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value

@@ -6,6 +6,11 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 _SHORTEST = 12  # characters of a reason
+#: Names through which pytest, or a class with a mind of its own, would lose checks.
+PYTEST = (
+    "setup_class", "setup_method", "teardown_class", "teardown_method", "__test__", "__init__", "__new__",
+    "__getattribute__", "__getattr__",
+)  # fmt: skip
 _SKIPPING = ("skip", "skipif", "xfail")
 
 
@@ -37,12 +42,16 @@ def refuse_silent(
         TypeError: a check is overridden without a waiver, another part of the kit is overridden, a waiver has no reason,
             or it names no check.
     """
+    if type(cls) is not type(kit):
+        raise TypeError(f"{cls.__name__}: its metaclass {type(cls).__name__} could change what the kit sees of it")
     tests = {name for name in vars(kit) if name.startswith("test_")}
     fixed = {name for name in vars(kit) if not name.startswith("__")} - tests - set(settings)
-    below = [name for one in cls.__mro__[: cls.__mro__.index(kit)] for name in vars(one)]
+    place = cls.__mro__.index(kit)
+    below = [name for one in cls.__mro__[:place] for name in vars(one)]
+    below += [name for one in cls.__mro__[place + 1 : -1] for name in vars(one) if name in PYTEST]
     for name in below:
-        if name in fixed:
-            raise TypeError(f"{cls.__name__}.{name}: belongs to {kit.__name__}, and would change its checks")
+        if name in fixed or name in PYTEST:
+            raise TypeError(f"{cls.__name__}.{name}: belongs to {kit.__name__} or pytest, and would change its checks")
         if name in tests and name not in waived:
             raise overridden(cls.__name__, name)
     check_waivers(cls, waived, known=[*sorted(tests), *sorted(names)], shown=sorted({*names, *tests}))

@@ -100,6 +100,9 @@ def _attention_inputs(generator: torch.Generator, dtype: torch.dtype) -> Iterato
         for batch in batches:
             yield _attention_case(generator, dtype, batch, (heads, kv_heads, size, value_size, window))
     yield _attention_case(generator, dtype, batches[2], (1, 1, 10, 6, 3))  # one head, of sizes that no block divides
+    # A scale that does not follow from the sizes.
+    *others, scale, window = _attention_case(generator, dtype, batches[2], (2, 1, 16, 16, None))
+    yield *others, scale / 2, window
 
 
 def _attention_case(

@@ -32,7 +32,10 @@ def _route_inputs(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tu
     for tokens, experts, top_k in ((1, 8, 2), (5, 7, 3), (33, 60, 4), (0, 4, 1), (3, 1, 1), (4, 5, 5)):
         for scoring in SCORINGS:
             logits = normal(generator, tokens, experts, dtype=dtype)
-            yield logits, top_k, scoring, top_k != 3, 1.0 if top_k < 4 else 2.5
+            yield logits, top_k, scoring, True, 1.0 if top_k < 4 else 2.5
+    for scoring in SCORINGS:
+        yield normal(generator, 6, 10, dtype=dtype), 3, scoring, False, 1.5
+        yield normal(generator, 5, 7, dtype=dtype, scale=100.0), 2, scoring, True, 1.0  # no exponential holds these
     yield torch.zeros(3, 9, device=generator.device, dtype=dtype), 4, "softmax", False, 1.0  # all are equal
 
 

@@ -12,11 +12,28 @@ from bestiary.core.ops.cost import Cost, nbytes
 from bestiary.core.ops.declare import normal, op
 from bestiary.core.ops.elementwise import add
 
+#: Shape, size of the values, eps: where eps is large beside the values, where it shows, and where it does not matter.
+_SIZES = (
+    ((1, 8), 1.0, 1e-5),
+    ((5, 33), 1.0, 1e-5),
+    ((3, 4, 16), 1.0, 1e-5),
+    ((5, 33), 1.0, 0.1),
+    ((4, 24), 2e-3, 1e-5),
+    ((3, 16), 1e3, 1e-6),
+)
+
+
+def _values(generator: torch.Generator, *shape: int, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
+    """Normal deviates; among small ones a row of zeros."""
+    made = normal(generator, *shape, dtype=dtype, scale=scale)
+    return made.index_fill_(0, torch.tensor([1], device=made.device), 0.0) if scale < 1 else made
+
 
 def _inputs(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
-    for shape in ((1, 8), (5, 33), (3, 4, 16)):
-        yield normal(generator, *shape, dtype=dtype), normal(generator, shape[-1], dtype=dtype), 1e-5
-    yield normal(generator, 6, 24, dtype=torch.float32), normal(generator, 24, dtype=dtype), 1e-5  # a running sum
+    for shape, scale, eps in _SIZES:
+        yield _values(generator, *shape, dtype=dtype, scale=scale), normal(generator, shape[-1], dtype=dtype), eps
+    for scale in (1.0, 1e5):  # a running sum, which may be larger than 16 bits hold
+        yield normal(generator, 6, 24, dtype=torch.float32, scale=scale), normal(generator, 24, dtype=dtype), 1e-5
 
 
 def _normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -43,8 +60,12 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def _add_inputs(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
-    for x, weight, eps in _inputs(generator, dtype):
-        yield x, normal(generator, *x.shape, dtype=dtype), weight, eps
+    for shape, scale, eps in _SIZES:
+        x, y = (_values(generator, *shape, dtype=dtype, scale=scale) for _ in "xy")
+        yield x, y, normal(generator, shape[-1], dtype=dtype), eps
+    for scale in (1.0, 1e5):
+        x = normal(generator, 6, 24, dtype=torch.float32, scale=scale)
+        yield x, normal(generator, 6, 24, dtype=dtype), normal(generator, 24, dtype=dtype), 1e-5
 
 
 def _two(x: Tensor, y: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:

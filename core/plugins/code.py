@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import marshal
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.machinery import ModuleSpec
 from importlib.metadata import Distribution
+from importlib.util import MAGIC_NUMBER, cache_from_source, source_hash
 from pathlib import Path
 from typing import cast
 
@@ -18,7 +20,8 @@ def digest(candidates: Iterable[Candidate]) -> str:
     """``sha256:…`` over the names and contents of a distribution's files; empty where it has none that can be found.
 
     They are those in its RECORD and all that lie in the packages of its entry points, so that a file that was added or an
-    editable installation counts too. Metadata and compiled Python are left out: they differ between equal installations.
+    editable installation counts too. Metadata and what Python compiled are left out: they differ between equal
+    installations. Compiled files count that an import would run as something else than their source, or without any.
 
     Args:
         candidates: all plugins of the distribution.
@@ -28,6 +31,7 @@ def digest(candidates: Iterable[Candidate]) -> str:
         if candidate.distribution is not None:
             files |= _recorded(candidate.distribution)
         files |= _packaged(candidate.module.partition(":")[0])
+    files |= {f"{name}c": path for name, source in files.items() if (path := _other_code(source)) is not None}
     return f"sha256:{_sum(files)}" if files else ""
 
 
@@ -88,7 +92,36 @@ def _files(root: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _counts(parts: tuple[str, ...]) -> bool:
-    return "__pycache__" not in parts and not parts[-1].endswith(".pyc") and not parts[0].startswith("__editable__")
+    return "__pycache__" not in parts and not parts[0].startswith("__editable__")
+
+
+def _other_code(source: Path) -> Path | None:
+    """The compiled file that an import would run in place of ``source``, where it is not what that compiles to."""
+    if source.suffix != ".py" or sys.implementation.cache_tag is None:
+        return None
+    compiled = Path(cache_from_source(str(source)))
+    try:
+        found, text, facts = compiled.read_bytes(), source.read_bytes(), source.stat()
+    except OSError:
+        return None
+    if not _would_run(found, text, facts):
+        return None
+    try:
+        same = marshal.loads(found[16:]) == compile(text, str(source), "exec", dont_inherit=True)
+    except Exception:  # whatever it is, it is not the source's
+        same = False
+    return None if same else compiled
+
+
+def _would_run(compiled: bytes, source: bytes, facts: os.stat_result) -> bool:
+    """Whether an import takes the compiled file, by its header (PEP 552), without looking at the source's text."""
+    if len(compiled) < 16 or compiled[:4] != MAGIC_NUMBER:
+        return False
+    flags = int.from_bytes(compiled[4:8], "little")
+    if flags & 0b01:
+        return not flags & 0b10 or compiled[8:16] == source_hash(source)
+    stamp = (int(facts.st_mtime) & 0xFFFFFFFF, facts.st_size & 0xFFFFFFFF)
+    return compiled[8:16] == b"".join(number.to_bytes(4, "little") for number in stamp)
 
 
 def _sum(files: Mapping[str, Path]) -> str:

@@ -104,7 +104,8 @@ def draft(directory: Path, architecture: str | None = None) -> Draft:
     placement = place(tensors, sizes)
     features = Features.of(raw, placement)
     named = _class(found)
-    left = [*_tensors(placement), *features.left, *_keys(raw, features), *_reference(named, architecture)]
+    left = [*_tensors(placement), *_layers(raw, placement), *features.left, *_keys(raw, features)]
+    left += _reference(found, named, architecture)
     values = {
         "source": re.sub(r"[^A-Za-z0-9._-]", "_", directory.resolve().name),
         "left": left,
@@ -131,10 +132,16 @@ def _class(raw: Mapping[str, Any]) -> str | None:
     return None if name is None or keyword.iskeyword(name) else name
 
 
-def _reference(named: str | None, architecture: str | None) -> list[str]:
+def _reference(raw: Mapping[str, Any], named: str | None, architecture: str | None) -> list[str]:
     """What to know of the model that conformance.py compares with: transformers may lack the plugin's architecture."""
     if named is None:
-        return ["`reference` in conformance.py: write it if transformers has no class of this plugin's architecture"]
+        said = raw.get("architectures")
+        why = (
+            "" if said is None else f"config.json's architectures = `{_short(said)}` names no class of a usable name; "
+        )
+        return [
+            f"`reference` in conformance.py: {why}write it if transformers has no class of this plugin's architecture"
+        ]
     if architecture in (None, named):
         return []
     return [
@@ -155,6 +162,13 @@ def _tensors(placement: Placement) -> list[str]:
         needed |= {"mlp.down"} | (set() if "mlp" in placement.modules else {"mlp.gate", "mlp.up"})
     missing = sorted(needed - set(placement.modules))
     return found + [f"module `{role}` of model.py: no tensor was recognised as its weight" for role in missing]
+
+
+def _layers(raw: Mapping[str, Any], placement: Placement) -> list[str]:
+    said, found = raw.get("num_hidden_layers"), set[int]().union(*placement.layers.values())
+    if type(said) is not int or not found or said == len(found) == max(found) + 1:
+        return []
+    return [f"key `num_hidden_layers` = `{_short(said)}`: the weights have {len(found)} layers"]
 
 
 def _keys(raw: Mapping[str, Any], features: Features) -> list[str]:

@@ -53,6 +53,8 @@ def check_name(name: str) -> None:
         raise _refused(name, "is a word of Python")
     if name in sys.stdlib_module_names:
         raise _refused(name, "is a module of Python's own library")
+    if class_of(name).startswith("Test"):
+        raise _refused(name, f"would make classes that begin like {class_of(name)}, which pytest takes for tests")
     if class_of(name) in _TAKEN_CLASSES:
         raise _refused(name, f"would make a class {class_of(name)}, which is one of bestiary's own")
 

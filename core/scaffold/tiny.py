@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from bestiary.core.scaffold.sizes import EXPERTS
+from bestiary.core.scaffold.sizes import EPSILONS, EXPERTS
 
 _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,79}")
 LAYERS, WINDOW = 4, 20
@@ -83,6 +83,11 @@ def _heads(found: Mapping[str, Any], spellings: Mapping[str, str]) -> dict[str, 
 
 
 def _shrunk(key: str, value: Any) -> Any:
+    # Usual values would not show that a model does not read them.
+    if key in EPSILONS and isinstance(value, float):
+        return 0.01
+    if key == "rope_theta" and value == 10000:
+        return 50000.0
     if key in ("layer_types", "mlp_only_layers") and isinstance(value, list):
         return _layers(key, value)
     if key == "num_experts_per_tok":

@@ -28,7 +28,10 @@ CHANGELOG = """# Changelog
 
 ## 1.1.0
 
-- Deprecated: `bestiary.ops.add`; use `bestiary.ops.plus`. `LLM` takes a `device`, `more` and an `alpha`.
+- Deprecated: `bestiary.ops.add`; use `bestiary.ops.plus`.
+- `LLM` takes a `device`, `more`, and
+  knows a model by its path.
+- `add(alpha=…)` and `build` with `more`. `bestiary run salt` runs.
 - Deprecated: `bestiary.LLM.__init__.hook`; use `bestiary.hookimpl`.
 
 ## 1.0.0
@@ -79,6 +82,11 @@ def test_what_breaks_no_caller_is_allowed(change):
         (("hint: str | None", "hint: str"), "hint takes str and no more None"),
         (("EXACT: dict", "EXACT: list"), "it was value: dict and is value: list"),
         (("seed: int = 0", "seed: int = 0, salt: int = 0"), "its parameter salt is new, and the changelog does not name it"),
+        (("y: Tensor) -> Tensor", "y: Tensor, a: int = 0) -> Tensor"), "bestiary.ops.add: its parameter a is new, and"),
+        (("y: Tensor) -> Tensor", "y: Tensor, device: int = 0) -> Tensor"), "its parameter device is new, and the changelog"),
+        (("seed: int = 0", "seed: int = 0, path: int = 0"), "its parameter path is new, and"),
+        (("EXACT: dict", "EXACT: dict\nruns: dict"), "bestiary.ops.runs is new, and the changelog does not name it"),
+        (("    property engine\n", "    property engine\n    def alpha(self) -> None\n"), "bestiary.LLM.alpha is new, and"),
         (("EXACT: dict", "EXACT: dict\nBIT: dict"), "bestiary.ops.BIT is new, and the changelog does not name it"),
         (("def build(path: str, options: Options = <factory>) -> None", "build: dict"), "it was a function and is value: dict"),
     ],
@@ -113,6 +121,63 @@ def test_a_new_name_stands_in_the_changelog_of_its_version_or_a_newer_one():
     assert "fused is new" in breaks(OLD, more, older, (1, 3))[0]
 
 
+class Client:
+    """With deprecated members and parameters, of which half warn."""
+
+    def __init__(self, seed: int = 0, salt: int = 0) -> None:
+        if salt:
+            warnings.warn("Client(salt=…) is deprecated; use Client.spice", DeprecationWarning, stacklevel=2)
+
+    def quiet(self) -> None:
+        """Deprecated; use Client.loud."""
+
+    def loud(self) -> None:
+        warnings.warn("Client.loud is deprecated; use Client.spice", DeprecationWarning, stacklevel=2)
+
+    @property
+    def silent(self) -> int:
+        return 0
+
+    @property
+    def told(self) -> int:
+        warnings.warn("Client.told is deprecated; use Client.spice", DeprecationWarning, stacklevel=2)
+        return 0
+
+
+def add(x: int, y: int = 0, z: int = 0) -> int:
+    if z:
+        warnings.warn("add(z=…) is deprecated; use Client.spice", DeprecationWarning, stacklevel=2)
+    return x + y
+
+
+@pytest.mark.parametrize(
+    ("name", "warned"),
+    [
+        ("Client.quiet", False),
+        ("Client.loud", True),
+        ("Client.silent", False),
+        ("Client.told", True),
+        ("Client.seed", False),
+        ("Client.__init__.seed", False),
+        ("Client.__init__.salt", True),
+        ("Client.gone", True),
+        ("add.y", False),
+        ("add.z", True),
+        ("add.gone", True),
+    ],
+)
+def test_the_use_of_a_deprecated_member_or_parameter_warns(name, warned):
+    module = types.ModuleType("bestiary")
+    module.Client, module.add = Client, add  # type: ignore[attr-defined]
+    text = f"## 1.1.0\n\n- Deprecated: `bestiary.{name}`; use `Client.spice`\n"
+    assert (silent(text, [module]) == []) == warned
+
+
+def test_what_is_deprecated_is_public():
+    text = "## 1.1.0\n\n- Deprecated: `elsewhere.thing`; use `bestiary.LLM`\n"
+    assert "elsewhere.thing is deprecated, and is no name of a public module" in silent(text, [])
+
+
 def test_the_use_of_a_deprecated_name_warns_and_names_the_other():
     assert deprecations(CHANGELOG)["bestiary.ops.add"].other == "bestiary.ops.plus"
     quiet, loud = types.ModuleType("bestiary.ops"), types.ModuleType("bestiary.ops")
@@ -125,5 +190,6 @@ def test_the_use_of_a_deprecated_name_warns_and_names_the_other():
         raise AttributeError(name)
 
     loud.__getattr__ = fetch  # type: ignore[method-assign]
-    assert "gives no DeprecationWarning" in silent(CHANGELOG, [quiet])[0]
-    assert silent(CHANGELOG, [loud]) == []
+    rest = types.ModuleType("bestiary")
+    assert "gives no DeprecationWarning" in silent(CHANGELOG, [quiet, rest])[0]
+    assert silent(CHANGELOG, [loud, rest]) == []

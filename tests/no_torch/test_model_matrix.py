@@ -18,6 +18,10 @@ def test_the_kept_outcomes_are_of_passing_plugins():
         assert report["passed"], f"{report['model']} failed when its outcomes were kept; mend it, then make matrix"
 
 
+def test_the_readme_says_what_the_outcomes_say():
+    assert model_matrix.ties(REPORTS) in (model_matrix.ROOT / "README.md").read_text(encoding="utf-8")
+
+
 def cell(report, column):
     headings, _, row = [line for line in model_matrix.page([report]).splitlines() if line.startswith("|")][:3]
     return dict(zip(headings.split("|"), row.split("|"), strict=True))[f" {column} "].strip()

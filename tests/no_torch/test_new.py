@@ -117,7 +117,7 @@ def test_plain_cookiecutter_makes_the_same_project(kind, here, monkeypatch):
     }
 
 
-@pytest.mark.parametrize("name", ["class", "../evil", "/abs", "", 'a"b'])
+@pytest.mark.parametrize("name", ["class", "../evil", "/abs", "", 'a"b', "tests"])
 def test_plain_cookiecutter_refuses_a_name_that_is_none(name, here, monkeypatch, capfd):
     from cookiecutter import config, exceptions, main
 
@@ -144,6 +144,8 @@ NOT_NAMES += [
     "true",
     "json",
     "attention",
+    "tests",
+    "test_model",
     "model",
     "bestiary",
     "llama",

@@ -9,6 +9,7 @@ import headers
 import pytest
 
 from bestiary.core.cli.main import invoke
+from bestiary.core.scaffold import tiny as tiny_configs
 
 CONFIG = {
     "architectures": ["QuietForCausalLM"],
@@ -87,6 +88,18 @@ def test_another_architecture_is_compared_with_the_class_that_the_config_names(d
         )
 
 
+def test_a_number_of_layers_that_the_weights_do_not_have_is_left(drafted):
+    report, _ = drafted({**CONFIG, "num_hidden_layers": 10**12})
+    assert report["left"] == ["key `num_hidden_layers` = `1000000000000`: the weights have 4 layers"]
+
+
+def test_a_class_of_no_usable_name_is_left(drafted):
+    report, project = drafted({**CONFIG, "architectures": ["../../EvilForCausalLM"]})
+    (left,) = report["left"]
+    assert "architectures = `['../../EvilForCausalLM']` names no class of a usable name" in left
+    assert "QuietForCausalLM" in text(project, "plugin")
+
+
 @pytest.mark.parametrize("named", [None, ["class"], ["A", "B"]])
 def test_a_config_that_names_no_class_leaves_the_reference_to_write(named, drafted):
     report, project = drafted({**CONFIG, "architectures": named})
@@ -102,6 +115,15 @@ def test_the_conformance_config_is_tiny_and_like_the_model(drafted):
     assert (tiny["num_attention_heads"], tiny["num_key_value_heads"], tiny["head_dim"]) == (4, 2, 16)
     assert tiny["layer_types"] == ["full_attention", "sliding_attention"] * 2
     assert 1 < tiny["sliding_window"] < 48 and tiny["rope_theta"] == 1000000
+    assert tiny["rms_norm_eps"] == 0.01
+
+
+def test_the_conformance_config_has_values_that_are_no_default():
+    made = dict(
+        tiny_configs.config({"norm_epsilon": 1e-5, "rope_theta": 10000.0, "rope_parameters": {"rope_theta": 10000}}, {})
+    )
+    assert (made["norm_epsilon"], made["rope_theta"]) == ("0.01", "50000.0")
+    assert '"rope_theta": 50000.0' in made["rope_parameters"]
 
 
 def test_a_tied_head_biases_and_a_fused_projection(drafted):

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
+import py_compile
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
+from importlib.util import cache_from_source
 from pathlib import Path
+from py_compile import PycInvalidationMode
 from typing import Any
 
 import demo_plugins
@@ -14,7 +21,9 @@ import pytest
 from scratch import Environment, install
 
 from bestiary import DataError, PluginError
-from bestiary.core.plugins import PluginHost, lockfile
+from bestiary.core.plugins import Origin, PluginHost, lockfile
+from bestiary.core.plugins.code import digest
+from bestiary.core.plugins.discover import Candidate
 
 SET = "good,other,stale"
 
@@ -101,6 +110,67 @@ def test_what_is_new_another_version_or_the_same(own: Environment, wheels: dict[
         "from bestiary import LLM, PluginError\ntry: LLM('x', lock='some.lock')\nexcept PluginError as e: print(e.code)"
     )
     assert own.python(llm).out == "E-PLG-LOCKED\n"
+
+
+def _unchecked(package: Path) -> None:
+    _compiled(package, PycInvalidationMode.UNCHECKED_HASH)
+
+
+def _with_the_sources_time(package: Path) -> None:
+    _compiled(package, PycInvalidationMode.TIMESTAMP)
+
+
+def _with_the_sources_hash(package: Path) -> None:
+    """Header of the source's own, code of another."""
+    sly = Path(_compiled(package, PycInvalidationMode.CHECKED_HASH)).read_bytes()
+    own = py_compile.compile(str(package / "plugin.py"), invalidation_mode=PycInvalidationMode.CHECKED_HASH)
+    Path(str(own)).write_bytes(Path(str(own)).read_bytes()[:16] + sly[16:])
+
+
+def _without_source(package: Path) -> None:
+    _compiled(package, PycInvalidationMode.TIMESTAMP, target="helper.pyc")
+
+
+def _compiled(package: Path, mode: PycInvalidationMode, target: str = "") -> str:
+    """Other code of the same length, compiled in the place of the plugin's, with the time of its source."""
+    source, facts = package / "plugin.py", (package / "plugin.py").stat()
+    other = package.parent / "other.py"
+    other.write_text("SLY = 2\n")
+    os.utime(other, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    place = str(package / target) if target else cache_from_source(str(source))
+    return str(py_compile.compile(str(other), place, str(source), invalidation_mode=mode))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [_unchecked, _with_the_sources_time, _with_the_sources_hash, _without_source],
+    ids=lambda one: one.__name__,
+)
+def test_compiled_code_that_would_run_and_is_not_the_sources_counts(
+    change: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / f"demo_compiled{change.__name__}"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "plugin.py").write_text("SLY = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.invalidate_caches()
+    module = f"{package.name}.plugin"
+    candidates = [Candidate(Origin("demo", "demo", "1"), module, lambda: None, "demo")]
+    before = digest(candidates)
+    for mode in PycInvalidationMode:
+        py_compile.compile(str(package / "plugin.py"), invalidation_mode=mode)
+        assert digest(candidates) == before, "what the source compiles to does not count"
+    change(package)
+    assert digest(candidates) != before
+    if change is not _without_source:
+        ran = [sys.executable, "-c", f"import {module} as plugin; print(plugin.SLY)"]
+        assert subprocess.run(ran, cwd=tmp_path, capture_output=True, text=True, check=True).stdout == "2\n"
+        (package / "plugin.py").write_text("SLY = 12\n")
+        if change is not _unchecked:
+            stale = digest(candidates)
+            shutil.rmtree(package / "__pycache__")
+            assert digest(candidates) == stale, "what an import would not take does not count"
 
 
 @pytest.mark.slow

@@ -11,6 +11,8 @@ import ast
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from inspect import getattr_static, getsource, isclass, signature, unwrap
+from textwrap import dedent
 from typing import Any, NamedTuple
 
 #: Minor versions between a deprecation and a removal.
@@ -42,7 +44,7 @@ class Deprecation(NamedTuple):
 def breaks(old: str, new: str, changelog: str, version: Version) -> list[str]:
     """What in the contract ``new`` of ``version`` is against the rules for users of the released contract ``old``."""
     before, now, deprecated = signatures(old), signatures(new), deprecations(changelog)
-    told = changelog_since(changelog, lowest=version)
+    told = entries(changelog_since(changelog, lowest=version))
     found = []
     for name in before.keys() - now.keys():
         if name.rpartition(".")[0] not in before.keys() - now.keys():  # else it goes with its class
@@ -54,15 +56,30 @@ def breaks(old: str, new: str, changelog: str, version: Version) -> list[str]:
         added = _parameters(now[name]) - _parameters(before[name])
         found += [
             f"{name}: its parameter {one} is new, and the changelog does not name it"
-            for one in added
-            if one not in told
+            for one in sorted(added)
+            if not any({_short(name), one} <= entry for entry in told)
         ]
     added_names = now.keys() - before.keys()
     for name in added_names:
         owner, _, own = name.replace(":", ".").rpartition(".")
-        if owner not in added_names and own not in told:  # else it comes with its class
+        wanted = {own, _short(owner)} if owner in before else {own}
+        if owner not in added_names and not any(wanted <= entry for entry in told):  # else it comes with its class
             found.append(f"{name} is new, and the changelog does not name it")
     return sorted(found)
+
+
+def entries(changelog: str) -> list[set[str]]:
+    """For each entry what it names: the words of its code that is a name, or a call such as ``LLM(device=…)``."""
+    found = []
+    for entry in re.split(r"^- ", changelog, flags=re.MULTILINE):
+        codes = (code for code in re.findall(r"`([^`]+)`", entry) if re.fullmatch(r"[\w.:]+(\(.*\))?", code))
+        found.append({word for code in codes for word in re.findall(r"\w+", code)})
+    return found
+
+
+def _short(function: str) -> str:
+    """What a function is called in text: ``LLM`` for ``bestiary.LLM.__init__``."""
+    return function.removesuffix(".__init__").rpartition(".")[2]
 
 
 def _gone(name: str, deprecated: Mapping[str, Deprecation], version: Version) -> list[str]:
@@ -210,17 +227,56 @@ def changelog_since(changelog: str, lowest: Version) -> str:
 
 
 def silent(changelog: str, modules: Sequence[Any]) -> list[str]:
-    """Deprecated names that are still there and whose use does not warn with the name of what to use instead."""
+    """Deprecated names that are still there and whose use does not warn with the name of what to use instead.
+
+    A module's name is fetched. Of a member or a parameter the code is read: the function that is deprecated or has the
+    parameter must hold a ``warnings.warn(…, DeprecationWarning)`` with a text that names the other (and the parameter).
+    """
     by_name = {module.__name__: module for module in modules}
     found = []
     for name, (_, other) in deprecations(changelog).items():
-        owner, _, attribute = name.rpartition(".")
-        if owner not in by_name:
+        module = next((by_name[m] for m in sorted(by_name, key=len, reverse=True) if name.startswith(f"{m}.")), None)
+        if module is None:
+            found.append(f"{name} is deprecated, and is no name of a public module")
             continue
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            present = hasattr(by_name[owner], attribute)
-        said = [str(one.message) for one in caught if issubclass(one.category, DeprecationWarning)]
-        if present and not any(other in text for text in said):
+        parts = name.removeprefix(f"{module.__name__}.").split(".")
+        warned = _fetched(module, parts[0], other) if len(parts) == 1 else _read(module, parts, other)
+        if not warned:
             found.append(f"{name} is deprecated, and its use gives no DeprecationWarning that names {other}")
     return found
+
+
+def _fetched(module: Any, attribute: str, other: str) -> bool:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        present = hasattr(module, attribute)
+    said = [str(one.message) for one in caught if issubclass(one.category, DeprecationWarning)]
+    return not present or any(other in text for text in said)
+
+
+def _read(module: Any, parts: Sequence[str], other: str) -> bool:
+    """Whether the code of a member, or of a function with the parameter, warns; or none of it is there any more."""
+    owner: Any = module
+    for part in parts[:-1]:
+        owner = getattr_static(owner, part, None)
+        if owner is None:
+            return True
+    last, member = parts[-1], getattr_static(owner, parts[-1], None) if isclass(owner) else None
+    if member is not None:
+        return _warns(member, (other,))
+    function = getattr_static(owner, "__init__") if isclass(owner) else owner
+    function = getattr(function, "reference", function)  # of an op
+    if isclass(owner) and last in getattr(owner, "__annotations__", {}):  # a field without a default
+        return _warns(function, (last, other))
+    return last not in signature(function).parameters or _warns(function, (last, other))
+
+
+def _warns(member: Any, words: Sequence[str]) -> bool:
+    function = getattr(member, "fget", None) or getattr(member, "__func__", member)
+    try:
+        tree = ast.parse(dedent(getsource(unwrap(function))))
+    except (OSError, TypeError):
+        return False
+    calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call))
+    said = (ast.unparse(call) for call in calls if ast.unparse(call.func) in ("warnings.warn", "warn"))
+    return any("DeprecationWarning" in text and all(word in text for word in words) for text in said)

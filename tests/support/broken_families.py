@@ -193,6 +193,7 @@ class Family:
     model: str = "Windowed"
     hf: str = "HF"
     gguf: str | None = "WHOLE_GGUF"
+    conformance: str | None = None
 
 
 #: By name; ``windowed`` has no mistake.
@@ -210,6 +211,8 @@ FAMILIES = {
     "lacks_a_gguf_row": Family(gguf="SHORT_GGUF"),
     "is_two_faced": Family(model="TwoFaced"),
     "counts_heads": Family(model="CountsHeads"),
+    "about_another": Family(conformance="windowed"),
+    "without_a_kit": Family(conformance="Windowed"),
     "keys_only": Family(),
     "trusting_keys_only": Family(config="Trusting"),
 }
@@ -236,7 +239,7 @@ def bestiary_register_models(register: Callable[[Model], None]) -> None:
                 weights={form: f"{__name__}:{attribute}" for form, attribute in weights.items()},
                 gguf=(name,) if family.gguf else (),
                 gguf_config=f"{__name__}:gguf_config" if family.gguf else None,
-                conformance=f"{__name__}:{name}",
+                conformance=f"{__name__}:{family.conformance or name}",
             )
         )
 

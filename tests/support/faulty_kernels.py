@@ -197,6 +197,26 @@ def packed(x: Tensor, weight: tuple[Tensor, Tensor], *, out: Tensor) -> None:
     torch.mul(x, weight[1] / 2, out=out)
 
 
+def copied(constants: dict[str, Tensor]) -> dict[str, Any]:
+    return {"weight": [constants["weight"].clone(), itertools.count()]}
+
+
+def consumes(x: Tensor, weight: list[Any], *, out: Tensor) -> None:
+    """Right once: it destroys the layout that its ``pack`` made."""
+    torch.mul(x, weight[0], out=out)
+    weight[0].mul_(0.5)
+
+
+def counts(x: Tensor, weight: list[Any], *, out: Tensor) -> None:
+    """Right the first time that it is called on what its ``pack`` made."""
+    torch.mul(x, weight[0] * (next(weight[1]) < 1), out=out)
+
+
+def tires(x: Tensor, weight: list[Any], *, out: Tensor) -> None:
+    """Right the first three times."""
+    torch.mul(x, weight[0] * (next(weight[1]) < 3), out=out)
+
+
 def misnamed(x: Tensor, scale: Tensor, *, out: Tensor) -> None:
     right(x, scale, out=out)
 
@@ -241,6 +261,7 @@ _FIELDS: dict[str, dict[str, Any]] = {
     "mingles": {"batch_invariant": True},
     "spends": {"workspace": lambda call: 8},
     "packed": {"pack": "faulty_kernels:doubled"},
+    **{name: {"pack": "faulty_kernels:copied"} for name in ("consumes", "counts", "tires")},
 }
 
 
@@ -254,7 +275,7 @@ def bestiary_register_ops(register: Callable[[Op], None]) -> None:
 def bestiary_register_kernels(register: Callable[[Kernel], None]) -> None:
     for run in (
         right, short, beyond, before, between, spoils, off, fickle, social, tiles, blocks, reaches, remembers, converts, segfaults, hangs, leaves, exits, chatters,
-        returns, replaces, keeps, raises, outside, waits, spends, packed, misnamed,
+        returns, replaces, keeps, raises, outside, waits, spends, packed, consumes, counts, tires, misnamed,
     ):  # fmt: skip
         name = run.__name__
         register(Kernel(op="faulty::scale", name=name, run=f"faulty_kernels:{name}", **_FIELDS.get(name, {})))

@@ -49,12 +49,15 @@ def read_results(directory: Path) -> list[dict[str, Any]]:
 
 def page(reports: Sequence[Mapping[str, Any]]) -> str:
     """The whole page."""
-    columns = ["architecture", "configs", *COLUMNS, "largest error"]
+    columns = ["architecture", "configs", *COLUMNS, "largest error", "greedy ties"]
     lines = [_row(columns), _row(["---"] * len(columns))]
     for report in reports:
         names = ", ".join(f"`{name}`" for name in report["architectures"])
         cells = [_cell(report, checks) for checks in COLUMNS.values()]
-        lines.append(_row([f"{report['model']}: {names}", str(len(report["configs"])), *cells, _error(report)]))
+        lines.append(
+            _row([f"{report['model']}: {names}", str(len(report["configs"])), *cells, _error(report), ties([report])])
+        )
+    lines.append(_row(["all", *[""] * (len(columns) - 2), ties(reports)]))
     return "\n".join([HEAD, *lines, "", _what(), "", *_sources(reports), ""])
 
 
@@ -72,6 +75,12 @@ def _cell(report: Mapping[str, Any], checks: Sequence[str]) -> str:
         return "—"
     refused = outcomes.count("refused")
     return f"{len(outcomes) - refused} of {len(outcomes)}" if refused else "yes"
+
+
+def ties(reports: Sequence[Mapping[str, Any]]) -> str:
+    """Greedy tokens that the reference finds as likely as its own choice, of all that were generated."""
+    checks = [one for report in reports for one in report["checks"]]
+    return f"{sum(one.get('ties', 0) for one in checks):,} of {sum(one.get('tokens', 0) for one in checks):,} tokens"
 
 
 def _error(report: Mapping[str, Any]) -> str:

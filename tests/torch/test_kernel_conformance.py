@@ -1,18 +1,24 @@
 """Kernels with one fault each, and the check that finds it. Those that take the process with them run in a child."""
 
 import dataclasses
+import json
+import os
 import re
+from pathlib import Path
+from textwrap import indent
 
 import documents
 import faulty_kernels
 import pytest
 import torch
 
-from bestiary import PluginError
+from bestiary import Kernel, PluginError
+from bestiary.core import isolated
+from bestiary.core.cli.main import invoke
 from bestiary.core.conformance.kernel_cases import ROWS
 from bestiary.core.conformance.kernel_check import KernelCheck
 from bestiary.core.conformance.kernel_memory import AROUND_INPUTS, Banded
-from bestiary.core.conformance.kernel_report import CHECKS, HEADINGS, KernelReport, remarks, rows
+from bestiary.core.conformance.kernel_report import CHECKS, HEADINGS, Finding, KernelReport, remarks, rows
 from bestiary.core.conformance.kernel_select import select
 from bestiary.core.conformance.kernel_worker import KernelChecker
 from bestiary.core.ops.declare import Tolerance
@@ -43,6 +49,9 @@ def checked(name: str) -> KernelReport:
         ("spoils", "inputs", r"changed its argument weight at \[0\]"),
         ("off", "tolerance", r"an error 2 times the tolerance at \[\d, \d\] \(at most 0.0002 absolute, [\d.e-]+ relative\)"),
         ("fickle", "determinism", r"gave two results for one input"),
+        ("consumes", "inputs", r"changed what pack made of weight, which the next call reads"),
+        ("counts", "determinism", r"input 0 \(.*\): called again on what it packed, it gave another result"),
+        ("tires", "determinism", r"after many calls on what it packed: an error"),
         ("social", "invariance", r"row 0 is another alone than at its place among 3"),
         ("tiles", "invariance", r"row \d is another at place 0 of 257 rows than at its place among 3"),
         ("blocks", "invariance", r"row \d is another at place 0 of 17 rows than at its place among 3"),
@@ -99,6 +108,14 @@ def test_a_kernel_that_runs_empty_calls_only_is_declined_which_is_no_pass() -> N
     assert check_kernel(case("idle")) == 0
 
 
+def test_the_table_says_how_much_of_a_pass_was_seen() -> None:
+    place = HEADINGS.index("verdict")
+    some = KernelReport("o", "k", "d", "cpu", "float32", ran=2, declined={"not my shape": 30, "too wide": 4})
+    none = dataclasses.replace(some, ran=0)
+    assert [row[place] for row in rows([some, none])] == ["pass, 2 of 36 calls", "declined"]
+    assert [row[place] for row in rows([dataclasses.replace(some, declined={})])] == ["pass"]
+
+
 def test_the_table_says_where_no_workspace_is_stated() -> None:
     place = HEADINGS.index("workspace")
     assert [row[place] for row in rows([checked("right"), checked("spends")])] == ["not stated", "NO"]
@@ -151,6 +168,26 @@ def test_ordinary_kernels_would_fail_if_they_claimed_to_be_batch_invariant(op: s
     assert finding.check == "invariance" and report.ran > 0
 
 
+@pytest.mark.parametrize(
+    ("op", "name"),
+    [
+        ("rms_norm", "norm_without_eps"),
+        ("rms_norm", "norm_of_a_fixed_eps"),
+        ("rms_norm", "norm_of_a_misplaced_eps"),
+        ("rms_norm", "norm_that_divides_by_zero"),
+        ("rms_norm", "norm_in_half"),
+        ("moe_route", "route_without_a_shift"),
+        ("moe_route", "route_that_always_renormalizes"),
+        ("paged_attention", "attention_of_its_own_scale"),
+    ],
+)
+def test_a_kernel_that_overlooks_an_argument_or_rare_values_fails(op: str, name: str) -> None:
+    kernel = Kernel(op=op, name=name, run=f"careless_kernels:{name}")
+    with torch.no_grad():
+        report = KernelCheck(KernelCase(load_op(op, HOST), kernel, "cpu", torch.float32)).report()
+    assert {finding.check for finding in report.findings} & {"tolerance", "fill"}, report
+
+
 def test_the_documented_checks_are_those_there_are() -> None:
     page = documents.ROOT / "docs" / "kernels-and-ops.md"
     assert [row[0] for row in documents.rows(page, "Checking kernels")] == list(CHECKS)
@@ -168,6 +205,53 @@ def test_a_crash_is_a_result_and_the_next_kernel_is_checked() -> None:
     assert "in segfaults" in finding.message  # where Python was
     assert (after.verdict, after.findings, after.ran) == ("pass", (), 2 * (1 + len(ROWS)))
     assert faulty.findings == checked("short").findings
+
+
+def test_a_declaration_that_crashes_is_a_result_and_the_other_kernels_are_checked(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    assert invoke(["-p", "crashing_ops", "check-kernel", "crashing_ops", "--device", "cpu", "--json", "-"]) == 69
+    reports = json.loads(capfd.readouterr().out)["reports"]
+    crashed, *others = [KernelReport.from_dict(one) for one in reports]
+    (finding,) = crashed.findings
+    assert (str(crashed), finding.check) == ("crashing::boom=reference-cpu", "crash")
+    assert finding.case == "importing its declaration" and "the process was killed by SIGSEGV" in finding.message
+    assert {f"{one.op}={one.kernel} {one.verdict}" for one in others} == {"mul=right pass"}
+
+
+def test_a_crash_tells_where_the_kernel_was_and_nothing_of_the_kit() -> None:
+    stack = [
+        "Fatal Python error: Segmentation fault",
+        "",
+        "Current thread 0x00007fd4c6e44b80 (most recent call first):",
+        '  File "/plugins/norms.py", line 15 in inner',
+        '  File "/plugins/norms.py", line 20 in run',
+        f'  File "{isolated.__file__.replace("isolated.py", "conformance/kernel_run.py")}", line 87 in launch',
+        f'  File "{isolated.__file__.replace("isolated.py", "isolated_main.py")}", line 40 in main',
+        '  File "<frozen runpy>", line 88 in _run_code',
+    ]
+    words = isolated.Died("was killed by SIGSEGV", "", "\n".join(stack)).last_words
+    assert words == ["Current thread (most recent call first):", *stack[3:5]]
+    found = Finding("crash", "input 0", "\n    ".join(["the process was killed", *words]))
+    reports = [KernelReport("o", "k", "d", "cpu", dtype, findings=(found,)) for dtype in ("float32", "float16")]
+    told = "\n".join(remarks(reports))
+    assert told.count("the process was killed") == 2 and told.count("in inner") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["--timeout", "-1"], 2, "--timeout: is no time; found -1, expected seconds above 0"),
+        (["--timeout", "nan"], 2, "--timeout: is no time; found nan"),
+        (["--json", "no/such/folder/out.json"], 73, "out.json: can't be written: No such file or directory"),
+    ],
+)
+def test_wrong_options_are_refused_before_anything_is_checked(
+    arguments: list[str], status: int, message: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(KernelChecker, "_report", lambda self, job: pytest.fail("it was checked"))
+    assert invoke(["-p", "faulty_kernels", "check-kernel", "faulty_kernels", *arguments]) == status
+    assert message in capfd.readouterr().err
 
 
 def test_what_a_distribution_brings_is_found_by_its_names() -> None:
@@ -197,8 +281,54 @@ def test_a_waiver_needs_a_reason_and_a_check() -> None:
         type(KernelConformance)("Overriding", (KernelConformance,), {"test_kernel": None})
     with pytest.raises(TypeError, match="Empty needs a distribution or a plugin"):
         type(KernelConformance)("Empty", (KernelConformance,), {})._selection()
-    with pytest.raises(TypeError, match=r"Deaf\.checker: belongs to KernelConformance"):
-        type(KernelConformance)("Deaf", (KernelConformance,), {"checker": None})
+    for name in ("checker", "setup_method", "__init__"):
+        with pytest.raises(TypeError, match=rf"Deaf\.{name}: belongs to KernelConformance or pytest"):
+            type(KernelConformance)("Deaf", (KernelConformance,), {name: None})
+        mixin = type("Mixin", (), {name: None})
+        if name != "checker":
+            with pytest.raises(TypeError, match=rf"Deaf\.{name}: belongs to KernelConformance or pytest"):
+                type(KernelConformance)("Deaf", (KernelConformance, mixin), {})
+    with pytest.raises(TypeError, match="Other: its metaclass Meta could change what the kit sees of it"):
+        type("Meta", (type(KernelConformance),), {})("Other", (KernelConformance,), {})
+
+
+FIXTURES = {
+    "a checker of its own": (
+        "@pytest.fixture(name='checker')\ndef of_its_own(self):\n    return Lenient()",
+        "test_op: a fixture of its own replaces the kit's 'checker'",
+    ),
+    "a lenient checker": (
+        "@pytest.fixture(autouse=True)\ndef lenient(self, checker):\n    checker.op = lambda *args: RIGHT",
+        "test_op: something replaced checker.op while it was set up",
+    ),
+    "another function": (
+        "@pytest.fixture(autouse=True)\ndef another(self, request):\n    request.node.obj = lambda **given: None",
+        "test_op: something replaced the check while it was set up",
+    ),
+    "a lenient conclusion": (
+        "@pytest.fixture(autouse=True)\ndef lenient(self, monkeypatch):\n"
+        "    monkeypatch.setattr('bestiary.core.conformance.kernel_conformance._conclude', lambda report: None)",
+        "test_op: something replaced bestiary.core.conformance.kernel_conformance._conclude of the kit",
+    ),
+}
+
+
+@pytest.mark.parametrize("way", FIXTURES)
+def test_a_fixture_that_would_lose_a_check_fails_it(way: str, tmp_path: Path) -> None:
+    body, complaint = FIXTURES[way]
+    head = "import pytest\nfrom bestiary.testing import KernelConformance\nclass Lenient: pass\nRIGHT = Lenient()\n"
+    kit = f"class TestFaulty(KernelConformance):\n    plugin = 'faulty_kernels'\n{indent(body, '    ')}\n"
+    (tmp_path / f"test_{way.replace(' ', '_')}.py").write_text(head + kit)
+    told: list[pytest.TestReport] = []
+
+    class Recorder:
+        def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+            told.append(report)
+
+    quiet = ["-p", "no:cacheprovider", "-p", "no:terminal", "-c", os.devnull, "-k", "test_op", str(tmp_path)]
+    pytest.main(quiet, plugins=[Recorder()])
+    failed = [str(one.longrepr) for one in told if one.failed]
+    assert len(failed) == 2 and all(complaint in text for text in failed), failed  # of two ops
 
 
 @pytest.mark.parametrize("devices", [(), [], "cpu", None], ids=repr)

@@ -177,6 +177,15 @@ def moved_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, *, out: torch.
     out.data = ops.rms_norm.reference(x, weight, eps)
 
 
+def copied(constants: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {"weight": constants["weight"].clone()}
+
+
+def consuming_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, *, out: torch.Tensor) -> None:
+    out.copy_(ops.rms_norm.reference(x, weight, eps))
+    weight.mul_(0.5)
+
+
 def other_parameters(x: torch.Tensor, weight: torch.Tensor, *, out: torch.Tensor) -> None:
     pass
 
@@ -187,7 +196,8 @@ class _BrokenKernel:
 
     @hookimpl
     def bestiary_register_kernels(self, register: Any) -> None:
-        register(Kernel(op="rms_norm", name="broken", run=f"broken_kernels:{self.run}"))
+        pack = "broken_kernels:copied" if self.run == "consuming_norm" else None
+        register(Kernel(op="rms_norm", name="broken", run=f"broken_kernels:{self.run}", pack=pack))
 
 
 @pytest.mark.parametrize(
@@ -201,6 +211,7 @@ class _BrokenKernel:
         ("returned_norm", r"rms_norm=broken at .* must fill out as it is given.*; found it returned a Tensor"),
         ("moved_norm", r"rms_norm=broken at .* must fill out as it is given.*; found other memory or another shape"),
         ("other_parameters", r"are not the op's"),
+        ("consuming_norm", r"rms_norm=broken at .* differs from the op's reference at 1 tokens, called again"),
     ],
 )
 def test_a_wrong_kernel_stops_the_build_by_name(

@@ -5,5 +5,8 @@ import re
 import sys
 
 name = {{ cookiecutter.name | tojson }}
-if not re.fullmatch("[a-z][a-z0-9_]*", name) or keyword.iskeyword(name) or name in sys.stdlib_module_names:
-    sys.exit(f"{name!r} can't be the plugin's name: use lower-case letters, digits and underscores, and no word of Python")
+if not re.fullmatch("(?!test)[a-z][a-z0-9_]*", name) or keyword.iskeyword(name) or name in sys.stdlib_module_names:
+    sys.exit(
+        f"{name!r} can't be the plugin's name: use lower-case letters, digits and underscores, and no word of Python; "
+        "what begins with test, pytest would take for tests"
+    )

@@ -66,6 +66,12 @@ def test_a_distribution_stands_for_all_of_its_models(
     ("arguments", "status", "message"),
     [
         (["nobody"], 69, r"no plugin of that name brings a model; expected llama (bestiary-llama)"),
+        (
+            ["about_another"],
+            69,
+            "names broken_families:windowed, which is about another model; found model = 'windowed'",
+        ),
+        (["without_a_kit"], 69, "broken_families:Windowed is no subclass of bestiary.testing.ModelConformance"),
         (["keys_only", "--config", "huge"], 2, "--config: unknown config; found huge, expected tiny"),
     ],
 )
@@ -86,8 +92,11 @@ def test_without_the_testing_extra_it_says_what_to_install(
 def test_a_file_that_can_not_be_written(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    _quick(monkeypatch)
+    ran = _quick(monkeypatch)
     assert invoke([*BROKEN, "keys_only", "--json", str(tmp_path / "no" / "out.json")]) == 73
+    assert invoke([*BROKEN, "keys_only", "--json", str(tmp_path)]) == 73
+    assert not ran, "it is said before the kit runs"
+    assert not list(tmp_path.iterdir())
     assert "can't be written: No such file or directory" in capfd.readouterr().err
 
 
@@ -102,7 +111,7 @@ def report(**changes: Any) -> Report:
     environment = {"bestiary": "1.0.0", "torch": "2", "platform": "Linux x86_64"}
     said = {
         "model": "m", "plugin": "m", "distribution": "bestiary-m", "version": "1", "architectures": ("M",), "long": False, "gguf": False,
-        "reference": "transformers", "environment": environment, "configs": configs, "checks": tuple(checks),
+        "reference": "transformers", "environment": environment, "configs": configs, "configs_sha256": "", "checks": tuple(checks),
     }  # fmt: skip
     return Report(**{**said, **changes})
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import broken_families
@@ -15,12 +16,13 @@ from safetensors.torch import load_file, save_file
 from bestiary.converters.convert import convert
 from bestiary.converters.export import export
 from bestiary.converters.plan import make_plan
-from bestiary.core.conformance import model_answers, model_case, model_files, model_ranks
+from bestiary.core.conformance import model_answers, model_case, model_files, model_logits, model_ranks
 from bestiary.core.conformance.findings import Findings
-from bestiary.core.conformance.model_case import Case, Suite
+from bestiary.core.conformance.model_case import SHORTEST, Case, Suite
 from bestiary.core.errors import DataError
 from bestiary.core.program import tune
 from bestiary.core.program.compare import Deviation
+from bestiary.testing import ModelConformance
 
 Patch = pytest.MonkeyPatch
 
@@ -35,6 +37,56 @@ def made(directory: Path, *plugins: str) -> Case:
 def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     """Shared by the tests that break no engine."""
     return made(tmp_path_factory.mktemp("faulty"))
+
+
+def test_a_model_with_as_few_positions_as_the_kit_allows_passes(tmp_path: Path) -> None:
+    body = {"model": "windowed", "configs": {"tiny": {**broken_families.TINY, "max_position_embeddings": SHORTEST}}}
+    about = {"plugins": ("broken_families",), "reference": staticmethod(broken_families.reference)}
+    short = Suite(type(ModelConformance)("Short", (ModelConformance,), {**body, **about}), tmp_path).cases["tiny"]
+    for check in (model_logits.prefill, model_logits.decode, model_logits.chunked_prefill, model_logits.mixed_batch):
+        check(short, Findings([]))
+
+
+def test_a_config_of_another_models_architecture_fails(tmp_path: Path) -> None:
+    other = {**broken_families.TINY, "architectures": [broken_families.architecture("keys_only")]}
+    body = {"model": "windowed", "configs": {"tiny": other}, "plugins": ("broken_families",)}
+    body["reference"] = staticmethod(broken_families.reference)
+    case = Suite(type(ModelConformance)("Other", (ModelConformance,), body), tmp_path).cases["tiny"]
+    with pytest.raises(AssertionError, match=r"config tiny: its architecture is that of keys_only, not of windowed"):
+        model_files.converts(case, Findings([]))
+
+
+def test_bfloat16_twice_as_far_as_the_references_fails(case: Case, monkeypatch: Patch) -> None:
+    model_logits.bfloat16(case, Findings([]))
+    reference = model_logits.reference_logits
+
+    def nearer(module: Any, tokens: Any) -> torch.Tensor:
+        return (reference(module, tokens) + case.expected(tokens)) / 2
+
+    monkeypatch.setattr(model_logits, "reference_logits", nearer)
+    with pytest.raises(AssertionError, match=r"distance from float32 over the reference's own: off by"):
+        model_logits.bfloat16(case, Findings([]))
+
+
+def test_a_crowd_of_which_nobody_is_preempted_fails(case: Case, monkeypatch: Patch) -> None:
+    class Roomy:
+        """An engine that has room for all."""
+
+        def __enter__(self) -> Roomy:
+            return self
+
+        def __exit__(self, *unused: object) -> None: ...
+
+        def generate(self, *given: Any, **options: Any) -> list[Any]:
+            return []
+
+        def stats(self) -> Any:
+            return SimpleNamespace(preemptions=0)
+
+    monkeypatch.setattr(Case, "llm", lambda self, **options: Roomy())
+    monkeypatch.setattr(model_answers, "_check", lambda *given: None)
+    with pytest.raises(AssertionError, match="nobody was preempted"):
+        model_answers.preemption(case, Findings([]))
 
 
 Tensors = Mapping[str, Any]

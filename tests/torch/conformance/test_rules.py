@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from textwrap import indent
+from textwrap import dedent, indent
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from broken_families import TINY
 
 from bestiary.core.conformance.model_rules import check_class, checks_of
-from bestiary.core.conformance.model_run import Check, _Recorder, _run_pytest
+from bestiary.core.conformance.model_run import Check
+from bestiary.core.conformance.model_session import Recorder, run_pytest
 from bestiary.core.errors import UsageError
 from bestiary.core.progress import Silent
 from bestiary.testing import ModelConformance
@@ -136,6 +140,12 @@ REFUSED: Mapping[str, tuple[Callable[[], Any], str]] = {
         lambda: mixed(parent=made(), waived={"test_export": REASON}),
         r"waived: belongs into TestFamily",
     ),
+    "a metaclass of its own": (
+        lambda: type("Meta", (type(ModelConformance),), {})(
+            "TestFamily", (ModelConformance,), {"model": "windowed", "configs": {"tiny": TINY}}
+        ),
+        r"TestFamily: its metaclass Meta could change what the kit sees of it",
+    ),
     "an override below": (lambda: made(parent=made(), test_export=_nothing), r"test_export: a check is overridden"),
 }
 
@@ -177,8 +187,8 @@ def outcomes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> li
     monkeypatch.syspath_prepend(tmp_path)
     name = f"conformance_{len(list(tmp_path.iterdir()))}_{abs(hash(source))}"
     (tmp_path / f"{name}.py").write_text(source)
-    recorder = _Recorder(frozenset(["tiny"]), Silent())
-    _run_pytest(f"{name}:Family", ["broken_families"], {}, False, recorder)
+    recorder = Recorder(frozenset(["tiny"]), Silent())
+    run_pytest(f"{name}:Family", ["broken_families"], {}, False, recorder)
     module = __import__(name)
     return list(_outcomes(module.Family, ["tiny"], recorder, False))
 
@@ -237,10 +247,156 @@ def test_a_skip_from_inside_is_a_failure(
         assert [(one.outcome, one.text) for one in waived] == [("waived", "not of interest in this test")]
 
 
+# What a fixture of the class may try, and what is said of it.
+FIXTURES: Mapping[str, tuple[str, str]] = {
+    "findings of its own, by name": (
+        """
+        @pytest.fixture(name="findings")
+        def of_its_own(self):
+            return Lenient()
+        """,
+        "a fixture of its own replaces the kit's 'findings'",
+    ),
+    "findings around the kit's": (
+        """
+        @pytest.fixture(name="findings")
+        def of_its_own(self, request):
+            request.getfixturevalue("case")
+            return Lenient()
+        """,
+        "a fixture of its own replaces the kit's 'findings'",
+    ),
+    "a case of its own": (
+        """
+        @pytest.fixture(name="case")
+        def of_its_own(self, request):
+            return Lenient()
+        """,
+        "a fixture of its own replaces the kit's 'case'",
+    ),
+    "lenient findings": (
+        """
+        @pytest.fixture(autouse=True)
+        def lenient(self, findings):
+            findings.require = lambda *args: None
+        """,
+        "attribute 'require' is read-only",
+    ),
+    "a lenient class of findings": (
+        """
+        @pytest.fixture(autouse=True)
+        def lenient(self, monkeypatch):
+            monkeypatch.setattr("bestiary.core.conformance.findings.Findings.require", lambda *args: None)
+        """,
+        "something replaced bestiary.core.conformance.findings.Findings.require of the kit",
+    ),
+    "a lenient part of the kit": (
+        """
+        @pytest.fixture(autouse=True)
+        def lenient(self, monkeypatch):
+            monkeypatch.setattr("bestiary.core.conformance.model_files._parsed", lambda *args: None)
+        """,
+        "something replaced bestiary.core.conformance.model_files._parsed of the kit",
+    ),
+    "a lenient case": (
+        """
+        @pytest.fixture(autouse=True)
+        def lenient(self, case):
+            case.expected = None
+        """,
+        "something replaced case.expected",
+    ),
+    "another function": (
+        """
+        @pytest.fixture(autouse=True)
+        def another(self, request):
+            request.node.obj = lambda **given: None
+        """,
+        "something replaced the check while it was set up",
+    ),
+    "no function": (
+        """
+        @pytest.fixture(autouse=True)
+        def nothing(self, request):
+            request.node.runtest = lambda: None
+        """,
+        "something replaced the check while it was set up",
+    ),
+    "another check in the class": (
+        """
+        @pytest.fixture(autouse=True)
+        def another(self, request):
+            type.__setattr__(Family, request.node.originalname, lambda self, case: None)
+            request.node.obj = lambda **given: None
+        """,
+        "something replaced the check while it was set up",
+    ),
+    "the code of the check": (
+        """
+        @pytest.fixture(autouse=True)
+        def another(self, monkeypatch):
+            nothing = (lambda self, case, findings=None: None).__code__
+            for check in (ModelConformance.test_unknown_keys, ModelConformance.test_impossible_keys):
+                monkeypatch.setattr(check, "__code__", nothing)
+        """,
+        "it measured nothing",
+    ),
+}
+
+
+@pytest.mark.parametrize("way", FIXTURES)
+def test_a_fixture_that_would_lose_a_check_fails_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    body, complaint = FIXTURES[way]
+    lenient = "\nclass Lenient:\n    def __getattr__(self, name):\n        return lambda *args: None\n"
+    checks = outcomes(tmp_path, monkeypatch, CLASS + indent(dedent(body), "    ") + lenient)
+    (found,) = [one for one in checks if one.check == "test_impossible_keys"]
+    assert found.outcome == "failed" and complaint in found.text, found
+
+
+@pytest.mark.parametrize(
+    ("body", "raised"),
+    [("os.kill(os.getpid(), signal.SIGTERM)", SystemExit), ("raise KeyboardInterrupt", KeyboardInterrupt)],
+    ids=["terminated", "interrupted"],
+)
+def test_what_ends_a_process_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, raised: type[BaseException]
+) -> None:
+    ending = f"\n    @pytest.fixture(autouse=True)\n    def ends(self):\n        import os, signal\n        {body}\n"
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
+    try:
+        handler = signal.getsignal(signal.SIGTERM)
+        with pytest.raises(raised):
+            outcomes(tmp_path, monkeypatch, CLASS + ending)
+        assert signal.getsignal(signal.SIGTERM) is handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_what_the_kits_code_did_not_conclude_is_a_failure() -> None:
+    from bestiary.core.conformance.model_run import _outcomes
+
+    recorder = Recorder(frozenset(["tiny"]), Silent())
+    passed = SimpleNamespace(user_properties=[], skipped=False, failed=False, duration=0.0)
+    recorder.reports["test_prefill", "tiny"] = recorder.reports["test_decode", "tiny"] = [passed]
+    recorder.guard.concluded.add("test_family.py::TestFamily::test_decode[tiny]")
+    checks = {one.check: one for one in _outcomes(made(), ["tiny"], recorder, False)}
+    assert (checks["test_prefill"].outcome, checks["test_decode"].outcome) == ("failed", "passed")
+    assert checks["test_prefill"].text == "the kit's own code did not run it to the end"
+
+
+@pytest.mark.parametrize(("when", "outcome"), [("setup", "failed"), ("call", "none")])
+def test_nothing_to_check_is_what_the_check_says_and_no_fixture(when: str, outcome: str) -> None:
+    from bestiary.core.conformance.model_run import _outcome
+
+    said = ("file", 1, "Skipped: none: the plugin has no GGUF weight map")
+    report = SimpleNamespace(when=when, user_properties=[], skipped=True, failed=False, longrepr=said, duration=0.0)
+    assert _outcome("test_gguf_map", "tiny", [report], None).outcome == outcome
+
+
 def test_a_mark_from_outside_fails_the_collection(tmp_path: Path) -> None:
     line = "pytestmark = pytest.mark.skip(reason='all of this file')"
     (tmp_path / "test_marked_family.py").write_text(f"{CLASS}\nclass TestFamily(Family):\n    pass\n\n{line}\n")
-    recorder = _Recorder(frozenset(["tiny"]), Silent())
+    recorder = Recorder(frozenset(["tiny"]), Silent())
     options = ["-p", "no:cacheprovider", "-p", "no:terminal", "-c", os.devnull, str(tmp_path)]
     assert pytest.main(options, plugins=[recorder]) == pytest.ExitCode.INTERRUPTED
     assert "the mark skip would skip a check in silence" in recorder.broken[0]
@@ -259,7 +415,7 @@ def test_what_was_not_run_is_a_failure() -> None:
     from bestiary.core.conformance.model_run import _outcomes
 
     cls = made(waived={"test_export": REASON})
-    checks = {one.check: one for one in _outcomes(cls, ["tiny"], _Recorder(frozenset(), Silent()), False)}
+    checks = {one.check: one for one in _outcomes(cls, ["tiny"], Recorder(frozenset(), Silent()), False)}
     assert {one.outcome for one in checks.values()} == {"failed"}
     assert checks["test_prefill"].text == "it was not run"
 

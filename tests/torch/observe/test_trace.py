@@ -15,9 +15,9 @@ from bestiary import LLM, SamplingParams, ops
 from bestiary.core.cli.main import invoke
 from bestiary.core.engine.build import build
 from bestiary.core.engine.options import BuildOptions
+from bestiary.core.logs import TRACE
 from bestiary.core.observe.chrome import chrome_trace
 from bestiary.core.observe.costs import cost_of
-from bestiary.core.logs import TRACE
 from bestiary.core.observe.record import Recording, random_prompt, record
 from bestiary.core.observe.report import TraceReport
 from bestiary.core.observe.roofs import Roofs, measure

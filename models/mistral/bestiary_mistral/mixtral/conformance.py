@@ -19,6 +19,8 @@ SMALL: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+# Values that are nobody's default, so that one that is not read shows.
+OTHER = {"rms_norm_eps": 0.01, "rope_parameters": {"rope_type": "default", "rope_theta": 50000.0}}
 
 
 class MixtralConformance(ModelConformance):
@@ -27,5 +29,5 @@ class MixtralConformance(ModelConformance):
         "two_of_four": SMALL,
         "one_of_four": {**SMALL, "num_experts_per_tok": 1},
         "all_three": {**SMALL, "num_local_experts": 3, "num_experts_per_tok": 3},
-        "window_and_wide_heads": {**SMALL, "sliding_window": 20, "head_dim": 22, "tie_word_embeddings": True},
+        "window_and_wide_heads": {**SMALL, **OTHER, "sliding_window": 20, "head_dim": 22, "tie_word_embeddings": True},
     }

@@ -20,6 +20,8 @@ SMALL: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+# Values that are nobody's default, so that one that is not read shows.
+OTHER = {"rms_norm_eps": 0.01, "rope_parameters": {"rope_type": "default", "rope_theta": 50000.0}}
 WINDOW = {"use_sliding_window": True, "sliding_window": 7}
 
 
@@ -33,6 +35,7 @@ class Qwen2MoeConformance(ModelConformance):
         "windowed_unbiased": {
             **SMALL,
             **WINDOW,
+            **OTHER,
             "mlp_only_layers": [0],
             "qkv_bias": False,
             "tie_word_embeddings": True,

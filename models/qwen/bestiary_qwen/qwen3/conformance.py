@@ -17,6 +17,8 @@ SMALL: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+# Values that are nobody's default, so that one that is not read shows.
+OTHER = {"rms_norm_eps": 0.01, "rope_parameters": {"rope_type": "default", "rope_theta": 50000.0}}
 WINDOW = {"use_sliding_window": True, "sliding_window": 7}
 # As Qwen's model cards switch it on: max_position_embeddings stays what it was.
 YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 32}
@@ -31,5 +33,5 @@ class Qwen3Conformance(ModelConformance):
         "biased": {**SMALL, "attention_bias": True},
         "yarn": {**SMALL, "max_position_embeddings": 64, "rope_parameters": YARN},
         "upper_windowed": {**SMALL, **WINDOW, "max_window_layers": 1},
-        "layer_types": {**SMALL, **WINDOW, "layer_types": MIXED, "tie_word_embeddings": True},
+        "layer_types": {**SMALL, **OTHER, **WINDOW, "layer_types": MIXED, "tie_word_embeddings": True},
     }

@@ -20,6 +20,8 @@ SMALL: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+# Values that are nobody's default, so that one that is not read shows.
+OTHER = {"rms_norm_eps": 0.01, "rope_parameters": {"rope_type": "default", "rope_theta": 50000.0}}
 
 
 class Qwen3MoeConformance(ModelConformance):
@@ -30,5 +32,11 @@ class Qwen3MoeConformance(ModelConformance):
         "every_other_sparse": {**SMALL, "decoder_sparse_step": 2},
         "some_dense": {**SMALL, "mlp_only_layers": [1]},
         "windowed": {**SMALL, "use_sliding_window": True, "sliding_window": 20},
-        "tied_biased": {**SMALL, "tie_word_embeddings": True, "attention_bias": True, "decoder_sparse_step": 3},
+        "tied_biased": {
+            **SMALL,
+            **OTHER,
+            "tie_word_embeddings": True,
+            "attention_bias": True,
+            "decoder_sparse_step": 3,
+        },
     }
