@@ -98,9 +98,9 @@ def test_without_promises_a_block_for_each_that_runs_is_left_free():
 
 def test_steps_shrink_to_a_token_for_each_that_may_run():
     scheduler = Engine(batch=8, tokens=20).scheduler
-    assert scheduler.retreat() and scheduler.max_num_tokens == 10
-    assert scheduler.retreat() and scheduler.max_num_tokens == 8
-    assert not scheduler.retreat() and scheduler.max_num_tokens == 8
+    assert scheduler.limit.retreat() and scheduler.max_num_tokens == 10
+    assert scheduler.limit.retreat() and scheduler.max_num_tokens == 8
+    assert not scheduler.limit.retreat() and scheduler.max_num_tokens == 8
 
 
 def test_what_can_never_fit_is_refused_with_the_arithmetic():
