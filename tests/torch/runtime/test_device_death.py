@@ -44,7 +44,7 @@ def test_a_dead_device_ends_the_engine_where_it_shows(llm, monkeypatch, owner, n
     params = SamplingParams(temperature=0, max_tokens=3)
     with pytest.raises(EngineError, match="E-RUN-DEVICE"):
         llm.generate([[1, 2, 3]], params, use_tqdm=False)
-    with pytest.raises(EngineError, match="takes no requests any more.*does not work any more"):
+    with pytest.raises(EngineError, match=r"takes no requests any more.*does not work any more"):
         llm.generate([[4, 5, 6]], params, use_tqdm=False)
 
 
