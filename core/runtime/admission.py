@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from bestiary.core.errors import RequestError
 from bestiary.core.runtime import reuse
@@ -47,7 +47,7 @@ class Admission:
         self.waiting = WaitingQueue()
         self._arrivals = 0
         self._stuck_at = -1  # the tables' version at which the first waiting request did not fit
-        self._failed: list[tuple[Request, Exception]] = []
+        self._failed: dict[Request, Exception] = {}
 
     def add(self, request: Request) -> None:
         """A request arrives and gets its rank."""
@@ -65,32 +65,36 @@ class Admission:
         self._stuck_at = -1
 
     def take_failed(self) -> list[tuple[Request, Exception]]:
-        """Waiting requests that could not be looked at, and why."""
-        failed, self._failed = self._failed, []
-        return failed
+        """Waiting requests that could not be admitted, and why."""
+        failed, self._failed = self._failed, {}
+        return list(failed.items())
 
-    def next(self, number: int, running: int) -> tuple[Request, Hit] | None:
-        """The first waiting request that can run in the step ``number``, and what of its blocks is there; it leaves the queue.
+    def next(self, number: int, running: int, enter: Callable[[Request, Hit], None]) -> Request | None:
+        """The first waiting request that can run in the step ``number``; it has left the queue.
 
         Args:
+            enter: lets a request run with what of its blocks is there. If that fails, it leaves all as it was.
             running: how many run. Without promises, a block for each of them keeps them from being preempted at once.
         """
         if self._stuck_at == self._tables.version:
             return None
         for request in self.waiting:
+            if request in self._failed:
+                continue
             sibling = request.sibling
             if sibling is not None and sibling.state is State.RUNNING and not 0 < sibling.prompt_step < number:
                 continue  # its prompt is being computed by the one before it
             try:
                 hit = self._hit(request, number)
+                if not self._tables.fits(request, hit, spare=running):
+                    self._stuck_at = self._tables.version
+                    return None
+                enter(request, hit)
             except Exception as error:
-                self._failed.append((request, error))
+                self._failed[request] = error
                 continue
-            if not self._tables.fits(request, hit, spare=running):
-                self._stuck_at = self._tables.version
-                return None
             self.waiting.remove(request)
-            return request, hit
+            return request
         return None
 
     def _hit(self, request: Request, number: int) -> Hit:

@@ -94,20 +94,18 @@ class BlockTables:
     def admit(self, request: Request, hit: Hit) -> None:
         """Give the request, whose slot is open, what it takes over, and promise it the rest. ``fits`` must hold."""
         request.chain = [list(chain) for chain in hit.chains]
-        request.blocks = []
-        for g, (group, pool) in enumerate(zip(self.groups, self.pools, strict=True)):
-            table = list(hit.blocks[g])
-            for place, block in enumerate(table):
+        request.blocks = [[] for _ in self.groups]
+        if self.promise:
+            self._promised = [promised + cap for promised, cap in zip(self._promised, request.cap, strict=True)]
+        for g, pool in enumerate(self.pools):
+            for block in hit.blocks[g]:
                 if block >= 0:
                     pool.share(block)
-                    self._changes[g].place(request.slot, place, block)
+                self._hold(request, g, block)
             used = hit.chains[g] if not hit.sources else [*hit.chains[g], pool.node_of(hit.sources[g])]
             for node in used:
                 if node is not None:
                     pool.reuse(node, request.params.cache_priority, request.params.cache_ttl)
-            request.blocks.append(table)
-            if self.promise:
-                self._promised[g] += request.cap[g] - (len(table) if group.window is None else 0)
         for g, source in enumerate(hit.sources):
             target = self._append(request, g)
             if target != source:
@@ -130,14 +128,25 @@ class BlockTables:
             default=request.max_length,
         )
 
+    def retract(self, request: Request) -> None:
+        """Take back what :meth:`admit` gave before it failed, the places in the tables too."""
+        for g, blocks in enumerate(request.blocks):
+            self._changes[g].withdraw(request.slot, blocks)
+        if request.blocks:
+            self.release(request, 0, 0)
+
     def _append(self, request: Request, g: int) -> int:
-        table = request.blocks[g]
         block = self.pools[g].take()
-        self._changes[g].place(request.slot, len(table), block)
+        self._hold(request, g, block)
+        return block
+
+    def _hold(self, request: Request, g: int, block: int) -> None:
+        table = request.blocks[g]
+        if block >= 0:
+            self._changes[g].place(request.slot, len(table), block)
         table.append(block)
         if self.promise and self.groups[g].window is None:
             self._promised[g] -= 1
-        return block
 
     def leave_behind(self, request: Request, start: int) -> None:
         """Let go of what no query at ``start`` or later reads."""

@@ -31,6 +31,12 @@ class ChangeLog:
         """The block's contents must not be read by anyone."""
         self._scrubbed[block] = None
 
+    def withdraw(self, slot: int, blocks: Iterable[int]) -> None:
+        """The places of a slot, and the copies into its blocks, are not wanted after all."""
+        self._placed = {where: block for where, block in self._placed.items() if where[0] != slot}
+        for block in blocks:
+            self._copied.pop(block, None)
+
     def scrub_all(self, blocks: Iterable[int]) -> None:
         """As :meth:`scrub`, of each."""
         self._scrubbed.update(dict.fromkeys(blocks))

@@ -83,7 +83,7 @@ class Endings:
         log.error("step %d failed: %s", batch.number, error, exc_info=error)
         reason = f"{type(error).__name__}: {error}"
         scheduler = self._scheduler
-        again = _out_of_memory(error) and self._executor.failure is None and scheduler.retreat()
+        again = _out_of_memory(error) and self._executor.failure is None and scheduler.limit.retreat()
         if again:
             log.warning("steps have at most %d tokens from now on", scheduler.max_num_tokens)
         since = scheduler.distrust(batch.number)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from bestiary.core import device as devices
 from bestiary.core.errors import EngineError
 from bestiary.core.runtime.executor import Pending
-from bestiary.core.runtime.messages import SampleMessage, StepMessage
+from bestiary.core.runtime.messages import SampledMessage, SampleMessage, StepMessage
 from bestiary.core.runtime.worker import Worker
 
 
@@ -45,7 +47,7 @@ class InProcess:
 
     def sample(self, wanted: SampleMessage) -> Pending:
         try:
-            return self.worker.sample(wanted)
+            return _Examined(self.worker.sample(wanted), self._examine)
         except Exception:
             self._examine()
             raise
@@ -72,3 +74,17 @@ class InProcess:
                 found=f"{type(error).__name__}: {error}",
                 hint="load the engine again in a new process",
             )
+
+
+class _Examined:
+    """Results whose device is examined when they can't be read: what fails there shows there first."""
+
+    def __init__(self, pending: Pending, examine: Callable[[], None]) -> None:
+        self._pending, self._examine = pending, examine
+
+    def read(self) -> SampledMessage:
+        try:
+            return self._pending.read()
+        except Exception:
+            self._examine()
+            raise

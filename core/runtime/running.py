@@ -38,11 +38,16 @@ class Running:
         return self._decoding
 
     def enter(self, request: Request, hit: Hit, number: int) -> Opened:
-        """A request takes a slot and the blocks that were found for it in the step ``number``; what the ranks are told."""
-        slot = self._slots.open(request, hit.tokens)
-        tokens = request.tokens.copy()
-        self._tables.admit(request, hit)
-        self._slots.room[slot] = self._tables.room(request)
+        """A request takes a slot and the blocks that were found for it in the step ``number``; what the ranks are told. If
+        that fails, it has neither."""
+        tokens, slot = request.tokens.copy(), self._slots.open(request, hit.tokens)
+        try:
+            self._tables.admit(request, hit)
+            self._slots.room[slot] = self._tables.room(request)
+        except BaseException:
+            self._tables.retract(request)
+            self._slots.close(request)
+            raise
         if request.num_cached is None:
             request.num_cached, request.cache_miss = hit.tokens, hit.miss
         request.admitted, request.began, request.hit = number, len(tokens), hit

@@ -23,6 +23,7 @@ from bestiary.core.runtime import logits as rows_of
 from bestiary.core.runtime.containment import contained
 from bestiary.core.runtime.inputs import SlotState
 from bestiary.core.runtime.logprobs import LogprobRows, logprob_rows
+from bestiary.core.runtime.looks import RESTRICTIONS, Looks
 from bestiary.core.runtime.messages import Bans, History, Ints, Masks, Opened, SampleMessage, SlowCall
 from bestiary.core.runtime.random_numbers import uniforms
 from bestiary.core.runtime.slot_params import SlotParams
@@ -33,13 +34,15 @@ from bestiary.core.runtime.token_masks import keep_masked, without
 
 class Sampled(NamedTuple):
     """A step's results on the device: tokens [n] int64, -1 where there is none; log-probabilities of the rows that asked;
-    prompt log-probabilities by :class:`Scored`; what a row's logits processor raised, and which of them took long."""
+    prompt log-probabilities by :class:`Scored`; what a row's logits processor raised, and which of them took long; what is
+    to be blamed for a row without a token."""
 
     tokens: Tensor
     logprobs: LogprobRows | None
     scored: tuple[LogprobRows, ...]
     errors: dict[int, str]
     slow_calls: list[SlowCall]
+    looks: Looks
 
 
 class _Trouble(NamedTuple):
@@ -47,6 +50,7 @@ class _Trouble(NamedTuple):
 
     errors: dict[int, str]
     slow_calls: list[SlowCall]
+    looks: Looks
 
 
 class Sampler:
@@ -75,7 +79,7 @@ class Sampler:
             logits: [rows of the step, V] fp32; left as they are.
         """
         rows = logits if wanted.rows is None else logits[self._ids(wanted.rows)]
-        trouble = _Trouble({}, [])
+        trouble = _Trouble({}, [], Looks())
         tokens = rows_of.likeliest(rows) if wanted.plain else self._tokens(rows, wanted, trouble)
         self._counts.add(wanted.slots, tokens)
         self.chose(wanted, tokens)
@@ -111,6 +115,8 @@ class Sampler:
         """One token a row. logits [r, V] of the sampling rows ``rows`` [r]."""
         place = np.full(len(wanted.slots), -1, np.int32)
         place[rows] = np.arange(len(rows))
+        if wanted.bans or wanted.allowed or wanted.guided or wanted.histories:
+            trouble.looks.begin(rows.tolist(), logits)
         logits = self._removed(self._params.biased(logits, slots), place, wanted.bans)
         logits = self._counts.penalized(logits, slots, self._params)
         logits = self._kept(logits, place, wanted.allowed)
@@ -142,7 +148,9 @@ class Sampler:
             logits = logits.clone()
         for history in histories:
             row = int(place[history.row])
+            trouble.looks.after(history.row, RESTRICTIONS, logits[row])
             prompt, output = history.prompt.tolist(), history.output.tolist()
+            run: Callable[..., Tensor] | None = None
             try:
                 for given in self._params.processors[int(slots[row])]:
                     run = self._processor(given) if isinstance(given, str) else given
@@ -151,9 +159,10 @@ class Sampler:
                     if not isinstance(made, Tensor) or made.shape != logits[row].shape:
                         raise TypeError(f"it returned {_shape(made)}, not logits [{logits.shape[-1]}]")
                     logits[row] = made
+                    trouble.looks.after(history.row, described(run), logits[row])
             except BaseException as error:
                 contained(error)
-                trouble.errors[history.row] = f"logits processor: {type(error).__name__}: {error}"
+                trouble.errors[history.row] = f"{described(run)}: {type(error).__name__}: {error}"
                 logits[row] = torch.nan
         return logits
 

@@ -26,6 +26,7 @@ from bestiary.core.runtime.request import Request, State
 from bestiary.core.runtime.reuse import Hit
 from bestiary.core.runtime.running import Running
 from bestiary.core.runtime.slots import Slots
+from bestiary.core.runtime.step_limit import StepLimit
 
 
 class Scheduler:
@@ -61,7 +62,8 @@ class Scheduler:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         # Every running request can have a token in every step, so none waits for a turn.
-        self.max_batch_size, self.max_num_tokens = min(max_batch_size, max_num_tokens), max_num_tokens
+        self.max_batch_size = min(max_batch_size, max_num_tokens)
+        self.limit = StepLimit(self.max_batch_size, max_num_tokens)
         ranks, promise = policies.order(order), policies.capacity(capacity).promise
         self.tables = BlockTables(
             groups,
@@ -81,6 +83,11 @@ class Scheduler:
         self._opened: dict[int, Opened] = {}  # by slot, since the last step
 
     @property
+    def max_num_tokens(self) -> int:
+        """Most tokens of the next step."""
+        return self.limit.tokens
+
+    @property
     def running(self) -> list[Request]:
         """The requests that run, by rank."""
         return self._running.requests
@@ -96,7 +103,7 @@ class Scheduler:
         return not self.running and not self.waiting
 
     def take_failed(self) -> list[tuple[Request, Exception]]:
-        """Waiting requests that could not be looked at, and why; they are still to be finished."""
+        """Waiting requests that could not be admitted, and why; they are still to be finished."""
         return self._admission.take_failed()
 
     def submit(self, request: Request) -> None:
@@ -198,21 +205,11 @@ class Scheduler:
 
     def _admit(self) -> Request | None:
         """Let the first waiting request that can run do so, if it fits."""
-        found = self._admission.next(self.number, len(self.running)) if self.slots.num_free else None
-        if found is None:
-            return None
-        self._enter(*found)
-        return found[0]
+        return self._admission.next(self.number, len(self.running), self._enter) if self.slots.num_free else None
 
     def _enter(self, request: Request, hit: Hit) -> None:
         opened = self._running.enter(request, hit, self.number)
         self._opened[opened.slot] = opened
-
-    def retreat(self) -> bool:
-        """Steps are too large for the device: halve the tokens that one may have; False if that can't be done any more."""
-        smaller = max(self.max_batch_size, self.max_num_tokens // 2)
-        done, self.max_num_tokens = smaller < self.max_num_tokens, smaller
-        return done
 
     def distrust(self, number: int) -> list[Request]:
         """The step ``number`` failed: nobody gets what was stored in it and later. The requests that may stand on it already,
@@ -251,6 +248,7 @@ class Scheduler:
             that are over or were preempted since the step was decided are dropped.
         """
         slots = self.slots
+        self.limit.good()
         alive = (slots.epoch[batch.slots] == batch.epochs) & (tokens >= 0)
         chosen, fresh = (batch.slots, tokens) if alive.all() else (batch.slots[alive], tokens[alive])
         known = slots.known[chosen]

@@ -56,8 +56,7 @@ class Slots:
     def open(self, request: Request, stored: int) -> int:
         """Put a request whose first ``stored`` tokens are in its blocks into a free slot."""
         tokens = request.tokens
-        slot = self._free.pop()
-        self.epoch[slot] += 1
+        slot = self._free[-1]  # taken when nothing can fail any more
         self.tokens[slot, : len(tokens)] = tokens
         self.known[slot] = self.planned[slot] = len(tokens)
         self.stored[slot] = stored
@@ -66,6 +65,8 @@ class Slots:
         self.plain[slot], self.restricted[slot] = request.plain, request.restricted
         self.watched[slot], self.scored[slot] = request.watched, request.params.logprobs is not None
         self.tapped[slot] = request.tapped is not None
+        self._free.pop()
+        self.epoch[slot] += 1
         self.num_tapped += request.tapped is not None
         self.requests[slot] = request
         request.enter(self, slot)

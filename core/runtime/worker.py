@@ -13,6 +13,7 @@ from bestiary.core import device as devices
 from bestiary.core.ops.collective import UNDIVIDED, Place
 from bestiary.core.runtime.inputs import StepInputs
 from bestiary.core.runtime.logprobs import LogprobRows
+from bestiary.core.runtime.looks import Looks
 from bestiary.core.runtime.messages import Logprobs, SampledMessage, SampleMessage, StepMessage, TapRows
 from bestiary.core.runtime.sampler import Sampled, Sampler
 
@@ -65,7 +66,7 @@ class Worker:
             if self._place.samples:
                 sampled = self._sampler.sample(self.outputs["logits"], wanted)
             else:
-                sampled = Sampled(self.runner.inputs.state.device_ints(wanted.slots), None, (), {}, [])
+                sampled = Sampled(self.runner.inputs.state.device_ints(wanted.slots), None, (), {}, [], Looks())
             if self._place.count > 1:
                 self._place.share(sampled.tokens)
                 self._sampler.chose(wanted, sampled.tokens)
@@ -77,6 +78,7 @@ class Reading:
 
     def __init__(self, sampled: Sampled, taps: Sequence[Mapping[str, Tensor]] = ()) -> None:
         self._errors, self._slow_calls = sampled.errors, tuple(sampled.slow_calls)
+        self._looks, self._seen = sampled.looks, [devices.fetch(part) for part in sampled.looks.fine()]
         self._tokens = devices.fetch(sampled.tokens)
         self._logprobs = None if sampled.logprobs is None else _fetched(sampled.logprobs)
         self._scored = tuple(_fetched(rows) for rows in sampled.scored)
@@ -86,8 +88,12 @@ class Reading:
     def read(self) -> SampledMessage:
         """Wait for the device."""
         self._arrived()
+        tokens = self._tokens.numpy().astype(np.int32)
+        if self._seen and (tokens < 0).any():
+            seen = np.concatenate([part.numpy() for part in self._seen])
+            self._errors = self._looks.causes((tokens < 0).nonzero()[0].tolist(), seen) | self._errors
         return SampledMessage(
-            self._tokens.numpy().astype(np.int32),
+            tokens,
             None if self._logprobs is None else _message(self._logprobs),
             tuple(_message(rows) for rows in self._scored),
             self._errors,

@@ -428,6 +428,36 @@ def test_log_probabilities_are_asked_for_requests_that_still_run():
     assert asked[:2] == [[1, -1], [1, -1]] and len(asked) > 5 and not any(asked[2:]), asked
 
 
+@pytest.mark.parametrize("where", ["match", "fits", "admit", "share", "reuse", "take", "room"])
+@pytest.mark.parametrize("capacity", ["no-evict", "max-utilization"])
+def test_what_fails_while_a_request_is_admitted_ends_that_one(where, capacity, overlaps):
+    """C09: wherever it fails, all is as it was before; blocks, promises, slots and tables are checked after each step."""
+    engine = Engine([CacheGroup(60, 4), CacheGroup(60, 4, window=6)], overlaps=overlaps, capacity=capacity)
+    first = engine.submit(list(range(11)), 9)
+    while first.num_output < 2:
+        engine.step()
+    victim, other = engine.submit([*range(10), 98], 4), engine.submit([*range(10), 99], 4)
+    tables = engine.scheduler.tables
+    outer = where if hasattr(tables, where) else "admit"
+    real = getattr(tables, outer)
+
+    def failing(request, *given, **said):
+        if request is victim and where == outer:
+            raise ZeroDivisionError
+        if request is victim:
+            setattr(tables.pools[1], where, lambda *given: 1 / 0)
+        try:
+            return real(request, *given, **said)
+        finally:
+            vars(tables.pools[1]).pop(where, None)
+
+    setattr(tables, outer, failing)
+    engine.drain(poison=True)
+    assert victim.finish_reason == "error" and victim.stop_reason.startswith("ZeroDivisionError")
+    undisturbed(engine, [first, other])
+    engine.check_drained()
+
+
 def test_a_scheduler_that_breaks_ends_the_engine_and_tells_everyone(overlaps):
     """Nobody can say what state it is in, so nothing goes on; but nobody waits for ever either."""
     engine = Engine(GROUPS, batch=4, overlaps=overlaps)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 from canary import Engine, Recorder
-from canary_numbers import alone, scores_alone
+from canary_numbers import alone, params, scores_alone
 
 from bestiary.core.errors import EngineError, RequestError
 from bestiary.core.runtime.cache_groups import CacheGroup
@@ -98,9 +98,40 @@ def test_without_promises_a_block_for_each_that_runs_is_left_free():
 
 def test_steps_shrink_to_a_token_for_each_that_may_run():
     scheduler = Engine(batch=8, tokens=20).scheduler
-    assert scheduler.retreat() and scheduler.max_num_tokens == 10
-    assert scheduler.retreat() and scheduler.max_num_tokens == 8
-    assert not scheduler.retreat() and scheduler.max_num_tokens == 8
+    assert scheduler.limit.retreat() and scheduler.max_num_tokens == 10
+    assert scheduler.limit.retreat() and scheduler.max_num_tokens == 8
+    assert not scheduler.limit.retreat() and scheduler.max_num_tokens == 8
+
+
+def test_steps_grow_again_after_good_ones():
+    """C16: a shortage that lasts costs ever less, one that passes is over."""
+    engine = Engine([CacheGroup(64, 4)], batch=2, tokens=64)
+    scheduler = engine.scheduler
+    engine.executor.faults, engine.executor.error = {1: "forward", 2: "forward"}, MemoryError
+    first = engine.submit(list(range(60)), 2)
+    engine.drain()
+    assert first.finish_reason == "length" and scheduler.max_num_tokens == 16
+    widths = []
+    while scheduler.max_num_tokens < 64:
+        engine.submit([1], 8)
+        engine.drain()
+        widths.append(scheduler.max_num_tokens)
+    assert sorted(set(widths)) == [16, 32, 64] and 12 <= len(widths) <= 18
+    for _ in range(200):
+        scheduler.limit.good()
+    assert scheduler.max_num_tokens == 64, "never more than configured"
+
+
+def test_who_goes_on_for_another_takes_its_place_in_the_queue():
+    """As the beams of a search do, each step of theirs anew."""
+    engine = Engine(batch=1)
+    first = engine.submit([1, 2, 3], 1)
+    waiting = [engine.submit([token], 1) for token in (4, 5)]
+    engine.step()
+    onward = Request("onward", [1, 2, 3, 4], params(max_tokens=1), max_seq_len=64, follows=first)
+    engine.loop.submit(onward, Recorder())
+    assert list(engine.scheduler.waiting) == [onward, *waiting]
+    engine.drain()
 
 
 def test_what_can_never_fit_is_refused_with_the_arithmetic():

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from bestiary.core.errors import RequestError
+from bestiary.core.runtime.batch import Batch
 from bestiary.core.runtime.cache_groups import CacheGroup
 from bestiary.core.runtime.request import Request, State
 
@@ -75,6 +76,14 @@ class Programs(RuleBasedStateMachine):
         self.poison, self.batch_size, self.max_tokens = poison, batch, tokens
         self.aborted: set[str] = set()
         self.stops: dict[str, int] = {}
+        self.failed: set[str] = set()  # were in a step that failed for good
+        fail = self.engine.loop._endings.fail
+
+        def seen(batch: Batch, error: BaseException) -> None:
+            self.failed |= {request.id for request in batch.requests(self.engine.scheduler.slots)}
+            fail(batch, error)
+
+        self.engine.loop._endings.fail = seen  # type: ignore[method-assign]
         self.siblings: set[str] = set()  # may take over the first one's prompt, and with it nothing to score
 
     @rule(
@@ -172,6 +181,16 @@ class Programs(RuleBasedStateMachine):
     def preempt(self, data: st.DataObject) -> None:
         self.engine.scheduler._preempt(data.draw(st.sampled_from(self.running())))
 
+    @rule(
+        call=st.sampled_from(["forward", "sample", "read", "read"]),
+        error=st.sampled_from([RuntimeError, RuntimeError, MemoryError]),
+        later=st.integers(1, 3),
+    )
+    def fail(self, call: str, error: type[Exception], later: int) -> None:
+        """A step soon to come fails, and what it stores is wrong."""
+        self.engine.executor.error = error
+        self.engine.executor.faults[self.engine.scheduler.number + later] = call
+
     @rule()
     def reset(self) -> None:
         self.engine.scheduler.reset_prefix_cache()
@@ -201,6 +220,10 @@ class Programs(RuleBasedStateMachine):
             if request.id in self.aborted:
                 assert request.output == expected[: request.num_output], f"{request} read a wrong slot"
                 assert request.finish_reason == "abort"
+                continue
+            if request.finish_reason == "error":
+                assert request.id in self.failed and str(request.stop_reason).endswith("failed")
+                assert request.output == expected[: request.num_output], f"{request} read a wrong slot"
                 continue
             assert request.output == expected, f"{request} read a wrong slot"
             assert request.finish_reason == ("length" if stop is None else "stop"), request.stop_reason
