@@ -17,7 +17,7 @@ def pairs(
         shapes: of the zoo's parameters.
         modules, tensors: names of the source model's modules, and of its parameters and buffers.
     """
-    transfers = [one for _, choices in weights.transfers(shapes) if (one := _present(choices, tensors)) is not None]
+    transfers = [_chosen(choices, tensors) for _, choices in weights.transfers(shapes) if choices]
     above: dict[str, list[Transfer]] = {}
     for transfer in transfers:
         for path in dict.fromkeys(path for target in transfer.targets for path in _ancestors(target)):
@@ -27,8 +27,9 @@ def pairs(
     return {**found, **_left_over(found, shapes, tensors)}
 
 
-def _present(choices: list[Transfer], tensors: Collection[str]) -> Transfer | None:
-    return next((choice for choice in choices if all(name in tensors for name in choice.sources)), None)
+def _chosen(choices: list[Transfer], tensors: Collection[str]) -> Transfer:
+    """What the source has, or, where the module holds its weights otherwise than files do, what a file has."""
+    return next((one for one in choices if all(name in tensors for name in one.sources)), choices[0])
 
 
 def _ancestors(parameter: str) -> list[str]:

@@ -1,0 +1,82 @@
+"""How far a tensor lies from another, and how far it may."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+#: How many times what one rounding makes is still taken for rounding, by the dtype: in float32 sums of thousands of terms in
+#: another order make more than their terms' own rounding; products of 16-bit numbers are summed in float32.
+FACTORS = {torch.float32: 32.0, torch.float64: 32.0, torch.bfloat16: 3.0, torch.float16: 3.0}
+
+
+@dataclass(frozen=True)
+class Error:
+    """Of a tensor against its reference.
+
+    Args:
+        largest: the largest absolute difference of two numbers.
+        relative: the norm of the difference over the norm of the reference.
+        cosine: of the angle between the two.
+        scale: the largest absolute number of the reference.
+    """
+
+    largest: float
+    relative: float
+    cosine: float
+    scale: float = 0.0
+
+    @classmethod
+    def of(cls, found: Tensor, wanted: Tensor) -> Error:
+        """Numbers that are not finite on one side alone, and another number of elements, are infinitely far."""
+        if found.numel() != wanted.numel():
+            return cls(math.inf, math.inf, 0.0)
+        if not wanted.numel():
+            return cls(0.0, 0.0, 1.0)
+        a, b = found.double().reshape(-1), wanted.double().reshape(-1)
+        both = a.isfinite() & b.isfinite()
+        if not torch.equal(a[~both].nan_to_num(nan=0.5), b[~both].nan_to_num(nan=0.5)):
+            return cls(math.inf, math.inf, 0.0)
+        a, b = a[both], b[both]
+        if not a.numel():
+            return cls(0.0, 0.0, 1.0)
+        difference, size = float((a - b).norm()), float(b.norm())
+        relative = difference / size if size else math.inf if difference else 0.0
+        product = float(a.norm()) * size
+        cosine = float(a @ b) / product if product else float(difference == 0)
+        return cls(float((a - b).abs().max()), relative, cosine, float(b.abs().max()))
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """How far a tensor may lie from its reference.
+
+    Args:
+        factor: see :data:`FACTORS`.
+        unit: the unit in the last place of the dtype, relative.
+        rounding: what one rounding of all that the tensor is made of does to it, measured on the reference.
+    """
+
+    factor: float
+    unit: float
+    rounding: Error
+
+    @property
+    def relative(self) -> float:
+        """Of the norm of the difference over the norm of the reference: the rounding of what it is made of and its own."""
+        return self.factor * (self.rounding.relative + self.unit)
+
+    def excess(self, error: Error) -> float:
+        """An error over what is allowed, by the norm and by the largest difference: above 1 is no rounding."""
+        largest = self.factor * (self.rounding.largest + self.unit * error.scale)
+        by_norm = error.relative / self.relative
+        by_largest = error.largest / largest if largest else math.inf if error.largest else 0.0
+        return max(by_norm, by_largest)
+
+
+def unit(dtype: torch.dtype) -> float:
+    """The unit in the last place of a dtype, relative."""
+    return float(torch.finfo(dtype).eps)
