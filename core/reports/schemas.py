@@ -6,7 +6,7 @@ from bestiary.core.plugins.resolve import resolve
 from bestiary.core.reports.schema import JsonReport
 
 #: Where their classes are.
-KINDS: tuple[str, ...] = ()
+KINDS: tuple[str, ...] = ("bestiary.core.diff.report:DiffReport",)
 
 
 def kinds() -> list[type[JsonReport]]:
