@@ -126,15 +126,17 @@ def solved_eps(calls: Sequence[Captured], target: Tensor, fits: Fits) -> Iterato
 def _turned(calls: Sequence[Captured], fits: Fits, ropes: Sequence[Rope]) -> Iterator[Finding]:
     """Queries or keys turned otherwise."""
     ways: tuple[tuple[str, str | None, Callable[[Tensor, Tensor], Tensor]], ...] = (
-        ("pairs of neighbours (x[2i], x[2i + 1]) where the op turns halves (x[i], x[i + R/2])", CONVERT, _interleaved),
-        ("pairs of neighbours, features then sorted into halves", CONVERT, _sorted_interleaved),
+        ("turned pairs of neighbours (x[2i], x[2i + 1]) where the op turns halves (x[i], x[i + R/2])", CONVERT, _interleaved),
+        ("turned pairs of neighbours, features then sorted into halves", CONVERT, _sorted_interleaved),
+        ("features that lie in pairs here and in halves there: they are permuted once too much", CONVERT, _from_pairs),
+        ("features that lie in halves here and in pairs there: permute_rope is missing", CONVERT, _from_halves),
         ("angles of the other sign", MODEL, _backwards),
-        ("no rotation", CONFIG, lambda x, table: x),
+        ("features that are not turned", CONFIG, lambda x, table: x),
     )
     for text, part, way in ways:
         made = torch.cat([way(c.args[0].float(), c.args[1].float()).float().cpu() for c in calls])
         if fits(made):
-            yield Finding(f"it is made by {text}", part)
+            yield Finding(f"it is made of {text}", part)
             return
     for theta in (1e4, 1e5, 2e5, 5e5, 1e6, 5e6, 1e7, 1e3, 100.0):
         made = torch.cat([_by_theta(call, theta) for call in calls])
@@ -163,6 +165,16 @@ def _halves(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     first, second = x[..., : 2 * cosine.shape[-1]].chunk(2, -1)
     made = torch.cat((first * cosine - second * sine, second * cosine + first * sine), -1)
     return torch.cat((made, x[..., 2 * cosine.shape[-1] :]), -1)
+
+
+def _from_pairs(x: Tensor, table: Tensor) -> Tensor:
+    cosine, sine = table.unsqueeze(1).chunk(2, -1)
+    return _halves(x.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2), cosine, sine)
+
+
+def _from_halves(x: Tensor, table: Tensor) -> Tensor:
+    cosine, sine = table.unsqueeze(1).chunk(2, -1)
+    return _halves(x.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2), cosine, sine)
 
 
 def _backwards(x: Tensor, table: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bestiary.core.diff.measure import FACTORS, Allowance, Error, unit
 from bestiary.core.sides.engine_side import EngineSide
-from bestiary.core.sides.side import Instead, Made, Noise, Seen, Side
+from bestiary.core.sides.side import Instead, Made, Noise, Seen, Side, common_name
 
 #: The last tokens of a prompt run one by one: other kernels may run them.
 DECODES = 4
@@ -197,7 +197,7 @@ def _one(ours: EngineSide, standard: Standard, number: int, coarsest: torch.dtyp
     whole = own if only_own else ours.run(prompt.tokens, prompt.chunks)
     rows, shared = [], set()
     for names in own.groups:
-        name = _label(names, wanted)
+        name = common_name(names, wanted)
         if name is None:
             continue
         shared.update(names)
@@ -214,12 +214,6 @@ def _one(ours: EngineSide, standard: Standard, number: int, coarsest: torch.dtyp
         rows.append(Row(name, *_place(name), readings, made, number))
     missing = tuple(name for name in wanted if name not in shared and wanted[name].is_floating_point())
     return Comparison(rows, missing)
-
-
-def _label(names: Sequence[str], wanted: Mapping[str, Tensor]) -> str | None:
-    """The name of a tensor that both sides know: what a module returns before what one is given."""
-    both = [name for name in names if name in wanted]
-    return next((name for name in both if not name.endswith(".input")), both[0] if both else None)
 
 
 def _place(name: str) -> tuple[int | None, str]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 #: How many times what one rounding makes is still taken for rounding, by the dtype: in float32 sums of thousands of terms in
 #: another order make more than their terms' own rounding; products of 16-bit numbers are summed in float32.
-FACTORS = {torch.float32: 32.0, torch.float64: 32.0, torch.bfloat16: 3.0, torch.float16: 3.0}
+FACTORS = {torch.float32: 16.0, torch.float64: 16.0, torch.bfloat16: 3.0, torch.float16: 3.0}
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -29,6 +29,7 @@ class Case(NamedTuple):
         found, wanted: ours and the reference's, ``[tokens, …]``.
         fits: whether a tensor lies within rounding of another.
         others: all tensors of the reference.
+        ours: the names of our tensors.
         weights: the parameters of the reference's module of that name.
     """
 
@@ -37,6 +38,7 @@ class Case(NamedTuple):
     wanted: Tensor
     fits: Callable[[Tensor, Tensor], bool]
     others: Mapping[str, Tensor]
+    ours: Collection[str]
     weights: Mapping[str, Tensor]
     prompt: Prompt
 
@@ -93,9 +95,14 @@ def _another(case: Case) -> Iterator[Finding]:
     """It is another tensor of the reference."""
     for name, other in case.others.items():
         same = name != case.name and other.numel() == case.found.numel() and not _equal(case, other)
-        if same and case.fits(case.found.reshape(other.shape), other):
+        if not same or not case.fits(case.found.reshape(other.shape), other):
+            continue
+        module = name.removesuffix(".input")
+        if module in case.others and module not in case.ours:
+            yield Finding(f"it is what the reference gives to {module}, which is not applied here", MODEL)
+        else:
             yield Finding(f"it is the reference's {name}: weights are exchanged", CONVERT)
-            return
+        return
 
 
 def _equal(case: Case, other: Tensor) -> bool:

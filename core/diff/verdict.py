@@ -139,7 +139,7 @@ def describe(row: Row, standard: Standard, side: EngineSide, against: Side, ours
         return bool(allowed.excess(Error.of(one, other)) <= 1)
 
     weights = against.weights(row.name) if isinstance(against, TransformersSide) else {}
-    case = Case(row.name, found, wanted, fits, tensors, weights, prompt)
+    case = Case(row.name, found, wanted, fits, tensors, own.tensors, weights, prompt)
     findings = [*_pairs(row, own, tensors, fits), *patterns(case)]
     calls, ropes = _captured(row, standard, side, ours)
     if not calls:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -54,6 +54,7 @@ class EngineSide:
             if value in shapes and shapes[value].dims and shapes[value].dims[0] in _ROW_EACH:
                 self._names.setdefault(value, []).append(name)
         self._names.setdefault(program.outputs["logits"], []).append("logits")
+        self._order = {value: number for number, value in enumerate(self._names)}
         views = {value for value, shape in shapes.items() if shape.base is not None}
         self._by = {value: _made_by(value, program.producers(), views) for value in self._names}
         self._views = views
@@ -121,6 +122,10 @@ class EngineSide:
         """The names of a value of the program."""
         return self._names.get(value, ())
 
+    def in_order(self, results: Iterable[tuple[Value, Tensor]]) -> list[tuple[Value, Tensor]]:
+        """Results of one call, as the model makes them without fusions: a sum before its norm."""
+        return sorted(results, key=lambda one: self._order.get(one[0], 0))
+
     def made(self, value: Value, kernel: str | None) -> Made:
         """Who made a value: of a view, who made what it shows."""
         return _made(self._by[value], kernel, self.engine)
@@ -182,7 +187,7 @@ class _Watcher:
             self.captured.append((target, args, self._rows))
         if call.run is not None:
             call.run()
-        for value, tensor in zip(instruction.results, call.results, strict=True):
+        for value, tensor in self._side.in_order(zip(instruction.results, call.results, strict=True)):
             if isinstance(target, OpDeclaration):
                 self._kernels[value] = call.kernel
             elif call.run is None:  # a view is made by whoever made what it shows

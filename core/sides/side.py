@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -71,12 +71,18 @@ class Instead:
         """What takes the place of a tensor on the processor, of the same shape; None: it stays."""
         if not names or not made.is_floating_point():
             return None
-        name = next((one for one in names if one in self.tensors), None)
+        name = common_name(names, self.tensors)
         right = made if name is None else self.tensors[name][rows]
         if right.numel() != made.numel() or (name is None and self.noise is None):
             return None
         right = right.reshape(made.shape)
         return right if self.noise is None else self.noise.on(right, f"{name or names[0]}.{rows.start}")
+
+
+def common_name(names: Sequence[str], known: Collection[str]) -> str | None:
+    """By which of its names two sides speak of a tensor: what a module returns comes before what one is given."""
+    both = [name for name in names if name in known]
+    return next((name for name in both if not name.endswith(".input")), both[0] if both else None)
 
 
 class Side(Protocol):

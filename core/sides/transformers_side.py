@@ -45,9 +45,10 @@ class TransformersSide:
         try:
             import transformers
 
-            found = transformers.AutoModelForCausalLM.from_pretrained(
-                directory, dtype=dtype, attn_implementation="eager", local_files_only=True
-            )
+            with _no_bars(transformers.utils.logging):
+                found = transformers.AutoModelForCausalLM.from_pretrained(
+                    directory, dtype=dtype, attn_implementation="eager", local_files_only=True
+                )
         except ImportError as error:
             hint = "pip install 'bestiary[convert]'"
             raise PluginError("E-SIDE-TRANSFORMERS", "transformers", "is not installed", hint=hint) from error
@@ -94,6 +95,18 @@ class TransformersSide:
         device = next(self.module.parameters()).device
         rows: Tensor = self.module(torch.tensor([list(tokens)], device=device), use_cache=False).logits[0]
         return rows
+
+
+@contextmanager
+def _no_bars(settings: Any) -> Iterator[None]:
+    """The library's bars stay off the screen, where ours are."""
+    shown = settings.is_progress_bar_enabled()
+    settings.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            settings.enable_progress_bar()
 
 
 def _keep_input(seen: Seen, change: Instead, path: str, module: nn.Module, args: Any, kwargs: Any) -> Any:
