@@ -26,7 +26,9 @@ def diff(
     prompt: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="A prompt; repeatable.")] = None,
     tokens: Annotated[int | None, typer.Option(metavar="N", help="N random tokens instead.")] = None,
     seed: Annotated[int, typer.Option(help="Of random tokens and random weights.")] = 0,
-    weights: Annotated[str, typer.Option(metavar="auto|random", help="random: make weights from config.json.")] = "auto",
+    weights: Annotated[
+        str, typer.Option(metavar="auto|random", help="random: make weights from config.json.")
+    ] = "auto",
     reference: Annotated[bool, typer.Option("--reference", help="Our side in reference mode, too.")] = False,
     all_rows: Annotated[bool, typer.Option("--all", help="Show every tensor, also of deep models.")] = False,
     building: Building,
@@ -47,7 +49,9 @@ def diff(
     if html is not None:
         plotly()
         if html.is_dir() or not html.absolute().parent.is_dir():  # said before hours of work
-            raise OutputError("E-OUT-FILE", html.name, "can't be written", hint="name a file in a directory that is there")
+            raise OutputError(
+                "E-OUT-FILE", html.name, "can't be written", hint="name a file in a directory that is there"
+            )
     request = Request(model, against, building.said(), reference, weights == "random", seed)
     named = [*(prompt or ()), *(run.read_prompts(prompts) if prompts is not None else ())]
     with progress(silent=json) as steps:

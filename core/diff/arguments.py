@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bestiary.core.config import Rope
-from bestiary.core.diff.patterns import CONFIG, CONVERT, MODEL, Finding
+from bestiary.core.diff.patterns import CONFIG, CONVERT, MODEL, Finding, to_halves, to_pairs
 from bestiary.core.ops.activation import ACTIVATIONS
 from bestiary.core.ops.declare import OpDeclaration
 from bestiary.core.sides.engine_side import Captured
@@ -30,11 +30,12 @@ def replay(calls: Sequence[Captured], change: Callable[[tuple[Any, ...]], tuple[
     return torch.cat(made)
 
 
-def other_arguments(calls: Sequence[Captured], fits: Fits, ropes: Sequence[Rope] = ()) -> Iterator[Finding]:
+def other_arguments(calls: Sequence[Captured], fits: Fits, whose: str, ropes: Sequence[Rope] = ()) -> Iterator[Finding]:
     """With which other arguments the calls make what ``fits`` takes.
 
     Args:
         calls: of one op, with right inputs.
+        whose: of which side the tensor is, for the text.
         ropes: the rotary embeddings of the model, whose angles a call of ``rope`` may have.
     """
     if not calls or calls[0].op.mutates:
@@ -43,15 +44,17 @@ def other_arguments(calls: Sequence[Captured], fits: Fits, ropes: Sequence[Rope]
     for parameter, value in zip(op.parameters, calls[0].args, strict=True):
         for other in _others(parameter, value, calls, fits):
             if (made := _attempt(calls, op, parameter, other)) is not None and fits(made):
-                yield Finding(f"{op.name} with {parameter}={_text(other)} makes it (the call has {_text(value)})", CONFIG)
+                said = f"{parameter}={plainly(other)} (the call has {plainly(value)})"
+                yield Finding(f"{whose} is what {op.name} makes with {said}", CONFIG)
                 return
-    yield from _exchanged(calls, op, fits)
+    yield from _exchanged(calls, op, fits, whose)
     if op.name == "rope":
-        yield from _turned(calls, fits, ropes)
+        yield from _turned(calls, fits, whose, ropes)
 
 
-def _text(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else repr(value)
+def plainly(value: Any) -> str:
+    """An argument for people: of a float the digits that were meant."""
+    return f"{value:.6g}" if isinstance(value, float) else repr(value)
 
 
 def _others(parameter: str, value: Any, calls: Sequence[Captured], fits: Fits) -> list[Any]:
@@ -76,7 +79,7 @@ def _attempt(calls: Sequence[Captured], op: OpDeclaration[..., Any], parameter: 
         return None
 
 
-def _exchanged(calls: Sequence[Captured], op: OpDeclaration[..., Any], fits: Fits) -> Iterator[Finding]:
+def _exchanged(calls: Sequence[Captured], op: OpDeclaration[..., Any], fits: Fits, whose: str) -> Iterator[Finding]:
     """Two tensors in each other's place."""
     places = [n for n, arg in enumerate(calls[0].args) if isinstance(arg, Tensor)]
     for first in places:
@@ -96,11 +99,11 @@ def _exchanged(calls: Sequence[Captured], op: OpDeclaration[..., Any], fits: Fit
                 continue
             if fits(made):
                 names = f"{op.parameters[first]} and {op.parameters[second]}"
-                yield Finding(f"{op.name} with {names} exchanged makes it: weights are exchanged", CONVERT)
+                yield Finding(f"{whose} is what {op.name} makes with {names} exchanged", CONVERT)
                 return
 
 
-def solved_eps(calls: Sequence[Captured], target: Tensor, fits: Fits) -> Iterator[Finding]:
+def solved_eps(calls: Sequence[Captured], target: Tensor, fits: Fits, whose: str) -> Iterator[Finding]:
     """The eps with which a norm makes a tensor, from how much larger or smaller each row is."""
     if not calls or "eps" not in calls[0].op.parameters or not isinstance(calls[0].args[0], Tensor):
         return
@@ -114,42 +117,57 @@ def solved_eps(calls: Sequence[Captured], target: Tensor, fits: Fits) -> Iterato
         return
     factor = (rows * wanted).sum(-1) / (rows * rows).sum(-1).clamp(min=1e-300)
     least = int(squares.argmin())
+    if not factor[least]:
+        return
     exact = float((squares[least] + said) / factor[least] ** 2 - squares[least])
     for eps in (float(f"{exact:.0e}"), float(f"{exact:.1e}"), exact):
         if eps < 0 or eps == said:
             continue
         if fits(replay(calls, lambda args, eps=eps: (*args[:place], eps, *args[place + 1 :]))):  # type: ignore[misc]
-            yield Finding(f"{calls[0].op.name} with eps={eps:.3g} makes it (the call has {said:.3g})", CONFIG)
+            yield Finding(
+                f"{whose} is what {calls[0].op.name} makes with eps={eps:.3g} (the call has {said:.3g})", CONFIG
+            )
             return
 
 
-def _turned(calls: Sequence[Captured], fits: Fits, ropes: Sequence[Rope]) -> Iterator[Finding]:
+def _turned(calls: Sequence[Captured], fits: Fits, whose: str, ropes: Sequence[Rope]) -> Iterator[Finding]:
     """Queries or keys turned otherwise."""
     ways: tuple[tuple[str, str | None, Callable[[Tensor, Tensor], Tensor]], ...] = (
-        ("turned pairs of neighbours (x[2i], x[2i + 1]) where the op turns halves (x[i], x[i + R/2])", CONVERT, _interleaved),
+        (
+            "turned pairs of neighbours (x[2i], x[2i + 1]) where the op turns halves (x[i], x[i + R/2])",
+            CONVERT,
+            _interleaved,
+        ),
         ("turned pairs of neighbours, features then sorted into halves", CONVERT, _sorted_interleaved),
-        ("features that lie in pairs here and in halves there: they are permuted once too much", CONVERT, _from_pairs),
-        ("features that lie in halves here and in pairs there: permute_rope is missing", CONVERT, _from_halves),
+        (
+            "features in another order: halves where ours has pairs; they are permuted once too little or too much",
+            CONVERT,
+            _from_pairs,
+        ),
+        (
+            "features in another order: pairs where ours has halves; they are permuted once too little or too much",
+            CONVERT,
+            _from_halves,
+        ),
         ("angles of the other sign", MODEL, _backwards),
         ("features that are not turned", CONFIG, lambda x, table: x),
     )
     for text, part, way in ways:
         made = torch.cat([way(c.args[0].float(), c.args[1].float()).float().cpu() for c in calls])
         if fits(made):
-            yield Finding(f"it is made of {text}", part)
+            yield Finding(f"{whose} is made of {text}", part)
             return
     for theta in (1e4, 1e5, 2e5, 5e5, 1e6, 5e6, 1e7, 1e3, 100.0):
         made = torch.cat([_by_theta(call, theta) for call in calls])
         if fits(made):
             said = ", ".join(f"{rope.theta:g}" for rope in ropes) or "another"
-            yield Finding(f"rope with theta={theta:g} makes it (the model has {said})", CONFIG)
+            yield Finding(f"{whose} is what rope makes with theta={theta:g} (the model has {said})", CONFIG)
             return
 
 
 def _interleaved(x: Tensor, table: Tensor) -> Tensor:
     cosine, sine = table.unsqueeze(1).chunk(2, -1)
-    turned = x[..., : table.shape[-1]].unflatten(-1, (-1, 2))
-    first, second = turned.unbind(-1)
+    first, second = x[..., 0 : table.shape[-1] : 2], x[..., 1 : table.shape[-1] : 2]
     made = torch.stack((first * cosine - second * sine, second * cosine + first * sine), -1).flatten(-2)
     return torch.cat((made, x[..., table.shape[-1] :]), -1)
 
@@ -157,8 +175,7 @@ def _interleaved(x: Tensor, table: Tensor) -> Tensor:
 def _sorted_interleaved(x: Tensor, table: Tensor) -> Tensor:
     made = _interleaved(x, table)
     size = table.shape[-1]
-    halves = made[..., :size].unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
-    return torch.cat((halves, made[..., size:]), -1)
+    return torch.cat((to_halves(made[..., :size]), made[..., size:]), -1)
 
 
 def _halves(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
@@ -169,12 +186,12 @@ def _halves(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
 
 def _from_pairs(x: Tensor, table: Tensor) -> Tensor:
     cosine, sine = table.unsqueeze(1).chunk(2, -1)
-    return _halves(x.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2), cosine, sine)
+    return _halves(to_halves(x), cosine, sine)
 
 
 def _from_halves(x: Tensor, table: Tensor) -> Tensor:
     cosine, sine = table.unsqueeze(1).chunk(2, -1)
-    return _halves(x.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2), cosine, sine)
+    return _halves(to_pairs(x), cosine, sine)
 
 
 def _backwards(x: Tensor, table: Tensor) -> Tensor:

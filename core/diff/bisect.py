@@ -11,7 +11,7 @@ import torch
 
 from bestiary.core import device as devices
 from bestiary.core.diff.compare import Row, Standard, compare
-from bestiary.core.diff.open import REFERENCES, Ours
+from bestiary.core.diff.open import Ours, references
 from bestiary.core.errors import ConfigError
 from bestiary.core.plugins import PluginHost
 from bestiary.core.program.calls import REFERENCE
@@ -89,7 +89,7 @@ def variants(side: EngineSide, row: Row, standard: Standard, host: PluginHost) -
         yield Variant("accumulation", "*=widened", {"kernels": {"*": "widened"}})
     if target.dtype != torch.float32:
         yield Variant("dtype", "float32", {"dtype": "float32"})
-    yield Variant("reference", "*=reference", REFERENCES)
+    yield Variant("reference", "*=reference", references(host))
 
 
 def bisect(
@@ -97,7 +97,6 @@ def bisect(
     side: EngineSide,
     row: Row,
     standards: Sequence[Standard],
-    coarsest: torch.dtype,
     advance: Callable[[], None] = lambda: None,
 ) -> list[Outcome]:
     """Try every variant on the prompt on which the tensor is worst."""
@@ -105,21 +104,19 @@ def bisect(
     longest = len(standard.prompt.tokens)
     outcomes = []
     for variant in variants(side, row, standard, ours.host):
-        outcomes.append(_attempt(ours, variant, row, standard, coarsest, longest))
+        outcomes.append(_attempt(ours, variant, row, standard, longest))
         advance()
     return outcomes
 
 
-def _attempt(
-    ours: Ours, variant: Variant, row: Row, standard: Standard, coarsest: torch.dtype, longest: int
-) -> Outcome:
+def _attempt(ours: Ours, variant: Variant, row: Row, standard: Standard, longest: int) -> Outcome:
     try:
         changed = ours.load(longest, **variant.options)
     except ConfigError as error:
-        return Outcome(variant, None, problem=error.problem)
+        return Outcome(variant, None, problem=error.problem.removeprefix("can't run this model's call: "))
     with devices.full_precision() if variant.full_precision else nullcontext():
         try:
-            found = compare(changed, [standard], coarsest, only_own=True)
+            found = compare(changed, [standard], only_own=True)
         except Exception as error:  # a kernel that nobody measured may fail in any way
             return Outcome(variant, None, problem=f"{type(error).__name__}: {error}"[:200])
     there = found.row(row.name)

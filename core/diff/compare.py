@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 
 from bestiary.core.diff.measure import FACTORS, Allowance, Error, unit
 from bestiary.core.sides.engine_side import EngineSide
@@ -138,12 +137,31 @@ class Comparison:
 
 @dataclass
 class Standard:
-    """The reference's tensors of one prompt, and what rounding makes of them."""
+    """The reference's tensors of one prompt, and what rounding to the coarsest dtype of either side makes of them.
+
+    ``own``, ``carried``: by tensor and kind of step, for tensors made of right ones, and with roundings carried along.
+    """
 
     prompt: Prompt
     seen: Seen
-    own: list[Mapping[str, Tensor]] = field(default_factory=list)
-    carried: list[Mapping[str, Tensor]] = field(default_factory=list)
+    coarsest: torch.dtype
+    own: dict[tuple[str, str], Error] = field(default_factory=dict)
+    carried: dict[tuple[str, str], Error] = field(default_factory=dict)
+
+    def draw(self, reference: Side, seed: int) -> None:
+        """Let the reference round once more; the larger error counts."""
+        noise, prompt = Noise(unit(self.coarsest), seed), self.prompt
+        for errors, given in ((self.own, self.seen.tensors), (self.carried, {})):
+            found = reference.run(prompt.tokens, prompt.chunks, Instead(given, noise)).tensors
+            for kind, part in prompt.parts.items():
+                for name, right in self.seen.tensors.items():
+                    error = Error.of(found[name][part], right[part])
+                    errors[name, kind] = max(errors.get((name, kind), error), error, key=lambda one: one.relative)
+
+    def allowance(self, name: str, kind: str, *, carried: bool = False) -> Allowance:
+        """What rounding may make of a tensor in one kind of step."""
+        errors = self.carried if carried else self.own
+        return Allowance(FACTORS[self.coarsest], unit(self.coarsest), errors[name, kind])
 
     @property
     def instead(self) -> Instead:
@@ -155,11 +173,9 @@ def standards(reference: Side, prompts: Sequence[Prompt], coarsest: torch.dtype)
     """Run the reference: as it is, and with every tensor changed by as much as a rounding to ``coarsest`` may change it."""
     made = []
     for prompt in prompts:
-        one = Standard(prompt, reference.run(prompt.tokens, prompt.chunks))
+        one = Standard(prompt, reference.run(prompt.tokens, prompt.chunks), coarsest)
         for seed in range(_DRAWS):
-            noise = Noise(unit(coarsest), seed)
-            one.own.append(reference.run(prompt.tokens, prompt.chunks, Instead(one.seen.tensors, noise)).tensors)
-            one.carried.append(reference.run(prompt.tokens, prompt.chunks, Instead(noise=noise)).tensors)
+            one.draw(reference, seed)
         made.append(one)
     return made
 
@@ -167,7 +183,6 @@ def standards(reference: Side, prompts: Sequence[Prompt], coarsest: torch.dtype)
 def compare(
     ours: EngineSide,
     against: Sequence[Standard],
-    coarsest: torch.dtype,
     *,
     only_own: bool = False,
     advance: Callable[[], None] = lambda: None,
@@ -175,14 +190,13 @@ def compare(
     """Compare with every prompt; of each tensor the worst counts.
 
     Args:
-        coarsest: the dtype of either side that has the fewest digits.
         only_own: leave the accumulated errors out, which take another run.
         advance: called after each prompt.
     """
     merged: dict[str, Row] = {}
     missing: dict[str, None] = {}
     for number, standard in enumerate(against):
-        found = _one(ours, standard, number, coarsest, only_own)
+        found = _one(ours, standard, number, only_own)
         for row in found.rows:
             before = merged.get(row.name)
             merged[row.name] = row if before is None else _worse(before, row)
@@ -191,11 +205,12 @@ def compare(
     return Comparison(list(merged.values()), tuple(missing))
 
 
-def _one(ours: EngineSide, standard: Standard, number: int, coarsest: torch.dtype, only_own: bool) -> Comparison:
+def _one(ours: EngineSide, standard: Standard, number: int, only_own: bool) -> Comparison:
     prompt, wanted = standard.prompt, standard.seen.tensors
     own = ours.run(prompt.tokens, prompt.chunks, standard.instead)
     whole = own if only_own else ours.run(prompt.tokens, prompt.chunks)
-    rows, shared = [], set()
+    rows: list[Row] = []
+    shared: set[str] = set()
     for names in own.groups:
         name = common_name(names, wanted)
         if name is None:
@@ -204,12 +219,10 @@ def _one(ours: EngineSide, standard: Standard, number: int, coarsest: torch.dtyp
         readings = {}
         for kind, part in prompt.parts.items():
             right = wanted[name][part]
-            allowed, carried = (
-                Allowance(FACTORS[coarsest], unit(coarsest), _largest([Error.of(d[name][part], right) for d in draws]))
-                for draws in (standard.own, standard.carried)
+            added, there = (Error.of(side.tensors[name][part], right) for side in (own, whole))
+            readings[kind] = Reading(
+                added, there, standard.allowance(name, kind), standard.allowance(name, kind, carried=True)
             )
-            errors = (Error.of(side.tensors[name][part], right) for side in (own, whole))
-            readings[kind] = Reading(*errors, allowed, carried)
         made = {kind: by[name] for kind, by in (("prefill", own.made), ("decode", own.decoded)) if name in by}
         rows.append(Row(name, *_place(name), readings, made, number))
     missing = tuple(name for name in wanted if name not in shared and wanted[name].is_floating_point())
@@ -221,10 +234,6 @@ def _place(name: str) -> tuple[int | None, str]:
     if found is None:
         return None, name
     return int(found["index"]), found["rest"] or "output"
-
-
-def _largest(errors: Sequence[Error]) -> Error:
-    return max(errors, key=lambda one: one.relative)
 
 
 def _worse(one: Row, other: Row) -> Row:

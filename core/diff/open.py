@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,6 @@ import torch
 
 from bestiary.converters.convert import convert, weight_map
 from bestiary.converters.export import export
-from bestiary.core import device as devices
-from bestiary.core.checkpoint.manifest import Manifest
 from bestiary.core.checkpoint.parameters import parameters, parse_config
 from bestiary.core.checkpoint.transaction import new_directory
 from bestiary.core.diff.random_weights import random_model
@@ -24,14 +22,17 @@ from bestiary.core.errors import ConfigError, UsageError
 from bestiary.core.opening import check_built
 from bestiary.core.plugins import PluginHost
 from bestiary.core.prepare import prepare
+from bestiary.core.program.calls import REFERENCE
 from bestiary.core.progress import Progress, step
 from bestiary.core.sides.engine_side import EngineSide
 from bestiary.core.sides.side import Side
 from bestiary.core.sides.transformers_side import TransformersSide
 from bestiary.core.source import Source, fetch, recognise
 
-#: What stands for all ops' references and no fusion.
-REFERENCES: Mapping[str, Any] = {"kernels": {"*": "reference"}, "without_fusions": ("*",)}
+
+def references(host: PluginHost) -> dict[str, Any]:
+    """Options of ``load_engine`` for all ops' references and no fusion, whatever kernels an engine was built with."""
+    return {"kernels": {op.name: REFERENCE for op in host.ops()}, "without_fusions": ("*",)}
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class Setting:
         named, host = self.request.against, self.ours.host
         if named == "reference":
             label = f"{self.ours.label} in reference mode, float32"
-            return _side(self.ours.directory, host, longest, label, dtype="float32", **REFERENCES)
+            return _side(self.ours.directory, host, longest, label, dtype="float32", **references(host))
         if named == "hf":
             return self._transformers(self.source or self._exported(), device, exported=self.source is None)
         source = recognise(named, host)
@@ -117,7 +118,7 @@ class Setting:
             target = self.folder / "against"
             unmeasured(source.path, target, host=host, options=_small(self.ours.manifest.options))
             label = f"checkpoint {source.name} in reference mode, float32"
-            return self._same(_side(target, host, longest, label, dtype="float32", **REFERENCES))
+            return self._same(_side(target, host, longest, label, dtype="float32", **references(host)))
         path = source.path or fetch(named, self.progress)
         if (path / "config.json").is_file():
             return self._transformers(path, device, exported=False)
@@ -194,7 +195,7 @@ def open_sides(request: Request, *, host: PluginHost, folder: Path, progress: Pr
     manifest = EngineManifest.read(directory)
     _check_degrees(manifest.options, source.name)
     at_load = {name: value for name, value in (request.said or {}).items() if name in AT_LOAD}
-    base = {**at_load, **(REFERENCES if request.reference else {})}
+    base = {**at_load, **(references(host) if request.reference else {})}
     label = f"{what} {source.name}{' in reference mode' if request.reference else ''}"
     return Setting(request, Ours(directory, host, base, label), path, folder, progress)
 
@@ -202,8 +203,8 @@ def open_sides(request: Request, *, host: PluginHost, folder: Path, progress: Pr
 def _source(request: Request, host: PluginHost, folder: Path, progress: Progress) -> tuple[Source, Path | None]:
     """MODEL, and its Hugging Face directory where it has one."""
     if request.random:
-        path = random_model(Path(request.model), folder / "hf", seed=request.seed)
-        return Source("source", path, Path(request.model).resolve().name), path
+        made = random_model(Path(request.model), folder / "hf", seed=request.seed)
+        return Source("source", made, Path(request.model).resolve().name), made
     source = recognise(request.model, host)
     path = fetch(request.model, progress) if source.kind == "hub" else source.path
     is_hf = source.kind in ("source", "hub") and path is not None and (path / "config.json").is_file()
@@ -234,5 +235,3 @@ def _check_degrees(options: BuildOptions, subject: str) -> None:
             expected="1 and 1",
             hint="compare an engine that is built without --tp and --pp",
         )
-
-

@@ -11,7 +11,7 @@ from torch import Tensor
 from bestiary.core.diff.compare import Prompt
 
 #: A file of a model plugin's contract.
-CONFIG, CONVERT, MODEL = "config.py", "convert.py", "model.py"
+CONFIG, CONVERT, MODEL = "config.py or model.py", "convert.py", "model.py"
 
 
 class Finding(NamedTuple):
@@ -98,7 +98,7 @@ def _another(case: Case) -> Iterator[Finding]:
         if not same or not case.fits(case.found.reshape(other.shape), other):
             continue
         module = name.removesuffix(".input")
-        if module in case.others and module not in case.ours:
+        if module != name and module in case.others and module not in case.ours:
             yield Finding(f"it is what the reference gives to {module}, which is not applied here", MODEL)
         else:
             yield Finding(f"it is the reference's {name}: weights are exchanged", CONVERT)
@@ -120,12 +120,11 @@ def _factor(case: Case) -> Iterator[Finding]:
     factors = (_rows(ours) * rows).sum(-1) / (rows * rows).sum(-1).clamp(min=1e-300)
     if bool((factors != 0).all()) and case.fits((_rows(ours) / factors[:, None]).float(), _rows(case.wanted)):
         least, most = float(factors.min()), float(factors.max())
-        yield Finding(f"each row is a multiple of the reference's, by {least:.6g} to {most:.6g}: as a wrong norm makes it")
+        yield Finding(f"each row is a multiple of the reference's, by {least:.6g} to {most:.6g}")
         return
     columns = (_rows(ours) * rows).sum(0) / (rows * rows).sum(0).clamp(min=1e-300)
-    if len(rows) > 2 and bool((columns != 0).all()):
-        if case.fits((_rows(ours) / columns).float(), _rows(case.wanted)):
-            yield Finding("each feature is a multiple of the reference's, the same at every token: as a wrong weight makes it")
+    if len(rows) > 2 and bool((columns != 0).all()) and case.fits((_rows(ours) / columns).float(), _rows(case.wanted)):
+        yield Finding("each feature is a multiple of the reference's, the same at every token")
 
 
 def _offset(case: Case) -> Iterator[Finding]:
@@ -138,7 +137,9 @@ def _offset(case: Case) -> Iterator[Finding]:
             for word, sign in (("missing", 1), ("added twice", -1)):
                 right = _rows(case.found) + sign * weight.reshape(-1)
                 if case.fits(right, _rows(case.wanted)):
-                    yield Finding(f"the {name} is {word}: the same vector at every token, and it is the reference's", CONFIG)
+                    yield Finding(
+                        f"the {name} is {word}: the same vector at every token, and it is the reference's", CONFIG
+                    )
                     return
     size = float(missing.abs().max())
     yield Finding(f"the same vector is missing at every token, as a bias would be (at most {size:.3g})", CONFIG)
@@ -155,11 +156,9 @@ def _order(case: Case) -> Iterator[Finding]:
                 return
     if not case.fits(ours.sort(-1).values, right.sort(-1).values):
         return
-    size = case.wanted.shape[-1]
-    if size % 2 == 0:
-        halves = case.found.unflatten(-1, (2, size // 2)).transpose(-1, -2).flatten(-2)
-        pairs = case.found.unflatten(-1, (size // 2, 2)).transpose(-1, -2).flatten(-2)
-        for changed, text in ((halves, "halves where pairs are wanted"), (pairs, "pairs where halves are wanted")):
+    if case.wanted.shape[-1] % 2 == 0:
+        halves, pairs = to_halves(case.found), to_pairs(case.found)
+        for changed, text in ((halves, "pairs where halves are wanted"), (pairs, "halves where pairs are wanted")):
             if case.fits(changed, case.wanted):
                 yield Finding(f"the features of each head are interleaved otherwise: {text}", CONVERT)
                 return
@@ -169,11 +168,21 @@ def _order(case: Case) -> Iterator[Finding]:
 def _rounded(case: Case) -> Iterator[Finding]:
     """Numbers that have fewer digits than the reference's."""
     for dtype in (torch.bfloat16, torch.float16):
-        short = torch.equal(case.found, case.found.to(dtype).float())
+        short = bool(case.found.any()) and torch.equal(case.found, case.found.to(dtype).float())
         if short and not torch.equal(case.wanted, case.wanted.to(dtype).float()):
             name = str(dtype).removeprefix("torch.")
             yield Finding(f"all numbers have the digits of {name} only: something is computed in it", MODEL)
             return
+
+
+def to_halves(x: Tensor) -> Tensor:
+    """Features ``a₀ b₀ a₁ b₁ …`` as ``a₀ a₁ … b₀ b₁ …``."""
+    return torch.cat((x[..., 0::2], x[..., 1::2]), -1)
+
+
+def to_pairs(x: Tensor) -> Tensor:
+    """The way back."""
+    return torch.stack(x.chunk(2, -1), -1).flatten(-2)
 
 
 def _rows(tensor: Tensor) -> Tensor:

@@ -38,7 +38,9 @@ def page(result: Result) -> Page:
         "Own error over what is allowed, as a power of ten: 0 is the tolerance. Each tensor was made of the reference's; "
         "a cross marks the first that is out of tolerance.",
     )
-    made.figure(_map(rows, own=False), "Accumulated relative error, as a power of ten, of the tensors as the model makes them.")
+    made.figure(
+        _map(rows, own=False), "Accumulated relative error, as a power of ten, of the tensors as the model makes them."
+    )
     made.heading("Errors along the model")
     made.figure(_depth(rows), "Relative errors in the order of execution, and what is allowed of the own ones.")
     made.heading("All tensors")

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from bestiary.core.diff.arguments import plainly
 from bestiary.core.diff.bisect import Outcome
 from bestiary.core.diff.compare import Reading, Row
 from bestiary.core.diff.measure import Error
@@ -66,7 +67,9 @@ class OutcomeReport(_Part):
 
     change: str = Field(description="what was changed")
     kind: Literal["kernel", "fusion", "accumulation", "dtype", "reference"] = Field(description="kind of the option")
-    excess: float | None = Field(description="own error over what is allowed, a ratio; null: it could not run, or is infinite")
+    excess: float | None = Field(
+        description="own error over what is allowed, a ratio; null: it could not run, or is infinite"
+    )
     gone: bool = Field(description="whether the error is within tolerance then")
     first: str | None = Field(description="first tensor out of tolerance then; null: none")
     problem: str | None = Field(description="why it could not run; null: it could")
@@ -75,9 +78,11 @@ class OutcomeReport(_Part):
 class VerdictReport(_Part):
     """What is to blame."""
 
-    blame: Literal["nothing", "kernel", "fusion", "options", "accumulation", "rounding", "plugin", "models", "sum"] = Field(
-        description="kind of what is to blame: nothing; a kernel; a fusion; kernels and fusions together; sums in 16 bit; the "
-        "rounding of the dtype; the model's plugin; two sides that are not one model; errors that only add up"
+    blame: Literal["nothing", "kernel", "fusion", "options", "accumulation", "rounding", "plugin", "models", "sum"] = (
+        Field(
+            description="kind of what is to blame: nothing; a kernel; a fusion; kernels and fusions together; sums in 16 bit; the "
+            "rounding of the dtype; the model's plugin; two sides that are not one model; errors that only add up"
+        )
     )
     text: str = Field(description="the verdict for people")
     distribution: str | None = Field(description="distribution and version of what is to blame")
@@ -165,7 +170,7 @@ def _first(row: Row, distribution: str | None) -> FirstReport:
         distribution=distribution,
         module=by.scope if by else None,
         call=by.call if by else None,
-        arguments={name: repr(value) for name, value in by.arguments.items()} if by else {},
+        arguments={name: plainly(value) for name, value in by.arguments.items()} if by else {},
     )
 
 

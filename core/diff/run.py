@@ -93,7 +93,7 @@ def _compared(
         right = standards(against, prompts, coarsest)
         note.text = f"{sum(len(prompt.tokens) for prompt in prompts)} tokens"
     with step(progress, "compare", len(prompts), "prompts") as note:
-        comparison = compare(side, right, coarsest, advance=lambda: progress.advance(1))
+        comparison = compare(side, right, advance=lambda: progress.advance(1))
         note.text = f"{len(comparison.rows)} tensors"
     row = comparison.first
     outcomes: list[Outcome] = []
@@ -102,7 +102,7 @@ def _compared(
         standard: Standard = right[row.prompt]
         total = len(list(variants(side, row, standard, setting.ours.host)))
         with step(progress, "bisect", total, "variants") as note:
-            outcomes = bisect(setting.ours, side, row, right, coarsest, advance=lambda: progress.advance(1))
+            outcomes = bisect(setting.ours, side, row, right, advance=lambda: progress.advance(1))
             found = describe(row, standard, side, against, setting.ours)
             note.text = f"{total} variants"
     return Result(

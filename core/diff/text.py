@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
+from bestiary.core.diff.arguments import plainly
 from bestiary.core.diff.compare import DECODES, Row
 from bestiary.core.diff.measure import FACTORS
 from bestiary.core.diff.run import Result
@@ -81,7 +82,7 @@ def cells(label: str, row: Row) -> tuple[str, ...]:
 
 def bisection(result: Result) -> list[tuple[str, ...]]:
     """A row for each option that was changed."""
-    made = []
+    made = list[tuple[str, ...]]()
     for outcome in result.outcomes:
         if outcome.excess is None:
             state = f"can't run: {outcome.problem}" if outcome.problem else "has no such tensor"
@@ -105,7 +106,7 @@ def first_place(result: Result) -> Iterator[str]:
         if by.call:
             yield f"  call       {by.call}"
         if by.arguments:
-            yield f"  arguments  {', '.join(f'{name}={value!r}' for name, value in by.arguments.items())}"
+            yield f"  arguments  {', '.join(f'{name}={plainly(value)}' for name, value in by.arguments.items())}"
     own = reading.own
     yield (
         f"  own error  {number(own.relative)} relative ({number(reading.allowed.relative)} allowed), {number(own.largest)} at "

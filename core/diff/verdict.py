@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from bestiary.core.diff.arguments import other_arguments, replay, solved_eps
+from bestiary.core.diff.arguments import other_arguments, plainly, replay, solved_eps
 from bestiary.core.diff.bisect import Outcome
 from bestiary.core.diff.compare import Comparison, Row, Standard
 from bestiary.core.diff.measure import Error
-from bestiary.core.diff.open import REFERENCES, Ours
+from bestiary.core.diff.open import Ours, references
 from bestiary.core.diff.patterns import CONVERT, MODEL, Case, Finding, patterns
 from bestiary.core.errors import BestiaryError
 from bestiary.core.ops.declare import OpDeclaration
@@ -46,7 +46,9 @@ class Verdict:
     part: str | None = None
 
 
-def judge(comparison: Comparison, outcomes: Sequence[Outcome], found: Sequence[Finding], ours: Ours, side: Side) -> Verdict:
+def judge(
+    comparison: Comparison, outcomes: Sequence[Outcome], found: Sequence[Finding], ours: Ours, side: Side
+) -> Verdict:
     """Name what is to blame.
 
     Args:
@@ -81,7 +83,9 @@ def origin_of(host: PluginHost, made: Made | None) -> str | None:
 
 def _blame(row: Row, outcomes: Sequence[Outcome], ours: Ours, side: Side) -> tuple[Blame, str, str | None]:
     host, gone = ours.host, [outcome.variant for outcome in outcomes if outcome.gone]
-    references = [v.subject.partition("=")[0] for v in gone if v.kind == "kernel" and v.subject.endswith(f"={REFERENCE}")]
+    references = [
+        v.subject.partition("=")[0] for v in gone if v.kind == "kernel" and v.subject.endswith(f"={REFERENCE}")
+    ]
     if references:
         return "kernel", *_kernel(row, references[0], host)
     if fusions := [variant.subject for variant in gone if variant.kind == "fusion"]:
@@ -123,7 +127,9 @@ def _kernel(row: Row, op: str, host: PluginHost) -> tuple[str, str | None]:
 def _call(made: Made | None) -> str:
     if made is None:
         return ""
-    said = ", ".join(f"{name}={value!r}" for name, value in made.arguments.items() if not isinstance(value, Rope))
+    said = ", ".join(
+        f"{name}={plainly(value)}" for name, value in made.arguments.items() if not isinstance(value, Rope)
+    )
     return f" ({made.op}{', ' + said if said else ''})"
 
 
@@ -151,10 +157,10 @@ def describe(row: Row, standard: Standard, side: EngineSide, against: Side, ours
     def is_target(made: Tensor) -> bool:
         return made.numel() == target.numel() and fits(made.reshape(target.shape), target)
 
-    argued = [*solved_eps(calls, target, is_target)] or [*other_arguments(calls, is_target, ropes)]
+    whose = "ours" if right else "the reference's"
+    argued = [*solved_eps(calls, target, is_target, whose)] or [*other_arguments(calls, is_target, whose, ropes)]
     if right:
-        said = [Finding(f"the reference of {calls[0].op.name}, given the same, is right")]
-        return [*said, *(Finding(f"as if {one.text}") for one in argued), *findings]
+        return [Finding(f"the reference of {calls[0].op.name}, given the same, is right"), *argued, *findings]
     return [*argued, *findings, *_weights(calls, weights, argued)]
 
 
@@ -163,7 +169,7 @@ def _captured(row: Row, standard: Standard, side: EngineSide, ours: Ours) -> tup
     # What a cache holds is what was made before: keys after their rotation.
     name = row.name.replace(".cache.k", ".rope.1").removesuffix(".cache.v")
     try:
-        plain = ours.load(len(standard.prompt.tokens), **REFERENCES)
+        plain = ours.load(len(standard.prompt.tokens), **references(ours.host))
     except BestiaryError:
         return [], []
     program = plain.engine.network.program
@@ -172,7 +178,9 @@ def _captured(row: Row, standard: Standard, side: EngineSide, ours: Ours) -> tup
     return calls, list(ropes)
 
 
-def _pairs(row: Row, own: Seen, tensors: dict[str, Tensor], fits: Callable[[Tensor, Tensor], bool]) -> Iterator[Finding]:
+def _pairs(
+    row: Row, own: Seen, tensors: dict[str, Tensor], fits: Callable[[Tensor, Tensor], bool]
+) -> Iterator[Finding]:
     """Two tensors of the reference that are one on our side, up to the tensor that is wrong."""
     for names in own.groups:
         known = [name for name in names if name in tensors]

@@ -66,7 +66,8 @@ class TransformersSide:
         """
         seen, change = Seen(), instead or Instead()
         # Nobody reads what the last module returns; the logits are then what the model makes, whatever is put elsewhere.
-        last = self.module.get_output_embeddings() if hasattr(self.module, "get_output_embeddings") else None
+        head: Any = getattr(self.module, "get_output_embeddings", None)
+        last = head() if head else None
         with ExitStack() as hooks, torch.no_grad():
             for path, module in self._modules.items():
                 given = module.register_forward_pre_hook(partial(_keep_input, seen, change, path), with_kwargs=True)
