@@ -14,15 +14,15 @@ from bestiary.core.version import __version__
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-#: Below this a float32 difference is none; zero has no logarithm.
-_LEAST = 1e-9
+#: What stands for zero on the map of own errors, and for an infinite error.
+_LEAST, _MOST = 1e-3, 6.0
 _OUTSIDE = "model"
 
 
 def page(result: Result) -> Page:
     """The page."""
     made = Page(f"bestiary diff: {result.ours}", f"against {result.against} · {result.device} · bestiary {__version__}")
-    made.text(verdict(result))
+    made.heading(verdict(result).capitalize())
     rows, first = result.comparison.rows, result.comparison.first
     if first is not None:
         made.heading(f"First out of tolerance: {first.name}")
@@ -52,7 +52,7 @@ def page(result: Result) -> Page:
 
 
 def _log(value: float) -> float:
-    return math.log10(max(value, _LEAST)) if math.isfinite(value) else 6.0
+    return math.log10(max(value, _LEAST)) if math.isfinite(value) else _MOST
 
 
 def _map(rows: list[Row], *, own: bool) -> Figure:
@@ -67,7 +67,7 @@ def _map(rows: list[Row], *, own: bool) -> Figure:
         line = lines.index(_OUTSIDE if row.layer is None else str(row.layer))
         column = places.index(row.place)
         value = row.excess if own else row.accumulated.accumulated.relative
-        values[line][column] = _log(value)
+        values[line][column] = _log(value) if own or value else None
         texts[line][column] = f"{row.name}: {value:.3g}"
     scale = (
         {"colorscale": [[0, "#f3f6fa"], [0.5, "#9db8d9"], [0.501, "#f2a488"], [1, "#8c1d18"]], "zmin": -3, "zmax": 3}
@@ -88,6 +88,7 @@ def _map(rows: list[Row], *, own: bool) -> Figure:
         drawn.add_trace(go.Scatter(x=[first.place], y=[at], mode="markers", marker=mark, hoverinfo="skip"))
     drawn.update_layout(
         height=180 + 24 * len(lines), margin={"l": 60, "r": 20, "t": 20, "b": 130}, showlegend=False,
+        plot_bgcolor="#fff",
         xaxis={"title": "place", "tickangle": -45}, yaxis={"title": "layer", "type": "category", "autorange": "reversed"},
     )  # fmt: skip
     return drawn
@@ -105,7 +106,7 @@ def _depth(rows: list[Row]) -> Figure:
         ("allowed of the own", [row.reading.allowed.relative for row in rows], {"color": "#9aa0a6", "dash": "dot"}),
     )
     for label, values, style in lines:
-        shown = [max(value, _LEAST) if math.isfinite(value) else None for value in values]
+        shown = [value if value and math.isfinite(value) else None for value in values]  # zero has no logarithm
         drawn.add_trace(
             go.Scatter(
                 x=places, y=shown, text=names, name=label, line=style, hovertemplate="%{text}: %{y:.3g}<extra></extra>"

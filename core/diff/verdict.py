@@ -144,7 +144,9 @@ def describe(row: Row, standard: Standard, side: EngineSide, against: Side, ours
     def fits(one: Tensor, other: Tensor) -> bool:
         return bool(allowed.excess(Error.of(one, other)) <= 1)
 
-    weights = against.weights(row.name) if isinstance(against, TransformersSide) else {}
+    names = next((names for names in own.groups if row.name in names), ())
+    modules = [against.weights(name) for name in names] if isinstance(against, TransformersSide) else []
+    weights = {name: weight for module in modules for name, weight in module.items()}
     case = Case(row.name, found, wanted, fits, tensors, own.tensors, weights, prompt)
     findings = [*_pairs(row, own, tensors, fits), *patterns(case)]
     calls, ropes = _captured(row, standard, side, ours)

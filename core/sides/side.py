@@ -80,9 +80,10 @@ class Instead:
 
 
 def common_name(names: Sequence[str], known: Collection[str]) -> str | None:
-    """By which of its names two sides speak of a tensor: what a module returns comes before what one is given."""
+    """By which of its names two sides speak of a tensor: the outermost module that returns it, else the first."""
     both = [name for name in names if name in known]
-    return next((name for name in both if not name.endswith(".input")), both[0] if both else None)
+    returned = [name for name in both if not name.endswith(".input")]
+    return min(returned, key=lambda name: name.count(".")) if returned else both[0] if both else None
 
 
 class Side(Protocol):

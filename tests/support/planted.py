@@ -105,6 +105,15 @@ class Halved(Layer):
         return x + self.mlp(self.mlp_norm(x).to(torch.bfloat16).to(torch.float32))
 
 
+class Theta(Layer):
+    """Turns by angles of its own."""
+
+    def __init__(self, c: Config, index: int) -> None:
+        super().__init__(c, index)
+        assert c.rope is not None
+        self.attention.rope = c.rope.model_copy(update={"theta": 500000.0})
+
+
 class Planted(CausalLM):
     layer: type[Layer] = Layer
 
@@ -155,6 +164,8 @@ FAMILIES: dict[str, tuple[type[Layer], str, dict[str, Any]]] = {
     "exchanged": (Layer, "EXCHANGED", {}),
     "gate_up": (Layer, "GATE_UP", {}),
     "norms": (Layer, "NORMS", {}),
+    "large": (Layer, "RIGHT", {}),  # more than float16 holds
+    "theta": (Theta, "RIGHT", {}),
     "pairs": (Layer, "PAIRS", {}),
 }
 MODULES = {name: type(name, (Planted,), {"layer": layer}) for name, (layer, _, _) in FAMILIES.items()}
@@ -176,6 +187,9 @@ def write(name: str, folder: Path) -> Path:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
+        if name == "large":
+            for layer in model.model.layers:
+                layer.mlp.up_proj.weight.mul_(1e5)
     target = folder / name
     model.save_pretrained(target)
     config = json.loads((target / "config.json").read_text())
