@@ -9,6 +9,7 @@ import torch
 
 from bestiary.converters.tokenizer import FILES
 from bestiary.core.errors import MissingInputError, PluginError
+from bestiary.core.sides.transformers_side import no_bars
 
 
 def random_model(source: Path, target: Path, *, seed: int) -> Path:
@@ -26,6 +27,7 @@ def random_model(source: Path, target: Path, *, seed: int) -> Path:
         )
     try:
         from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers.utils import logging
     except ImportError as error:
         hint = "pip install 'bestiary[convert]'"
         raise PluginError("E-SIDE-TRANSFORMERS", "transformers", "is not installed", hint=hint) from error
@@ -38,7 +40,8 @@ def random_model(source: Path, target: Path, *, seed: int) -> Path:
                 for parameter in module.parameters():
                     if parameter.dim() == 1:
                         parameter.add_(torch.randn_like(parameter) * 0.2)
-        module.save_pretrained(target)
+        with no_bars(logging):
+            module.save_pretrained(target)
     except Exception as error:
         raise PluginError(
             "E-SIDE-TRANSFORMERS", source.name, "transformers makes no model of this config", found=str(error)[:200]

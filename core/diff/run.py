@@ -38,11 +38,22 @@ class Texts:
         prompts: texts.
         tokens: so many random ids in their place; None: the texts, or, where there are none, :data:`TEXT`.
         seed: of the random ids.
+
+    Raises:
+        UsageError: texts and random ids, or no ids.
     """
 
     prompts: Sequence[str] = ()
     tokens: int | None = None
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.prompts and self.tokens is not None:
+            raise UsageError("E-DIFF-PROMPT", "--tokens", "random tokens and prompts exclude each other")
+        if self.tokens is not None and self.tokens < 1:
+            raise UsageError(
+                "E-DIFF-PROMPT", "--tokens", "is not positive", found=str(self.tokens), expected="1 or more"
+            )
 
 
 @dataclass(frozen=True)
@@ -131,8 +142,6 @@ def _sequences(setting: Setting, texts: Texts) -> list[list[int]]:
     manifest, directory = setting.ours.manifest.checkpoint, setting.ours.directory
     vocabulary = parse_config(setting.ours.host.model(manifest.model), manifest.config).vocab_size
     named = list(texts.prompts)
-    if named and texts.tokens is not None:
-        raise UsageError("E-DIFF-PROMPT", "--tokens", "random tokens and prompts exclude each other")
     if texts.tokens is None and (named or has_tokenizer(directory)):
         tokenizer = Tokenizer.load(directory)
         encoded = [tokenizer.encode(text) for text in named or [TEXT]]
@@ -140,8 +149,6 @@ def _sequences(setting: Setting, texts: Texts) -> list[list[int]]:
             raise RequestError("E-DIFF-PROMPT", "prompt", "has no tokens", found=repr(empty)[:80])
         return encoded
     count = 32 if texts.tokens is None else texts.tokens
-    if count < 1:
-        raise UsageError("E-DIFF-PROMPT", "--tokens", "is not positive", found=str(count), expected="1 or more")
     generator = torch.Generator().manual_seed(texts.seed)
     return [torch.randint(vocabulary, (count,), generator=generator).tolist()]
 

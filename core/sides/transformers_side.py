@@ -45,7 +45,7 @@ class TransformersSide:
         try:
             import transformers
 
-            with _no_bars(transformers.utils.logging):
+            with no_bars(transformers.utils.logging):
                 found = transformers.AutoModelForCausalLM.from_pretrained(
                     directory, dtype=dtype, attn_implementation="eager", local_files_only=True
                 )
@@ -99,7 +99,7 @@ class TransformersSide:
 
 
 @contextmanager
-def _no_bars(settings: Any) -> Iterator[None]:
+def no_bars(settings: Any) -> Iterator[None]:
     """The library's bars stay off the screen, where ours are."""
     shown = settings.is_progress_bar_enabled()
     settings.disable_progress_bar()
