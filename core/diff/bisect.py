@@ -111,14 +111,12 @@ def bisect(
 
 def _attempt(ours: Ours, variant: Variant, row: Row, standard: Standard, longest: int) -> Outcome:
     try:
-        changed = ours.load(longest, **variant.options)
+        with devices.full_precision() if variant.full_precision else nullcontext():
+            found = compare(ours.load(longest, **variant.options), [standard], only_own=True)
     except ConfigError as error:
         return Outcome(variant, None, problem=error.problem.removeprefix("can't run this model's call: "))
-    with devices.full_precision() if variant.full_precision else nullcontext():
-        try:
-            found = compare(changed, [standard], only_own=True)
-        except Exception as error:  # a kernel that nobody measured may fail in any way
-            return Outcome(variant, None, problem=f"{type(error).__name__}: {error}"[:200])
+    except Exception as error:  # a kernel that nobody measured may fail in any way, and memory may not do
+        return Outcome(variant, None, problem=f"{type(error).__name__}: {error}"[:200])
     there = found.row(row.name)
     first = found.first
     return Outcome(variant, None if there is None else there.excess, first.name if first else None)

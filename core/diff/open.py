@@ -32,7 +32,8 @@ from bestiary.core.source import Source, fetch, recognise
 
 def references(host: PluginHost) -> dict[str, Any]:
     """Options of ``load_engine`` for all ops' references and no fusion, whatever kernels an engine was built with."""
-    return {"kernels": {op.name: REFERENCE for op in host.ops()}, "without_fusions": ("*",)}
+    kernels = {op.name: REFERENCE for op in host.ops()}
+    return {"kernels": kernels, "without_fusions": ("*",), "deterministic": False}
 
 
 @dataclass(frozen=True)

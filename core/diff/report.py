@@ -78,11 +78,11 @@ class OutcomeReport(_Part):
 class VerdictReport(_Part):
     """What is to blame."""
 
-    blame: Literal["nothing", "kernel", "fusion", "options", "accumulation", "rounding", "plugin", "models", "sum"] = (
-        Field(
-            description="kind of what is to blame: nothing; a kernel; a fusion; kernels and fusions together; sums in 16 bit; the "
-            "rounding of the dtype; the model's plugin; two sides that are not one model; errors that only add up"
-        )
+    blame: Literal[
+        "nothing", "kernel", "fusion", "options", "accumulation", "rounding", "plugin", "models", "sum", "undecided"
+    ] = Field(
+        description="kind of what is to blame: nothing; a kernel; a fusion; kernels and fusions together; sums in 16 bit; the "
+        "rounding of the dtype; the model's plugin; the other side, or that it is another model; errors that only add up; what could not be decided"
     )
     text: str = Field(description="the verdict for people")
     distribution: str | None = Field(description="distribution and version of what is to blame")

@@ -21,6 +21,7 @@ from bestiary.core.plugins import PluginHost
 from bestiary.core.progress import Progress, step
 from bestiary.core.sides.engine_side import EngineSide
 from bestiary.core.sides.side import Side
+from bestiary.core.sides.transformers_side import TransformersSide
 from bestiary.core.text.tokenizer import Tokenizer, has_tokenizer
 
 #: What is run where no prompt is named and the model has a tokenizer.
@@ -106,6 +107,8 @@ def _compared(
     with step(progress, "compare", len(prompts), "prompts") as note:
         comparison = compare(side, right, advance=lambda: progress.advance(1))
         note.text = f"{len(comparison.rows)} tensors"
+    if isinstance(against, TransformersSide):
+        against.rest()
     row = comparison.first
     outcomes: list[Outcome] = []
     found: list[Finding] = []

@@ -23,7 +23,9 @@ from bestiary.core.sides.engine_side import Captured, EngineSide
 from bestiary.core.sides.side import Made, Seen, Side
 from bestiary.core.sides.transformers_side import TransformersSide
 
-Blame = Literal["nothing", "kernel", "fusion", "options", "accumulation", "rounding", "plugin", "models", "sum"]
+Blame = Literal[
+    "nothing", "kernel", "fusion", "options", "accumulation", "rounding", "plugin", "models", "sum", "undecided"
+]
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Verdict:
 
     Args:
         blame: ``nothing``: all is within rounding; ``options``: it takes several changes at once; ``plugin``: the model's;
-            ``models``: the two sides are not one model; ``sum``: no place alone.
+            ``models``: the other side, or it is not the same model; ``sum``: no place alone.
         text: for people.
         distribution: whose it is, with its version, where one is to blame.
         findings: what the error looks like, each of it tested.
@@ -100,9 +102,13 @@ def _blame(row: Row, outcomes: Sequence[Outcome], ours: Ours, side: Side) -> tup
         return "accumulation", f"16-bit sums{by}: with sums in float32 it is gone", origin_of(host, row.by)
     if any(variant.kind == "dtype" for variant in gone):
         return "rounding", "rounding: in float32 it is gone", None
+    if problem := next((one.problem for one in outcomes if one.variant.kind == "reference" and one.problem), None):
+        return "undecided", f"not decided: with all references it can't run here: {problem}", None
     if not isinstance(side, TransformersSide):
-        text = f"the two sides are not one model: with all references they still part at {row.name}{_call(row.by)}"
-        return "models", text, None
+        text = (
+            f"the other side, or its weights or config: with all our references they part at {row.name}{_call(row.by)}"
+        )
+        return "models", f"{text}; hold that side against its own references", None
     model = host.model(ours.manifest.checkpoint.model)
     return "plugin", f"the model plugin {host.origin(model)}", str(host.origin(model))
 

@@ -13,10 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from bestiary.converters.weight_map import WeightMap
+from bestiary.core import device as devices
 from bestiary.core.checkpoint.parameters import Parameters
 from bestiary.core.errors import PluginError
 from bestiary.core.sides.names import pairs
 from bestiary.core.sides.side import Instead, Seen, plain
+
+#: Of its weights' bytes, what a model takes on a device while it runs.
+_ROOM = 1.25
 
 
 class TransformersSide:
@@ -37,7 +41,7 @@ class TransformersSide:
     def load(
         cls, directory: Path, weights: WeightMap, expected: Parameters, *, dtype: torch.dtype, device: torch.device
     ) -> TransformersSide:
-        """The model of a Hugging Face directory.
+        """The model of a Hugging Face directory, on the device if it has room for it, else on the processor.
 
         Raises:
             PluginError: transformers is not installed, or does not take the model.
@@ -57,6 +61,9 @@ class TransformersSide:
                 "E-SIDE-TRANSFORMERS", directory.name, "transformers does not load this model", found=str(error)[:200]
             ) from error
         name = str(dtype).removeprefix("torch.")
+        needed = sum(one.numel() * one.element_size() for one in found.parameters())
+        if device.type != "cpu" and needed * _ROOM > devices.free_memory(device):
+            device = torch.device("cpu")
         return cls(found.to(device), weights, expected, f"transformers {transformers.__version__}, {name}")
 
     def run(self, tokens: Sequence[int], chunks: Sequence[int] = (), instead: Instead | None = None) -> Seen:
@@ -81,6 +88,10 @@ class TransformersSide:
         for path in self._modules:
             _fill_cache(seen, path)
         return seen
+
+    def rest(self) -> None:
+        """Leave the device's memory to others; it can still be run, on the processor."""
+        self.module.to("cpu")
 
     def weights(self, path: str) -> dict[str, Tensor]:
         """The parameters of a module's own, by their last names, on the processor; empty where there is none such."""

@@ -149,6 +149,14 @@ def test_verdicts():
     assert verdict(wide, wider).text == "16-bit sums of linear=torch: with sums in float32 it is gone"
     assert verdict(wider).text == "rounding: in float32 it is gone"
     assert verdict().blame == "models"
+    unable = judge(
+        Comparison([row(30.0)]),
+        [Outcome(reference, None, problem="no memory")],
+        [],
+        Ours(),
+        None,  # type: ignore[arg-type]
+    )
+    assert (unable.blame, unable.text.endswith("it can't run here: no memory")) == ("undecided", True)
     fine = row(0.5, 0.5, "embed")
     assert verdict(rows=[fine]).blame == "nothing"
     # Errors along the way that the logits do not show are nobody's matter; an expert may be chosen by a hair.
