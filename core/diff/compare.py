@@ -15,7 +15,7 @@ from bestiary.core.sides.side import Instead, Made, Noise, Seen, Side, common_na
 
 #: The last tokens of a prompt run one by one: other kernels may run them.
 DECODES = 4
-#: How often the reference's own rounding is drawn; of the results the largest counts.
+#: How often roundings that are carried along are drawn; the largest error counts. They may choose other experts.
 _DRAWS = 2
 _LAYER = re.compile(r"^(?P<stack>.*?\w)\.(?P<index>\d+)(?:\.(?P<rest>.+))?$")
 
@@ -148,15 +148,15 @@ class Standard:
     own: dict[tuple[str, str], Error] = field(default_factory=dict)
     carried: dict[tuple[str, str], Error] = field(default_factory=dict)
 
-    def draw(self, reference: Side, seed: int) -> None:
+    def draw(self, reference: Side, seed: int, *, carried: bool) -> None:
         """Let the reference round once more; the larger error counts."""
-        noise, prompt = Noise(unit(self.coarsest), seed), self.prompt
-        for errors, given in ((self.own, self.seen.tensors), (self.carried, {})):
-            found = reference.run(prompt.tokens, prompt.chunks, Instead(given, noise)).tensors
-            for kind, part in prompt.parts.items():
-                for name, right in self.seen.tensors.items():
-                    error = Error.of(found[name][part], right[part])
-                    errors[name, kind] = max(errors.get((name, kind), error), error, key=lambda one: one.relative)
+        errors, given = (self.carried, {}) if carried else (self.own, self.seen.tensors)
+        change = Instead(given, Noise(unit(self.coarsest), seed))
+        found = reference.run(self.prompt.tokens, self.prompt.chunks, change).tensors
+        for kind, part in self.prompt.parts.items():
+            for name, right in self.seen.tensors.items():
+                error = Error.of(found[name][part], right[part])
+                errors[name, kind] = max(errors.get((name, kind), error), error, key=lambda one: one.relative)
 
     def allowance(self, name: str, kind: str, *, carried: bool = False) -> Allowance:
         """What rounding may make of a tensor in one kind of step."""
@@ -174,8 +174,9 @@ def standards(reference: Side, prompts: Sequence[Prompt], coarsest: torch.dtype)
     made = []
     for prompt in prompts:
         one = Standard(prompt, reference.run(prompt.tokens, prompt.chunks), coarsest)
+        one.draw(reference, 0, carried=False)
         for seed in range(_DRAWS):
-            one.draw(reference, seed)
+            one.draw(reference, seed, carried=True)
         made.append(one)
     return made
 

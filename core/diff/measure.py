@@ -38,13 +38,13 @@ class Error:
             return cls(0.0, 0.0, 1.0)
         a, b = found.float().reshape(-1), wanted.float().reshape(-1)
         difference = (a - b).abs_()
-        if not difference.isfinite().all():
+        if not math.isfinite(float(difference.max())):
             both = a.isfinite() & b.isfinite()
             if not torch.equal(a[~both].nan_to_num(nan=0.5), b[~both].nan_to_num(nan=0.5)):
                 return cls(math.inf, math.inf, 0.0)
             a, b, difference = a[both], b[both], difference[both]
-        if not b.numel():
-            return cls(0.0, 0.0, 1.0)
+            if not b.numel():
+                return cls(0.0, 0.0, 1.0)
         apart, size, own = _norm(difference), _norm(b), _norm(a)
         relative = apart / size if size else math.inf if apart else 0.0
         product = own * size

@@ -51,8 +51,8 @@ class Noise:
     def on(self, tensor: Tensor, name: str) -> Tensor:
         """The tensor, changed; the coins hang on the name and the seed alone."""
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) + self.seed)
-        coins = torch.randint(2, tensor.shape, generator=generator, dtype=torch.int8).mul_(2).sub_(1)
-        return tensor * (1 + self.size * coins.to(tensor.dtype))
+        coins = torch.empty(tensor.shape).bernoulli_(0.5, generator=generator)
+        return tensor * coins.mul_(2 * self.size).add_(1 - self.size)
 
 
 @dataclass(frozen=True)
