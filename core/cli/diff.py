@@ -64,7 +64,7 @@ def diff(
         print("\n".join([*text.heading(result), ""]))
         shown = text.rows_shown(result.comparison.rows, everything=all_rows)
         table(text.HEADINGS, [text.cells(label, row) for label, row in shown])
-        print("\n".join(["", *text.first_place(result)]))
+        print("\n".join(text.first_lines(result)))
         if result.outcomes:
             print()
             table(text.BISECTION, text.bisection(result))

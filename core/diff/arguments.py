@@ -120,7 +120,7 @@ def solved_eps(calls: Sequence[Captured], target: Tensor, fits: Fits, whose: str
     if not factor[least]:
         return
     exact = float((squares[least] + said) / factor[least] ** 2 - squares[least])
-    for eps in (float(f"{exact:.0e}"), float(f"{exact:.1e}"), exact):
+    for eps in (0.0 if exact < said / 100 else said, float(f"{exact:.0e}"), float(f"{exact:.1e}"), exact):
         if eps < 0 or eps == said:
             continue
         if fits(replay(calls, lambda args, eps=eps: (*args[:place], eps, *args[place + 1 :]))):  # type: ignore[misc]

@@ -26,8 +26,7 @@ def page(result: Result) -> Page:
     rows, first = result.comparison.rows, result.comparison.first
     if first is not None:
         made.heading(f"First out of tolerance: {first.name}")
-        for line in list(first_place(result))[1:]:
-            made.text(line.strip())
+        made.table(("", ""), list(first_place(result)))
         made.heading("One option changed at a time")
         found = bisection(result)
         gone = [number for number, outcome in enumerate(result.outcomes) if outcome.gone]
@@ -51,8 +50,8 @@ def page(result: Result) -> Page:
     return made
 
 
-def _log(value: float) -> float:
-    return math.log10(max(value, _LEAST)) if math.isfinite(value) else _MOST
+def _log(value: float, least: float) -> float:
+    return math.log10(max(value, least)) if math.isfinite(value) else _MOST
 
 
 def _map(rows: list[Row], *, own: bool) -> Figure:
@@ -63,11 +62,12 @@ def _map(rows: list[Row], *, own: bool) -> Figure:
     places = list(dict.fromkeys(row.place for row in rows))
     values: list[list[float | None]] = [[None] * len(places) for _ in lines]
     texts = [[""] * len(places) for _ in lines]
+    least = _LEAST if own else 0.0
     for row in rows:
         line = lines.index(_OUTSIDE if row.layer is None else str(row.layer))
         column = places.index(row.place)
         value = row.excess if own else row.accumulated.accumulated.relative
-        values[line][column] = _log(value) if own or value else None
+        values[line][column] = _log(value, least) if own or value else None
         texts[line][column] = f"{row.name}: {value:.3g}"
     scale = (
         {"colorscale": [[0, "#f3f6fa"], [0.5, "#9db8d9"], [0.501, "#f2a488"], [1, "#8c1d18"]], "zmin": -3, "zmax": 3}
@@ -106,10 +106,18 @@ def _depth(rows: list[Row]) -> Figure:
         ("allowed of the own", [row.reading.allowed.relative for row in rows], {"color": "#9aa0a6", "dash": "dot"}),
     )
     for label, values, style in lines:
+        mode = "markers" if label == "own" else "lines"
         shown = [value if value and math.isfinite(value) else None for value in values]  # zero has no logarithm
         drawn.add_trace(
             go.Scatter(
-                x=places, y=shown, text=names, name=label, line=style, hovertemplate="%{text}: %{y:.3g}<extra></extra>"
+                x=places,
+                y=shown,
+                text=names,
+                name=label,
+                line=style,
+                mode=mode,
+                marker={"size": 4},
+                hovertemplate="%{text}: %{y:.3g}<extra></extra>",
             )
         )
     first = next((number for number, row in enumerate(rows) if not row.excess <= 1), None)

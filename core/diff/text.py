@@ -93,27 +93,32 @@ def bisection(result: Result) -> list[tuple[str, ...]]:
     return made
 
 
-def first_place(result: Result) -> Iterator[str]:
-    """Where the two part, who made that, and what it looks like."""
+def first_place(result: Result) -> Iterator[tuple[str, str]]:
+    """Of the first tensor that is out of tolerance: who made it, and what its error looks like."""
     row = result.comparison.first
     if row is None:
         return
     reading, by = row.reading, row.by
-    yield f"first out of tolerance: {row.name}"
     if by is not None:
         kernel = f"={by.kernel} of {result.made_by}" if by.kernel else ""
-        yield f"  made by    {by.op}{kernel}, called in {by.scope or 'the model'}"
+        yield "made by", f"{by.op}{kernel}, called in {by.scope or 'the model'}"
         if by.call:
-            yield f"  call       {by.call}"
+            yield "call", by.call
         if by.arguments:
-            yield f"  arguments  {', '.join(f'{name}={plainly(value)}' for name, value in by.arguments.items())}"
-    own = reading.own
-    yield (
-        f"  own error  {number(own.relative)} relative ({number(reading.allowed.relative)} allowed), {number(own.largest)} at "
-        f"most, cosine {own.cosine:.6f}, in {'decodes' if row.worst == 'decode' else 'prefill'}"
-    )
-    for number_, text in enumerate(result.verdict.findings):
-        yield f"  {'' if number_ else 'looks like':<11}{text}"
+            yield "arguments", ", ".join(f"{name}={plainly(value)}" for name, value in by.arguments.items())
+    own, kind = reading.own, "decodes" if row.worst == "decode" else "prefill"
+    allowed = f"{number(own.relative)} relative ({number(reading.allowed.relative)} allowed)"
+    yield "own error", f"{allowed}, {number(own.largest)} at most, cosine {own.cosine:.6f}, in {kind}"
+    for place, text in enumerate(result.verdict.findings):
+        yield "" if place else "looks like", text
+
+
+def first_lines(result: Result) -> list[str]:
+    """The same as lines."""
+    if result.comparison.first is None:
+        return []
+    facts = [f"  {name:<11}{text}" for name, text in first_place(result)]
+    return ["", f"first out of tolerance: {result.comparison.first.name}", *facts]
 
 
 def verdict(result: Result) -> str:
