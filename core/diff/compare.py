@@ -62,8 +62,8 @@ class Reading:
 
     @property
     def accumulated_excess(self) -> float:
-        """The accumulated error over what is allowed."""
-        return self.allowed_accumulated.excess(self.accumulated)
+        """The accumulated error of a typical token over what is allowed."""
+        return self.allowed_accumulated.typical_excess(self.accumulated)
 
 
 @dataclass(frozen=True)

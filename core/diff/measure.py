@@ -22,18 +22,20 @@ class Error:
         relative: the norm of the difference over the norm of the reference.
         cosine: of the angle between the two.
         scale: the largest absolute number of the reference.
+        typical: the median over tokens of each row's ``relative``.
     """
 
     largest: float
     relative: float
     cosine: float
     scale: float = 0.0
+    typical: float = 0.0
 
     @classmethod
     def of(cls, found: Tensor, wanted: Tensor) -> Error:
         """Numbers that are not finite on one side alone, and another number of elements, are infinitely far."""
         if found.numel() != wanted.numel():
-            return cls(math.inf, math.inf, 0.0)
+            return cls(math.inf, math.inf, 0.0, typical=math.inf)
         if not wanted.numel():
             return cls(0.0, 0.0, 1.0)
         a, b = found.float().reshape(-1), wanted.float().reshape(-1)
@@ -41,7 +43,7 @@ class Error:
         if not math.isfinite(float(difference.max())):
             both = a.isfinite() & b.isfinite()
             if not torch.equal(a[~both].nan_to_num(nan=0.5), b[~both].nan_to_num(nan=0.5)):
-                return cls(math.inf, math.inf, 0.0)
+                return cls(math.inf, math.inf, 0.0, typical=math.inf)
             a, b, difference = a[both], b[both], difference[both]
             if not b.numel():
                 return cls(0.0, 0.0, 1.0)
@@ -49,7 +51,15 @@ class Error:
         relative = apart / size if size else math.inf if apart else 0.0
         product = own * size
         cosine = float((a * b).sum(dtype=torch.float64)) / product if product else float(apart == 0)
-        return cls(float(difference.max()), relative, min(1.0, cosine), float(b.abs().max()))
+        typical = _typical(found, wanted) if len(a) == found.numel() else relative
+        return cls(float(difference.max()), relative, min(1.0, cosine), float(b.abs().max()), typical)
+
+
+def _typical(found: Tensor, wanted: Tensor) -> float:
+    right = wanted.float().reshape(len(wanted), -1)
+    rows = torch.linalg.vector_norm(found.float().reshape(right.shape) - right, dim=-1)
+    sizes = torch.linalg.vector_norm(right, dim=-1)
+    return float(torch.where(rows == 0, 0.0, rows / sizes).median())
 
 
 def _norm(tensor: Tensor) -> float:
@@ -81,6 +91,11 @@ class Allowance:
         by_norm = error.relative / self.relative
         by_largest = error.largest / largest if largest else math.inf if error.largest else 0.0
         return max(by_norm, by_largest)
+
+
+    def typical_excess(self, error: Error) -> float:
+        """The same of a typical row: of errors that are carried along, since for some an expert is chosen by a hair."""
+        return error.typical / (self.factor * (self.rounding.typical + self.unit))
 
 
 def unit(dtype: torch.dtype) -> float:

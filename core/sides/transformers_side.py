@@ -34,8 +34,9 @@ class TransformersSide:
     def __init__(self, module: nn.Module, weights: WeightMap, expected: Parameters, label: str) -> None:
         self.module, self.label = module.eval(), label
         modules = dict(module.named_modules())
-        self._pairs = pairs(weights, expected.shapes, modules.keys(), module.state_dict().keys())
-        self._modules = {zoo: modules[theirs] for zoo, theirs in self._pairs.items()}
+        tensors = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+        found = pairs(weights, expected.shapes, modules.keys(), tensors)
+        self._modules = {zoo: modules[theirs] for zoo, theirs in found.items()}
 
     @classmethod
     def load(

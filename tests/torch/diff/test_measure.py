@@ -25,7 +25,9 @@ def test_errors():
     assert Error.of(T([math.nan, 1.0]), T([0.0, 1.0])).relative == math.inf
     assert Error.of(T([math.nan, -math.inf, 1.0]), T([math.nan, -math.inf, 1.0])).relative == 0
     assert Error.of(T([math.inf]), T([-math.inf])).relative == math.inf
-    assert Error.of(T([0.0]), T([0.0])) == Error(0, 0, 1, 0)
+    assert Error.of(T([0.0]), T([0.0])) == Error(0, 0, 1, 0, 0)
+    rows = Error.of(T([[1.0, 1.1], [2.0, 0.0], [3.0, 3.0]]), T([[1.0, 1.0], [2.0, 2.0], [3.0, 3.0]]))
+    assert rows.typical == pytest.approx(0.1 / 2**0.5) and rows.relative > 0.3  # one row is far off
     assert Error.of(T([1.0]), T([0.0])).relative == math.inf
 
 
@@ -113,8 +115,9 @@ def test_nothing_is_told_of_what_is_merely_wrong():
 
 
 def row(excess: float, accumulated: float = 0.0, name: str = "layers.0.mlp") -> Row:
-    allowed = Allowance(1.0, 0.5, Error(0.5, 0.5, 1.0, 1.0))
-    reading = Reading(Error(0, excess, 1.0, 1.0), Error(0, accumulated, 1.0, 1.0), allowed, allowed)
+    allowed = Allowance(1.0, 0.5, Error(0.5, 0.5, 1.0, 1.0, 0.5))
+    there = Error(0, accumulated, 1.0, 1.0, typical=accumulated)
+    reading = Reading(Error(0, excess, 1.0, 1.0), there, allowed, allowed)
     return Row(name, 0, "mlp", {"prefill": reading}, {"prefill": Made("linear", "torch", "layers.0.mlp")})
 
 

@@ -18,7 +18,7 @@ from bestiary.core.errors import PluginError, RequestError
 from bestiary.core.ops.activation import gated_activation
 from bestiary.core.plugins import PluginHost
 from bestiary.core.sides.engine_side import EngineSide
-from bestiary.core.sides.names import pairs
+from bestiary.core.sides.names import _left_over, pairs
 from bestiary.core.sides.side import Instead, Noise, common_name
 from bestiary.core.sides.transformers_side import TransformersSide
 
@@ -164,10 +164,22 @@ def test_modules_are_paired_by_their_weights():
     model = host.model("planted_exchanged")
     shapes = {f"layers.0.attention.{one}.weight": (4, 4) for one in "qkvo"}
     modules = ["model", "model.layers.0.self_attn", *(f"model.layers.0.self_attn.{one}_proj" for one in "qkvo")]
-    tensors = [f"model.layers.0.self_attn.{one}_proj.weight" for one in "qkvo"]
+    tensors = {f"model.layers.0.self_attn.{one}_proj.weight": (4, 4) for one in "qkvo"}
     found = pairs(weight_map(model, "hf", Sizes()), shapes, modules, tensors)  # type: ignore[arg-type]
     assert found["layers.0.attention.q"] == "model.layers.0.self_attn.k_proj"
     assert found["layers.0.attention"] == "model.layers.0.self_attn"
+
+
+def test_modules_that_files_name_otherwise_are_paired_by_shapes():
+    from bestiary.converters import WeightMap
+
+    weights = WeightMap({"moe.router": "file.gate", "moe.experts.up": "file.experts.w.weight", "norm": "model.norm"})
+    shapes = {"moe.router.weight": (4, 8), "moe.experts.up": (4, 6, 8), "norm.weight": (8,)}
+    tensors = {"model.norm.weight": (8,), "model.mlp.gate.weight": (4, 8), "model.mlp.experts.gate_up_proj": (4, 12, 8)}
+    modules = ["model", "model.norm", "model.mlp", "model.mlp.gate", "model.mlp.experts"]
+    left = _left_over({"moe": "model.mlp"}, shapes, tensors)
+    assert left == {"moe.router": "model.mlp.gate", "moe.experts": "model.mlp.experts"}
+    assert "moe" not in pairs(weights, shapes, modules, tensors)  # nothing above says what it is
 
 
 def test_a_sequence_that_is_too_long_is_refused(both):
