@@ -92,7 +92,6 @@ class Allowance:
         by_largest = error.largest / largest if largest else math.inf if error.largest else 0.0
         return max(by_norm, by_largest)
 
-
     def typical_excess(self, error: Error) -> float:
         """The same of a typical row: of errors that are carried along, since for some an expert is chosen by a hair."""
         return error.typical / (self.factor * (self.rounding.typical + self.unit))

@@ -172,12 +172,12 @@ MODULES = {name: type(name, (Planted,), {"layer": layer}) for name, (layer, _, _
 globals().update({f"module_{name}": module for name, module in MODULES.items()})
 
 
-def write(name: str, folder: Path) -> Path:
+def write(name: str, folder: Path, layers: int = 2) -> Path:
     """The family's Hugging Face directory, in ``folder``."""
     from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
     said: dict[str, Any] = {
-        "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": layers, "num_attention_heads": 2,
         "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 128, "rms_norm_eps": 1e-5,
         "tie_word_embeddings": False, **FAMILIES[name][2],
     }  # fmt: skip
