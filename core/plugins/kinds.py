@@ -30,7 +30,7 @@ Claims = tuple[tuple[str, str], ...]
 RESERVED_COMMANDS = frozenset(
     [
         *("run", "convert", "verify", "build", "generate", "chat", "export", "cache", "plan-memory", "new"),
-        *("plugins", "kernels", "check", "check-kernel", "doctor", "lock"),
+        *("plugins", "kernels", "check", "check-kernel", "diff", "doctor", "lock"),
     ]
 )
 
