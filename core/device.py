@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -245,6 +246,24 @@ def peak_allocation(run: Callable[[], Any], device: torch.device) -> int:
         most = max(most, now)
     del kept
     return most
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Products of float32 are made of float32, and sums of 16-bit products in float32, on whatever device.
+
+    The settings are the process's own, so others' steps meanwhile have them too.
+    """
+    matmul = torch.backends.cuda.matmul
+    names = ("allow_tf32", "allow_bf16_reduced_precision_reduction", "allow_fp16_reduced_precision_reduction")
+    before = {name: getattr(matmul, name) for name in names}
+    try:
+        for name in names:
+            setattr(matmul, name, False)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(matmul, name, value)
 
 
 def available() -> tuple[str, ...]:

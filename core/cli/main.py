@@ -21,6 +21,7 @@ from bestiary.core.cli import (
     check,
     check_kernel,
     convert,
+    diff,
     doctor,
     export,
     failures,
@@ -172,6 +173,7 @@ app.command("chat")(chat.chat)
 app.command("export")(export.export)
 app.command("plugins")(plugins.plugins)
 app.command("kernels")(kernels.kernels)
+app.command("diff")(diff.diff)
 app.command("check")(check.check)
 app.command("check-kernel")(check_kernel.check_kernel)
 app.command("doctor")(doctor.doctor)

@@ -14,6 +14,7 @@ from torch import Tensor
 from bestiary.core import device as devices
 from bestiary.core.checkpoint.checkpoint import Checkpoint
 from bestiary.core.checkpoint.files import json_bytes
+from bestiary.core.checkpoint.manifest import Manifest
 from bestiary.core.checkpoint.parameters import check_names, parse_config
 from bestiary.core.checkpoint.transaction import check_target, new_directory
 from bestiary.core.checkpoint.verify import verify
@@ -94,13 +95,33 @@ def build(
     constants = Constants(from_files(source.weights, network.target.dtype, network.target.device))
     plan = make_plan(networks, constants, host, options, progress)
     with new_directory(target, overwrite=overwrite) as directory:
-        for name in manifest.files:
-            link_or_copy(checkpoint / name, directory / name)
-        place = plan_file(directory, plan.device, options)
-        place.parent.mkdir()
-        place.write_bytes(json_bytes(plan.as_dict()))
-        EngineManifest(manifest, _resolved(options, network), EngineManifest.lock_of(host)).write(directory)
+        _write(directory, checkpoint, manifest, plan, _resolved(options, network), host)
     return BuildReport(target.name, manifest.model, plan)
+
+
+def unmeasured(checkpoint: Path, target: Path, *, host: PluginHost, options: BuildOptions) -> None:
+    """An engine of a checkpoint at once: each op gets the first kernel that can run it, or the one that ``options`` name.
+
+    Raises:
+        OutputError: the target exists.
+        MissingInputError, DataError: the checkpoint is absent or damaged.
+        ConfigError: there is no such device.
+    """
+    manifest = Checkpoint.open(checkpoint).manifest
+    plan = Plan(devices.label(devices.choose(options.device)), deterministic=options.deterministic)
+    with new_directory(target, overwrite=False) as directory:
+        _write(directory, checkpoint, manifest, plan, options, host)
+
+
+def _write(
+    directory: Path, checkpoint: Path, manifest: Manifest, plan: Plan, options: BuildOptions, host: PluginHost
+) -> None:
+    for name in manifest.files:
+        link_or_copy(checkpoint / name, directory / name)
+    place = plan_file(directory, plan.device, options)
+    place.parent.mkdir()
+    place.write_bytes(json_bytes(plan.as_dict()))
+    EngineManifest(manifest, options, EngineManifest.lock_of(host)).write(directory)
 
 
 def make_plan(

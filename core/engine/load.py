@@ -82,6 +82,8 @@ def load_engine(
     place: Place = UNDIVIDED,
     taps: Sequence[str] = (),
     without_fusions: Collection[str] = (),
+    dtype: str | None = None,
+    deterministic: bool | None = None,
     reference: bool = False,
     progress: Progress | None = None,
 ) -> LoadedEngine:
@@ -98,6 +100,8 @@ def load_engine(
         place: this process's place in a divided engine.
         taps, without_fusions: see :func:`~bestiary.core.engine.network.make_network`; ``Runner.forward`` returns
             the tensors.
+        dtype: of weights, activations and cache, in place of the build's; nothing was measured for another.
+        deterministic: in place of the build's, which then has no plan.
         reference: run the model's own forward on the ops' references, without a step program.
 
     Raises:
@@ -111,6 +115,9 @@ def load_engine(
         "max_batch_size": max_batch_size,
         "max_seq_len": max_seq_len,
         "graphs": graphs,
+        "dtype": dtype,
+        "kv_dtype": dtype,
+        "deterministic": deterministic,
     }
     options = replace(manifest.options, **{name: value for name, value in changes.items() if value is not None})
     options = replace(options, kernels={**options.kernels, **(kernels or {})})

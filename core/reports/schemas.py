@@ -10,6 +10,7 @@ KINDS: tuple[str, ...] = (
     "bestiary.core.bench.reports:LatencyReport",
     "bestiary.core.bench.reports:ThroughputReport",
     "bestiary.core.bench.reports:ServeReport",
+    "bestiary.core.diff.report:DiffReport",
     "bestiary.core.doctor.document:DoctorReport",
     "bestiary.core.observe.report:TraceReport",
     "bestiary.core.quality.report:QualityReport",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,13 +13,29 @@ from bestiary.core.engine.steps import opened, step
 from bestiary.core.errors import RequestError
 from bestiary.core.ops.declare import OpDeclaration
 from bestiary.core.program.bound import BoundCall
-from bestiary.core.program.program import Input, Value
+from bestiary.core.program.calls import signature
+from bestiary.core.program.program import Input, Instruction, Value, fill
 from bestiary.core.program.shapes import Dim
 from bestiary.core.runtime.messages import StepMessage
 from bestiary.core.runtime.reference import ReferenceRunner
-from bestiary.core.sides.side import Made, Seen, plain
+from bestiary.core.sides.side import Instead, Made, Seen, plain
 
 _ROW_EACH = (Dim(0, tokens=1), Dim(0, rows=1))
+
+
+class Captured(NamedTuple):
+    """A call as it was made.
+
+    Args:
+        args: in the op's order, tensors copied before the call.
+        select: the tensor that was asked for, of the call's results: one of them, or a view of one.
+        rows: which of the sequence's tokens it was for.
+    """
+
+    op: OpDeclaration[..., Any]
+    args: tuple[Any, ...]
+    select: Callable[[Sequence[Tensor]], Tensor]
+    rows: slice
 
 
 class EngineSide:
@@ -37,6 +54,10 @@ class EngineSide:
             if value in shapes and shapes[value].dims and shapes[value].dims[0] in _ROW_EACH:
                 self._names.setdefault(value, []).append(name)
         self._names.setdefault(program.outputs["logits"], []).append("logits")
+        self._order = {value: number for number, value in enumerate(self._names)}
+        views = {value for value, shape in shapes.items() if shape.base is not None}
+        self._by = {value: _made_by(value, program.producers(), views) for value in self._names}
+        self._views = views
 
     @property
     def longest(self) -> int:
@@ -44,34 +65,48 @@ class EngineSide:
         limits = self.engine.network.limits
         return min(limits.tokens, limits.rows)
 
-    def run(
-        self, tokens: Sequence[int], chunks: Sequence[int] = (), corrected: Mapping[str, Tensor] | None = None
-    ) -> Seen:
+    def run(self, tokens: Sequence[int], chunks: Sequence[int] = (), instead: Instead | None = None) -> Seen:
         """All tensors of one sequence; those that a fusion swallowed are not there.
 
         What a layer's cache holds of the tokens is ``layers.0.attention.cache.k`` and ``.v``.
 
         Args:
-            chunks: see :class:`~bestiary.core.sides.side.Side`.
-            corrected: tensors that take the place of the engine's own as soon as those are made (and seen): every tensor is
-                then made of right ones, and what is wrong with it is its own fault.
+            chunks, instead: see :class:`~bestiary.core.sides.side.Side`.
 
         Raises:
             RequestError: the sequence or a chunk is too long for the engine.
         """
-        parts: dict[str, list[Tensor]] = {}
-        seen, start = Seen(), 0
-        for size in chunks or (len(tokens),):
-            watcher = _Watcher(self._names, seen, parts, corrected or {}, slice(start, start + size))
-            self._runner.observer = watcher
-            try:
-                with torch.inference_mode():
-                    self._runner.forward(self._message(tokens, start, size))
-            finally:
-                self._runner.observer = None
-            start += size
-        seen.tensors = {name: torch.cat(pieces) for name, pieces in parts.items()}
-        return seen
+        watcher = _Watcher(self, instead or Instead())
+        self._watched(tokens, chunks, watcher)
+        return watcher.seen()
+
+    def capture(self, name: str, tokens: Sequence[int], chunks: Sequence[int], instead: Instead) -> list[Captured]:
+        """The calls that made a tensor, one in each chunk; empty where no op made it."""
+        value = next((value for value, names in self._names.items() if name in names), None)
+        if value is None or not isinstance(self._by[value].target, OpDeclaration):
+            return []
+        watcher = _Watcher(self, instead, self._by[value])
+        self._watched(tokens, chunks, watcher)
+        select = _selection(value, self.engine.network.program.producers(), self._views)
+        return [Captured(op, args, select, rows) for op, args, rows in watcher.captured]
+
+    def between(self, name: str, known: Mapping[str, Tensor]) -> list[Instruction]:
+        """The calls of ops that lie between a tensor and the nearest ones that are known by name, the nearest first."""
+        wanted = [value for value, names in self._names.items() if name in names]
+        producers = self.engine.network.program.producers()
+        found: dict[Instruction, None] = {}
+        if not wanted:  # of a cache: what writes it
+            path = name.rpartition(".")[0]
+            writes = [i for i in self.engine.network.program.instructions if _writes(i, path)]
+            found = dict.fromkeys(writes)
+            wanted = [value for i in writes for value in i.values() if not self._known(value, known)]
+        while wanted:
+            value = wanted.pop(0)
+            instruction = producers.get(value)
+            if instruction is not None and instruction not in found:
+                found[instruction] = None
+                wanted += [one for one in instruction.values() if not self._known(one, known)]
+        return [i for i in found if isinstance(i.target, OpDeclaration)]
 
     def logits(self, tokens: Sequence[int]) -> Tensor:
         """After each token, ``[tokens, vocabulary]`` float32, in as few steps as the engine's limits allow."""
@@ -82,6 +117,33 @@ class EngineSide:
                 pieces.append(plain(self._runner.forward(self._message(tokens, start, size))["logits"]))
             start += size
         return torch.cat(pieces)
+
+    def names(self, value: Value) -> Sequence[str]:
+        """The names of a value of the program."""
+        return self._names.get(value, ())
+
+    def in_order(self, results: Iterable[tuple[Value, Tensor]]) -> list[tuple[Value, Tensor]]:
+        """Results of one call, as the model makes them without fusions: a sum before its norm."""
+        return sorted(results, key=lambda one: self._order.get(one[0], 0))
+
+    def made(self, value: Value, kernel: str | None) -> Made:
+        """Who made a value: of a view, who made what it shows."""
+        return _made(self._by[value], kernel, self.engine)
+
+    def _known(self, value: Value, known: Mapping[str, Tensor]) -> bool:
+        return any(name in known for name in self.names(value))
+
+    def _watched(self, tokens: Sequence[int], chunks: Sequence[int], watcher: _Watcher) -> None:
+        start = 0
+        for size in chunks or (len(tokens),):
+            watcher.begin(start, size)
+            self._runner.observer = watcher
+            try:
+                with torch.inference_mode():
+                    self._runner.forward(self._message(tokens, start, size))
+            finally:
+                self._runner.observer = None
+            start += size
 
     def _message(self, tokens: Sequence[int], start: int, size: int) -> StepMessage:
         if len(tokens) > self.engine.max_seq_len or size > self.longest:
@@ -104,35 +166,99 @@ class EngineSide:
 
 
 class _Watcher:
-    """Sees the calls of one step, and keeps what has a name."""
+    """Sees the calls of one sequence's steps, keeps what has a name, and puts other tensors in its place."""
 
-    def __init__(
-        self,
-        names: Mapping[Value, list[str]],
-        seen: Seen,
-        parts: dict[str, list[Tensor]],
-        corrected: Mapping[str, Tensor],
-        rows: slice,
-    ) -> None:
-        self._names, self._seen, self._parts, self._corrected, self._rows = names, seen, parts, corrected, rows
+    def __init__(self, side: EngineSide, instead: Instead, wanted: Instruction | None = None) -> None:
+        self._side, self._instead, self._wanted = side, instead, wanted
+        self._parts: dict[tuple[str, ...], list[Tensor]] = {}
+        self._seen, self._rows, self._decoding = Seen(), slice(0, 0), False
+        self._kernels: dict[Value, str | None] = {}
+        self.captured: list[tuple[OpDeclaration[..., Any], tuple[Any, ...], slice]] = []
+
+    def begin(self, start: int, size: int) -> None:
+        """The next step has these tokens."""
+        self._rows, self._decoding = slice(start, start + size), start > 0 and size == 1
 
     def __call__(self, call: BoundCall) -> None:
+        instruction = call.instruction
+        target = instruction.target
+        if instruction is self._wanted and isinstance(target, OpDeclaration):
+            args = tuple(_copied(arg) for arg in call.args)
+            self.captured.append((target, args, self._rows))
         if call.run is not None:
             call.run()
-        instruction = call.instruction
-        by = Made(instruction.target.name, call.kernel, instruction.scope)
-        for value, tensor in zip(instruction.results, call.results, strict=True):
-            self._see(self._names.get(value, []), tensor, by)
-        if isinstance(instruction.target, OpDeclaration) and instruction.target.mutates:
+        for value, tensor in self._side.in_order(zip(instruction.results, call.results, strict=True)):
+            if isinstance(target, OpDeclaration):
+                self._kernels[value] = call.kernel
+            elif call.run is None:  # a view is made by whoever made what it shows
+                self._kernels[value] = next((self._kernels.get(base) for base in instruction.values()), None)
+            if names := self._side.names(value):
+                self._see(tuple(names), tensor, self._side.made(value, self._kernels.get(value)))
+        if isinstance(target, OpDeclaration) and target.mutates:
+            by = _made(instruction, call.kernel, self._side.engine)
             for value, tensor in zip(instruction.args, call.args, strict=True):
                 if isinstance(value, Input) and value.name.startswith(("k.", "v.")):
                     kind, _, path = value.name.partition(".")
-                    self._see([f"{path}.{kind}"], tensor.flatten(0, 1)[self._rows], by)
+                    self._see((f"{path}.{kind}",), tensor.flatten(0, 1)[self._rows], by)
 
-    def _see(self, names: Sequence[str], tensor: Tensor, by: Made) -> None:
-        for name in names:
-            self._parts.setdefault(name, []).append(plain(tensor))
-            self._seen.made[name] = by
-        right = next((self._corrected[name] for name in names if name in self._corrected), None)
+    def seen(self) -> Seen:
+        """What was seen of all steps."""
+        for names, pieces in self._parts.items():
+            self._seen.tensors.update(dict.fromkeys(names, torch.cat(pieces)))
+            self._seen.groups.append(names)
+        return self._seen
+
+    def _see(self, names: tuple[str, ...], tensor: Tensor, by: Made) -> None:
+        found = plain(tensor)
+        self._parts.setdefault(names, []).append(found)
+        (self._seen.decoded if self._decoding else self._seen.made).update(dict.fromkeys(names, by))
+        right = self._instead.of(names, found, self._rows)
         if right is not None:
-            tensor.copy_(right[self._rows].reshape(tensor.shape))
+            tensor.copy_(right)
+
+
+def _made(instruction: Instruction, kernel: str | None, engine: LoadedEngine) -> Made:
+    target = instruction.target
+    if not isinstance(target, OpDeclaration):
+        return Made(target.name, None, instruction.scope)
+    call = signature(instruction, engine.network.shapes, engine.network.target.dtype)
+    pairs = zip(target.parameters, instruction.args, strict=True)
+    others = {name: arg for name, arg in pairs if not isinstance(arg, Value | list | tuple)}
+    return Made(target.name, kernel, instruction.scope, call, others)
+
+
+def _made_by(value: Value, producers: Mapping[Value, Instruction], views: Collection[Value]) -> Instruction:
+    """Who makes a value, or what it is a view of."""
+    instruction = producers[value]
+    if value in views:
+        for base in instruction.values():
+            if base in producers:
+                return _made_by(base, producers, views)
+    return instruction
+
+
+def _selection(
+    value: Value, producers: Mapping[Value, Instruction], views: Collection[Value]
+) -> Callable[[Sequence[Tensor]], Tensor]:
+    """From the results of the op behind a value to the value."""
+    instruction = producers[value]
+    target = instruction.target
+    if value not in views or isinstance(target, OpDeclaration):
+        place = [result is value for result in instruction.results].index(True)
+        return lambda results: results[place]
+    base = next(one for one in instruction.values() if one in producers)
+    inner, keywords = _selection(base, producers, views), dict(target.keywords)
+    return lambda results: target.function(*fill(instruction.args, lambda _: inner(results)), **keywords)
+
+
+def _writes(instruction: Instruction, path: str) -> bool:
+    mutates = isinstance(instruction.target, OpDeclaration) and instruction.target.mutates
+    return bool(mutates) and any(isinstance(v, Input) and v.name == f"k.{path}" for v in instruction.values())
+
+
+def _copied(argument: Any) -> Any:
+    if isinstance(argument, Tensor):
+        return argument.clone()
+    if isinstance(argument, list | tuple):
+        return type(argument)(_copied(one) for one in argument)
+    return argument

@@ -9,26 +9,30 @@ from bestiary.converters.weight_map import Transfer, WeightMap
 
 
 def pairs(
-    weights: WeightMap, shapes: Mapping[str, Shape], modules: Collection[str], tensors: Collection[str]
+    weights: WeightMap, shapes: Mapping[str, Shape], modules: Collection[str], tensors: Mapping[str, Shape]
 ) -> dict[str, str]:
     """Zoo module → module of the source's model, where both compute the same: each is made of exactly the weights of the other.
 
     Args:
         shapes: of the zoo's parameters.
-        modules, tensors: names of the source model's modules, and of its parameters and buffers.
+        modules: names of the source model's modules.
+        tensors: shapes of its parameters and buffers.
     """
-    transfers = [one for _, choices in weights.transfers(shapes) if (one := _present(choices, tensors)) is not None]
+    transfers = [_chosen(choices, tensors) for _, choices in weights.transfers(shapes) if choices]
     above: dict[str, list[Transfer]] = {}
     for transfer in transfers:
         for path in dict.fromkeys(path for target in transfer.targets for path in _ancestors(target)):
             above.setdefault(path, []).append(transfer)
     counterparts = {path: _counterpart(path, below, transfers) for path, below in above.items()}
     found = {path: theirs for path, theirs in counterparts.items() if theirs is not None and theirs in modules}
-    return {**found, **_left_over(found, shapes, tensors)}
+    while left := _left_over(found, shapes, tensors):  # parts of parts, too
+        found |= left
+    return found
 
 
-def _present(choices: list[Transfer], tensors: Collection[str]) -> Transfer | None:
-    return next((choice for choice in choices if all(name in tensors for name in choice.sources)), None)
+def _chosen(choices: list[Transfer], tensors: Collection[str]) -> Transfer:
+    """What the source has, or, where the module holds its weights otherwise than files do, what a file has."""
+    return next((one for one in choices if all(name in tensors for name in one.sources)), choices[0])
 
 
 def _ancestors(parameter: str) -> list[str]:
@@ -58,18 +62,31 @@ def _common(paths: list[list[str]]) -> str:
     return ".".join(shared)
 
 
-def _left_over(found: Mapping[str, str], shapes: Collection[str], tensors: Collection[str]) -> dict[str, str]:
-    """Where all parts but one of a module are known on both sides, the two that are left are each other's.
+def _left_over(found: Mapping[str, str], shapes: Mapping[str, Shape], tensors: Mapping[str, Shape]) -> dict[str, str]:
+    """Parts of modules that are each other's, though the weight map does not say so: transformers may name the weights of a
+    module otherwise than the files from which it loads them, as it does with experts.
 
-    transformers may name the weights of a module otherwise than the files from which it loads them, as it does with experts.
+    Of the parts of two modules that are one, those are paired whose weights have shapes that no other part has, and where
+    one is left on either side, these two.
     """
-    made = {}
+    made: dict[str, str] = {}
     for path, theirs in found.items():
-        ours = _parts(path, shapes) - found.keys()
-        others = _parts(theirs, tensors) - set(found.values())
+        ours = {part: _sizes(part, shapes) for part in _parts(path, shapes) - found.keys()}
+        others = {part: _sizes(part, tensors) for part in _parts(theirs, tensors) - set(found.values())}
+        for part, sizes in list(ours.items()):
+            alike = [other for other, theirs_are in others.items() if theirs_are == sizes]
+            if len(alike) == 1 and list(ours.values()).count(sizes) == 1:
+                made[part] = alike[0]
+        ours = {part: sizes for part, sizes in ours.items() if part not in made}
+        others = {part: sizes for part, sizes in others.items() if part not in made.values()}
         if len(ours) == len(others) == 1:
-            made[ours.pop()] = others.pop()
+            made[next(iter(ours))] = next(iter(others))
     return made
+
+
+def _sizes(path: str, shapes: Mapping[str, Shape]) -> list[Shape]:
+    """The shapes of all weights of a module."""
+    return sorted(tuple(shape) for name, shape in shapes.items() if name.startswith(f"{path}."))
 
 
 def _parts(path: str, names: Collection[str]) -> set[str]:

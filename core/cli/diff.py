@@ -1,0 +1,74 @@
+"""``bestiary diff``: where a model leaves its reference, and who is to blame."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bestiary.core.cli.options import Building, Json, print_json, spread
+
+
+@spread
+def diff(
+    ctx: typer.Context,
+    model: Annotated[str, typer.Argument(help="HF directory, GGUF file, hub id, checkpoint or engine.")],
+    *,
+    against: Annotated[
+        str,
+        typer.Option(
+            metavar="hf|reference|PATH",
+            help="transformers, our own references, or an engine, a checkpoint (in reference mode) or an HF directory.",
+        ),
+    ] = "hf",
+    prompts: Annotated[Path | None, typer.Option(metavar="FILE", help="A prompt on each line.")] = None,
+    prompt: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="A prompt; repeatable.")] = None,
+    tokens: Annotated[int | None, typer.Option(metavar="N", help="N random tokens instead.")] = None,
+    seed: Annotated[int, typer.Option(help="Of random tokens and random weights.")] = 0,
+    weights: Annotated[
+        str, typer.Option(metavar="auto|random", help="random: make weights from config.json.")
+    ] = "auto",
+    reference: Annotated[bool, typer.Option("--reference", help="Our side in reference mode, too.")] = False,
+    all_rows: Annotated[bool, typer.Option("--all", help="Show every tensor, also of deep models.")] = False,
+    building: Building,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw it as a page.")] = None,
+    json: Json = False,
+) -> None:
+    """Compare a model with transformers, or any two of engine, checkpoint and transformers, tensor by tensor."""
+    from bestiary.core.cli.report import progress, table
+    from bestiary.core.cli.session import session_of
+    from bestiary.core.diff import picture, run, text
+    from bestiary.core.diff.open import Request
+    from bestiary.core.diff.report import DiffReport
+    from bestiary.core.errors import INTERNAL, OutputError, UsageError
+    from bestiary.core.reports.page import plotly
+
+    if weights not in ("auto", "random"):
+        raise UsageError("E-USE-WEIGHTS", "--weights", "unknown", found=repr(weights), expected="auto or random")
+    if html is not None:
+        plotly()
+        if html.is_dir() or not html.absolute().parent.is_dir():  # said before hours of work
+            raise OutputError(
+                "E-OUT-FILE", html.name, "can't be written", hint="name a file in a directory that is there"
+            )
+    request = Request(model, against, building.said(), reference, weights == "random", seed)
+    named = [*(prompt or ()), *(run.read_prompts(prompts) if prompts is not None else ())]
+    with progress(silent=json) as steps:
+        result = run.diff(request, run.Texts(named, tokens, seed), host=session_of(ctx).host, progress=steps)
+    if html is not None:
+        picture.page(result).write(html)
+    if json:
+        print_json(DiffReport.of(result).as_dict())
+    else:
+        print("\n".join([*text.heading(result), ""]))
+        shown = text.rows_shown(result.comparison.rows, everything=all_rows)
+        table(text.HEADINGS, [text.cells(label, row) for label, row in shown])
+        print("\n".join(text.first_lines(result)))
+        if result.outcomes:
+            print()
+            table(text.BISECTION, text.bisection(result))
+            print()
+        print(text.verdict(result))
+    if result.verdict.blame != "nothing":
+        raise typer.Exit(INTERNAL)

@@ -1,0 +1,186 @@
+"""A comparison as JSON that others may rely on."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from bestiary.core.diff.arguments import plainly
+from bestiary.core.diff.bisect import Outcome
+from bestiary.core.diff.compare import Reading, Row
+from bestiary.core.diff.measure import Error
+from bestiary.core.diff.run import Result
+from bestiary.core.reports.schema import JsonReport
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="null")
+
+
+class ErrorReport(_Part):
+    """How far a tensor lies from the reference's. Null: infinitely far, or not finite."""
+
+    max_absolute: float = Field(description="largest absolute difference of two numbers, in the tensor's own unit")
+    relative: float = Field(description="norm of the difference over the norm of the reference, a ratio")
+    cosine: float = Field(description="cosine of the angle between the two, from -1 to 1")
+    excess: float = Field(description="the error over what is allowed, a ratio: above 1 is no rounding")
+    allowed_relative: float = Field(description="what is allowed of `relative`, a ratio")
+
+
+class ReadingReport(_Part):
+    """A tensor in one kind of step."""
+
+    step: Literal["prefill", "decode"] = Field(description="steps of several tokens, or of one")
+    op: str | None = Field(description="the op that made it; null where torch did")
+    kernel: str | None = Field(description="the kernel that ran the op; null where torch did")
+    own: ErrorReport = Field(description="error that was added there: what the tensor is made of was the reference's")
+    accumulated: ErrorReport = Field(description="error of the tensor as the model makes it")
+
+
+class PlaceReport(_Part):
+    """A tensor."""
+
+    name: str = Field(description="name of the tensor, as taps take it")
+    layer: int | None = Field(description="number of its layer, from 0; null outside of layers")
+    place: str = Field(description="name within the layer")
+    within: bool = Field(description="whether the own error is within tolerance")
+    prompt: int = Field(description="number of the prompt of these errors, from 0: the one with the largest own error")
+    steps: list[ReadingReport] = Field(description="errors by kind of step")
+
+
+class FirstReport(_Part):
+    """The first tensor that is out of tolerance."""
+
+    name: str = Field(description="name of the tensor")
+    op: str | None = Field(description="the op that made it")
+    kernel: str | None = Field(description="the kernel that ran it")
+    distribution: str | None = Field(description="distribution and version of the kernel")
+    module: str | None = Field(description="path of the module whose forward called it")
+    call: str | None = Field(description="the op with its arguments' dtypes and shapes; T tokens, R rows with logits")
+    arguments: dict[str, str] = Field(description="the arguments that are no tensors, as text, by parameter")
+
+
+class OutcomeReport(_Part):
+    """What one changed option did to the first tensor's error."""
+
+    change: str = Field(description="what was changed")
+    kind: Literal["kernel", "fusion", "accumulation", "dtype", "reference"] = Field(description="kind of the option")
+    excess: float | None = Field(
+        description="own error over what is allowed, a ratio; null: it could not run, or is infinite"
+    )
+    gone: bool = Field(description="whether the error is within tolerance then")
+    first: str | None = Field(description="first tensor out of tolerance then; null: none")
+    problem: str | None = Field(description="why it could not run; null: it could")
+
+
+class VerdictReport(_Part):
+    """What is to blame."""
+
+    blame: Literal[
+        "nothing", "kernel", "fusion", "options", "accumulation", "rounding", "plugin", "models", "sum", "undecided"
+    ] = Field(
+        description="kind of what is to blame: nothing; a kernel; a fusion; kernels and fusions together; sums in 16 bit; the "
+        "rounding of the dtype; the model's plugin; the other side, or that it is another model; errors that only add up; what could not be decided"
+    )
+    text: str = Field(description="the verdict for people")
+    distribution: str | None = Field(description="distribution and version of what is to blame")
+    file: str | None = Field(description="the file of a model plugin in which to look")
+    findings: list[str] = Field(description="what the error looks like, each sentence tested on the numbers")
+
+
+class DiffReport(JsonReport):
+    """What ``bestiary diff --json`` prints."""
+
+    schema_name: ClassVar[str] = "diff"
+
+    ours: str = Field(description="our side")
+    against: str = Field(description="the side that it is held against")
+    device: str = Field(description="device of our side")
+    tolerance_dtype: str = Field(description="dtype of either side with the fewest digits, whose rounding is allowed")
+    prompts: list[int] = Field(description="number of tokens of each prompt")
+    within: bool = Field(description="whether all tensors are within tolerance")
+    places: list[PlaceReport] = Field(description="tensors that both sides have, in the order of execution")
+    missing: list[str] = Field(description="tensors that only the reference shows: names")
+    first: FirstReport | None = Field(description="the first tensor out of tolerance; null: none")
+    bisection: list[OutcomeReport] = Field(description="what each changed option did to it")
+    verdict: VerdictReport = Field(description="what is to blame")
+
+    @classmethod
+    def of(cls, result: Result) -> DiffReport:
+        """From what was found."""
+        comparison, verdict = result.comparison, result.verdict
+        return cls(
+            ours=result.ours,
+            against=result.against,
+            device=result.device,
+            tolerance_dtype=str(result.coarsest).removeprefix("torch."),
+            prompts=[len(prompt.tokens) for prompt in result.prompts],
+            within=verdict.blame == "nothing",
+            places=[_place(row) for row in comparison.rows],
+            missing=list(comparison.missing),
+            first=_first(comparison.first, result.made_by) if comparison.first else None,
+            bisection=[_outcome(outcome) for outcome in result.outcomes],
+            verdict=VerdictReport(
+                blame=verdict.blame,
+                text=verdict.text,
+                distribution=verdict.distribution,
+                file=verdict.part,
+                findings=list(verdict.findings),
+            ),
+        )
+
+
+def _place(row: Row) -> PlaceReport:
+    steps = [_reading(row, kind) for kind in row.readings]
+    return PlaceReport(
+        name=row.name, layer=row.layer, place=row.place, within=row.excess <= 1, prompt=row.prompt, steps=steps
+    )
+
+
+def _reading(row: Row, kind: str) -> ReadingReport:
+    reading, made = row.readings[kind], row.made.get(kind)
+    return ReadingReport(
+        step="decode" if kind == "decode" else "prefill",
+        op=made.op if made else None,
+        kernel=made.kernel if made else None,
+        own=_error(reading.own, reading.excess, reading),
+        accumulated=_error(reading.accumulated, reading.accumulated_excess, reading, carried=True),
+    )
+
+
+def _error(error: Error, excess: float, reading: Reading, *, carried: bool = False) -> ErrorReport:
+    allowed = reading.allowed_accumulated if carried else reading.allowed
+    return ErrorReport(
+        max_absolute=error.largest,
+        relative=error.relative,
+        cosine=error.cosine,
+        excess=excess,
+        allowed_relative=allowed.relative,
+    )
+
+
+def _first(row: Row, distribution: str | None) -> FirstReport:
+    by = row.by
+    return FirstReport(
+        name=row.name,
+        op=by.op if by else None,
+        kernel=by.kernel if by else None,
+        distribution=distribution,
+        module=by.scope if by else None,
+        call=by.call if by else None,
+        arguments={name: plainly(value) for name, value in by.arguments.items()} if by else {},
+    )
+
+
+def _outcome(outcome: Outcome) -> OutcomeReport:
+    excess = outcome.excess
+    return OutcomeReport(
+        change=str(outcome.variant),
+        kind=outcome.variant.kind,
+        excess=excess if excess is None or math.isfinite(excess) else None,
+        gone=outcome.gone,
+        first=outcome.first,
+        problem=outcome.problem or None,
+    )

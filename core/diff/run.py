@@ -1,0 +1,175 @@
+"""The whole comparison: open both sides, compare, and where they part, find out why."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from bestiary.core import device as devices
+from bestiary.core.checkpoint.parameters import parse_config
+from bestiary.core.diff.bisect import Outcome, bisect, variants
+from bestiary.core.diff.compare import Comparison, Prompt, Standard, compare, standards
+from bestiary.core.diff.open import Request, Setting, open_sides
+from bestiary.core.diff.patterns import Finding
+from bestiary.core.diff.verdict import Verdict, describe, judge, origin_of
+from bestiary.core.errors import MissingInputError, RequestError, UsageError
+from bestiary.core.plugins import PluginHost
+from bestiary.core.progress import Progress, step
+from bestiary.core.sides.engine_side import EngineSide
+from bestiary.core.sides.side import Side
+from bestiary.core.sides.transformers_side import TransformersSide
+from bestiary.core.text.tokenizer import Tokenizer, has_tokenizer
+
+#: What is run where no prompt is named and the model has a tokenizer.
+TEXT = (
+    "The library at the harbour opens at nine. Every morning, before the first ferry leaves, Mara sorts 128 letters by "
+    "street and house number; the one with a foreign stamp she keeps for last."
+)
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What is run.
+
+    Args:
+        prompts: texts.
+        tokens: so many random ids in their place; None: the texts, or, where there are none, :data:`TEXT`.
+        seed: of the random ids.
+
+    Raises:
+        UsageError: texts and random ids, or no ids.
+    """
+
+    prompts: Sequence[str] = ()
+    tokens: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.prompts and self.tokens is not None:
+            raise UsageError("E-DIFF-PROMPT", "--tokens", "random tokens and prompts exclude each other")
+        if self.tokens is not None and self.tokens < 1:
+            raise UsageError(
+                "E-DIFF-PROMPT", "--tokens", "is not positive", found=str(self.tokens), expected="1 or more"
+            )
+
+
+@dataclass(frozen=True)
+class Result:
+    """What ``bestiary diff`` found.
+
+    Args:
+        ours, against: what was compared.
+        coarsest: the dtype of either side with the fewest digits, by which tolerances are measured.
+        made_by: the distribution whose kernel made the first tensor that is wrong.
+    """
+
+    ours: str
+    against: str
+    device: str
+    coarsest: torch.dtype
+    prompts: Sequence[Prompt]
+    comparison: Comparison
+    verdict: Verdict
+    outcomes: Sequence[Outcome] = field(default_factory=tuple)
+    made_by: str | None = None
+
+
+def diff(request: Request, texts: Texts, *, host: PluginHost, progress: Progress) -> Result:
+    """Compare MODEL with what it is held against.
+
+    Raises:
+        BestiaryError: of the kind that fits.
+    """
+    with tempfile.TemporaryDirectory(prefix="bestiary-diff-") as folder:
+        setting = open_sides(request, host=host, folder=Path(folder), progress=progress)
+        sequences = _sequences(setting, texts)
+        longest = max(len(tokens) for tokens in sequences)
+        with step(progress, "load") as note:
+            side = setting.ours.load(longest)
+            note.text = side.label
+        with devices.full_precision():
+            against = setting.against(longest, side.engine.network.target.device)
+        return _compared(setting, side, against, sequences, progress)
+
+
+def _compared(
+    setting: Setting, side: EngineSide, against: Side, sequences: Sequence[Sequence[int]], progress: Progress
+) -> Result:
+    steps = min(one.longest for one in (side, against) if isinstance(one, EngineSide))
+    prompts, coarsest = [Prompt.of(tokens, steps) for tokens in sequences], _coarsest(side, against)
+    with step(progress, "reference") as note, devices.full_precision():
+        right = standards(against, prompts, coarsest)
+        note.text = f"{sum(len(prompt.tokens) for prompt in prompts)} tokens"
+    with step(progress, "compare", len(prompts), "prompts") as note:
+        comparison = compare(side, right, advance=lambda: progress.advance(1))
+        note.text = f"{len(comparison.rows)} tensors"
+    if isinstance(against, TransformersSide):
+        against.rest()
+    row = comparison.first
+    outcomes: list[Outcome] = []
+    found: list[Finding] = []
+    if row is not None:
+        standard: Standard = right[row.prompt]
+        total = len(list(variants(side, row, standard, setting.ours.host)))
+        with step(progress, "bisect", total, "variants") as note:
+            outcomes = bisect(setting.ours, side, row, right, advance=lambda: progress.advance(1))
+            found = describe(row, standard, side, against, setting.ours)
+            note.text = f"{total} variants"
+    return Result(
+        ours=side.label,
+        against=against.label,
+        device=str(side.engine.network.target.device),
+        coarsest=coarsest,
+        prompts=prompts,
+        comparison=comparison,
+        verdict=judge(comparison, outcomes, found, setting.ours, against),
+        outcomes=outcomes,
+        made_by=origin_of(setting.ours.host, row.by) if row else None,
+    )
+
+
+def _coarsest(*sides: Side) -> torch.dtype:
+    dtypes = [torch.float32]
+    for side in sides:
+        if isinstance(side, EngineSide):
+            geometry = side.engine.network.geometry
+            dtypes += [geometry.dtype, geometry.kv_dtype]
+    return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
+
+
+def _sequences(setting: Setting, texts: Texts) -> list[list[int]]:
+    manifest, directory = setting.ours.manifest.checkpoint, setting.ours.directory
+    vocabulary = parse_config(setting.ours.host.model(manifest.model), manifest.config).vocab_size
+    named = list(texts.prompts)
+    if texts.tokens is None and (named or has_tokenizer(directory)):
+        tokenizer = Tokenizer.load(directory)
+        encoded = [tokenizer.encode(text) for text in named or [TEXT]]
+        if empty := next((text for text, ids in zip(named, encoded, strict=False) if not ids), None):
+            raise RequestError("E-DIFF-PROMPT", "prompt", "has no tokens", found=repr(empty)[:80])
+        return encoded
+    count = 32 if texts.tokens is None else texts.tokens
+    generator = torch.Generator().manual_seed(texts.seed)
+    return [torch.randint(vocabulary, (count,), generator=generator).tolist()]
+
+
+def read_prompts(file: Path) -> list[str]:
+    """The lines of a file that are not empty.
+
+    Raises:
+        MissingInputError: there is no such file, or nothing in it.
+        UsageError: it is no text.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError as error:
+        raise MissingInputError("E-DIFF-PROMPT", file.name, "no such file", hint="name a text file") from error
+    except (UnicodeDecodeError, IsADirectoryError) as error:
+        raise UsageError("E-DIFF-PROMPT", file.name, "is no text file", expected="a prompt on each line") from error
+    found = [line for line in lines if line.strip()]
+    if not found:
+        raise MissingInputError("E-DIFF-PROMPT", file.name, "has no prompt", expected="a prompt on each line")
+    return found

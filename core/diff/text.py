@@ -1,0 +1,126 @@
+"""A comparison as lines for a terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from bestiary.core.diff.arguments import plainly
+from bestiary.core.diff.compare import DECODES, Row
+from bestiary.core.diff.measure import FACTORS
+from bestiary.core.diff.run import Result
+
+#: Models of more layers are folded: of each place the worst layer.
+FOLDED = 4
+#: How many of the tensors that are out of tolerance are shown one by one.
+SHOWN = 8
+
+HEADINGS = ("tensor", "op=kernel", "max error", "relative", "allowed", "cosine", "accumulated", "step", "")
+BISECTION = ("changed", "own error / allowed", "", "first wrong then")
+
+
+def number(value: float) -> str:
+    """Three digits.
+
+    >>> number(0.000123456), number(float("inf")), number(0)
+    ('1.23e-04', 'inf', '0')
+    """
+    return "0" if value == 0 else f"{value:.2e}" if math.isfinite(value) else str(value)
+
+
+def heading(result: Result) -> list[str]:
+    """What was compared, and how."""
+    counts = [len(prompt.tokens) for prompt in result.prompts]
+    name, factor = str(result.coarsest).removeprefix("torch."), FACTORS[result.coarsest]
+    lengths = f"{counts[0]}" if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
+    return [
+        f"ours       {result.ours}, on {result.device}",
+        f"against    {result.against}",
+        f"tokens     {len(counts)} prompt{'s' if len(counts) > 1 else ''} of {lengths} tokens, the last {DECODES} one by one",
+        f"tolerance  {factor:g} times what one {name} rounding of what a tensor is made of, and its own, does to it",
+    ]
+
+
+def rows_shown(rows: Sequence[Row], *, everything: bool) -> list[tuple[str, Row]]:
+    """Labels and rows: all, or of each place in many layers the worst, and those that are wrong."""
+    layers = {row.layer for row in rows if row.layer is not None}
+    if everything or len(layers) <= FOLDED:
+        return [(row.name, row) for row in rows]
+    shown, places = list[tuple[str, Row]](), set[str]()
+    wrong = [row for row in rows if not row.excess <= 1][:SHOWN]
+    for row in rows:
+        if row in wrong:
+            shown.append((row.name, row))
+        if row.layer is None:
+            if row not in wrong:
+                shown.append((row.name, row))
+        elif row.place not in places:
+            places.add(row.place)
+            alike = [one for one in rows if one.place == row.place and one.layer is not None and one not in wrong]
+            if alike:
+                worst = max(alike, key=lambda one: one.excess)
+                shown.append((f"{worst.name} (worst of {len(alike)} layers)", worst))
+    return shown
+
+
+def cells(label: str, row: Row) -> tuple[str, ...]:
+    """A row of the table."""
+    reading, by = row.reading, row.by
+    made = "" if by is None else by.op if by.kernel is None else f"{by.op}={by.kernel}"
+    return (
+        label,
+        made,
+        number(reading.own.largest),
+        number(reading.own.relative),
+        number(reading.allowed.relative),
+        f"{reading.own.cosine:.6f}",
+        number(row.accumulated.accumulated.relative),
+        row.worst,
+        "" if row.excess <= 1 else f"{row.excess:.3g}× too far" if math.isfinite(row.excess) else "not alike at all",
+    )
+
+
+def bisection(result: Result) -> list[tuple[str, ...]]:
+    """A row for each option that was changed."""
+    made = list[tuple[str, ...]]()
+    for outcome in result.outcomes:
+        if outcome.excess is None:
+            state = f"can't run: {outcome.problem}" if outcome.problem else "has no such tensor"
+            made.append((str(outcome.variant), "-", state, ""))
+        else:
+            state = "gone" if outcome.gone else "stays"
+            made.append((str(outcome.variant), number(outcome.excess), state, outcome.first or "none"))
+    return made
+
+
+def first_place(result: Result) -> Iterator[tuple[str, str]]:
+    """Of the first tensor that is out of tolerance: who made it, and what its error looks like."""
+    row = result.comparison.first
+    if row is None:
+        return
+    reading, by = row.reading, row.by
+    if by is not None:
+        kernel = f"={by.kernel} of {result.made_by}" if by.kernel else ""
+        yield "made by", f"{by.op}{kernel}, called in {by.scope or 'the model'}"
+        if by.call:
+            yield "call", by.call
+        if by.arguments:
+            yield "arguments", ", ".join(f"{name}={plainly(value)}" for name, value in by.arguments.items())
+    own, kind = reading.own, "decodes" if row.worst == "decode" else "prefill"
+    allowed = f"{number(own.relative)} relative ({number(reading.allowed.relative)} allowed)"
+    yield "own error", f"{allowed}, {number(own.largest)} at most, cosine {own.cosine:.6f}, in {kind}"
+    for place, text in enumerate(result.verdict.findings):
+        yield "" if place else "looks like", text
+
+
+def first_lines(result: Result) -> list[str]:
+    """The same as lines."""
+    if result.comparison.first is None:
+        return []
+    facts = [f"  {name:<11}{text}" for name, text in first_place(result)]
+    return ["", f"first out of tolerance: {result.comparison.first.name}", *facts]
+
+
+def verdict(result: Result) -> str:
+    """The last line."""
+    return f"to blame: {result.verdict.text}"
