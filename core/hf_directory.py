@@ -38,10 +38,11 @@ def hf_directory(model: str | Path, *, host: PluginHost, progress: Progress | No
         home.root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="hf-", dir=home.root) as folder:
             assert source.path is not None
-            yield _exported(source.kind, source.path, Path(folder), host, reports)
+            yield exported(source.kind, source.path, Path(folder), host, reports)
 
 
-def _exported(kind: Kind, path: Path, folder: Path, host: PluginHost, progress: Progress) -> Path:
+def exported(kind: Kind, path: Path, folder: Path, host: PluginHost, progress: Progress) -> Path:
+    """An export of an engine, a checkpoint or a foreign file, below ``folder``, which also gets what is made on the way."""
     from bestiary.converters.export import export
     from bestiary.core.prepare import converted
 

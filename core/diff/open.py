@@ -10,21 +10,20 @@ from typing import Any
 import torch
 
 from bestiary.converters.convert import convert, weight_map
-from bestiary.converters.export import export
 from bestiary.core.checkpoint.parameters import parameters, parse_config
-from bestiary.core.checkpoint.transaction import new_directory
 from bestiary.core.diff.random_weights import random_model
-from bestiary.core.engine.build import link_or_copy, unmeasured
+from bestiary.core.engine.build import unmeasured
 from bestiary.core.engine.engine import EngineManifest
-from bestiary.core.engine.load import load_engine
 from bestiary.core.engine.options import AT_LOAD, BuildOptions
 from bestiary.core.errors import ConfigError, UsageError
+from bestiary.core.hf_directory import exported
 from bestiary.core.opening import check_built
 from bestiary.core.plugins import PluginHost
 from bestiary.core.prepare import prepare
 from bestiary.core.program.calls import REFERENCE
 from bestiary.core.progress import Progress, step
 from bestiary.core.sides.engine_side import EngineSide
+from bestiary.core.sides.opening import loaded_side
 from bestiary.core.sides.side import Side
 from bestiary.core.sides.transformers_side import TransformersSide
 from bestiary.core.source import Source, fetch, recognise
@@ -82,7 +81,7 @@ class Ours:
             options: of ``load_engine``, in place of those of ``base``.
         """
         merged = {**self.base, **options, "kernels": {**self.base.get("kernels", {}), **(kernels or {})}}
-        return _side(self.directory, self.host, longest, self.label, **merged)
+        return loaded_side(self.directory, self.host, longest, self.label, **merged)
 
 
 @dataclass(frozen=True)
@@ -109,22 +108,22 @@ class Setting:
         named, host = self.request.against, self.ours.host
         if named == "reference":
             label = f"{self.ours.label} in reference mode, float32"
-            return _side(self.ours.directory, host, longest, label, dtype="float32", **references(host))
+            return loaded_side(self.ours.directory, host, longest, label, dtype="float32", **references(host))
         if named == "hf":
-            return self._transformers(self.source or self._exported(), device, exported=self.source is None)
+            return self._transformers(self.source or self._export(), device, exported=self.source is None)
         source = recognise(named, host)
         if source.kind == "engine" and source.path is not None:
-            return self._same(_side(source.path, host, longest, f"engine {source.name}"))
+            return self._same(loaded_side(source.path, host, longest, f"engine {source.name}"))
         if source.kind == "checkpoint" and source.path is not None:
             target = self.folder / "against"
             unmeasured(source.path, target, host=host, options=_small(self.ours.manifest.options))
             label = f"checkpoint {source.name} in reference mode, float32"
-            return self._same(_side(target, host, longest, label, dtype="float32", **references(host)))
+            return self._same(loaded_side(target, host, longest, label, dtype="float32", **references(host)))
         path = source.path or fetch(named, self.progress)
         if (path / "config.json").is_file():
             return self._transformers(path, device, exported=False)
         made = prepare(path, host=host, options=_small(self.ours.manifest.options), progress=self.progress)
-        return self._same(_side(made, host, longest, f"engine of {source.name}"))
+        return self._same(loaded_side(made, host, longest, f"engine of {source.name}"))
 
     def _transformers(self, path: Path, device: torch.device, *, exported: bool) -> TransformersSide:
         manifest = self.ours.manifest.checkpoint
@@ -137,15 +136,8 @@ class Setting:
             side.label = note.text = f"{side.label}, on {of}"
         return side
 
-    def _exported(self) -> Path:
-        checkpoint, target = self.folder / "checkpoint", self.folder / "export"
-        manifest = self.ours.manifest.checkpoint
-        with new_directory(checkpoint, overwrite=False) as directory:
-            for name in manifest.files:
-                link_or_copy(self.ours.directory / name, directory / name)
-            manifest.write(directory)
-        export(checkpoint, target, host=self.ours.host, progress=self.progress)
-        return target
+    def _export(self) -> Path:
+        return exported("engine", self.ours.directory, self.folder, self.ours.host, self.progress)
 
     def _same(self, side: EngineSide) -> EngineSide:
         """A side of the same kind of model, or an error."""
@@ -210,15 +202,6 @@ def _source(request: Request, host: PluginHost, folder: Path, progress: Progress
     path = fetch(request.model, progress) if source.kind == "hub" else source.path
     is_hf = source.kind in ("source", "hub") and path is not None and (path / "config.json").is_file()
     return source, path if is_hf else None
-
-
-def _side(directory: Path, host: PluginHost, longest: int, label: str, **options: Any) -> EngineSide:
-    block = EngineManifest.read(directory).options.block_size
-    # Another block belongs to nobody, and one more is for a sequence that fills its last.
-    blocks = -(-longest // block) + 2
-    loaded = load_engine(directory, host=host, num_blocks=blocks, **{**options, "graphs": False})
-    dtype = str(loaded.network.target.dtype).removeprefix("torch.")
-    return EngineSide(loaded, label if dtype in label else f"{label}, {dtype}")
 
 
 def _small(options: BuildOptions) -> BuildOptions:

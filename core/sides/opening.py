@@ -56,6 +56,18 @@ def engine_side(
     tokens = options.max_seq_len if longest is None else min(longest, options.max_seq_len or longest)
     assert tokens is not None, "a built engine knows its longest sequence"
     changes = {name: value for name, value in said.items() if name in AT_LOAD}
-    blocks = -(-tokens // options.block_size) + 1
-    engine = load_engine(directory, host=host, num_blocks=blocks, progress=progress, **changes)
-    return EngineSide(engine, f"{directory.name}, {options.dtype}")
+    return loaded_side(directory, host, tokens, directory.name, progress=progress, **changes)
+
+
+def loaded_side(directory: Path, host: PluginHost, longest: int, label: str, **options: Any) -> EngineSide:
+    """An engine with a KV cache for one sequence of ``longest`` tokens, and its dtype behind its label.
+
+    Args:
+        options: of ``load_engine``.
+    """
+    block = EngineManifest.read(directory).options.block_size
+    # The last block belongs to nobody, and one more is for a sequence that fills its last.
+    blocks = -(-longest // block) + 2
+    engine = load_engine(directory, host=host, num_blocks=blocks, **{**options, "graphs": False})
+    dtype = str(engine.network.target.dtype).removeprefix("torch.")
+    return EngineSide(engine, label if dtype in label else f"{label}, {dtype}")
