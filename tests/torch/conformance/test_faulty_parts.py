@@ -20,7 +20,7 @@ from bestiary.core.conformance import model_answers, model_case, model_files, mo
 from bestiary.core.conformance.findings import Findings
 from bestiary.core.conformance.model_case import SHORTEST, Case, Suite
 from bestiary.core.errors import DataError
-from bestiary.core.program import tune
+from bestiary.core.program import against
 from bestiary.core.program.compare import Deviation
 from bestiary.testing import ModelConformance
 
@@ -166,7 +166,7 @@ def test_an_export_with_another_config_fails(case: Case, monkeypatch: Patch) -> 
 
 def with_kernel(monkeypatch: Patch, directory: Path, name: str) -> Case:
     """Whose engines' norm is a kernel that the build does not find wrong, though it is."""
-    monkeypatch.setattr(tune, "deviation", lambda *compared: Deviation())
+    monkeypatch.setattr(against, "deviation", lambda *compared: Deviation())
     monkeypatch.setitem(model_case._OPTIONS, "kernels", {"rms_norm": name})
     return made(directory, "batch_kernels")
 
