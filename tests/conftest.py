@@ -10,6 +10,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Tiny models lose more to waiting for a second thread than they win by it, most of all on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Looking for doctests would import it, and it ends the process that does.
+collect_ignore = ["support/crashing_declaration.py"]
+
 
 @pytest.fixture
 def count_ties(request: pytest.FixtureRequest) -> Callable[[int, int], None]:
