@@ -16,7 +16,8 @@ def quality(
     model: Annotated[str, typer.Argument(help="HF directory, GGUF file, hub id, checkpoint or engine.")],
     *,
     against: Annotated[
-        str, typer.Option(metavar="MODEL", help="The reference, of the same vocabulary: another of these.")
+        str,
+        typer.Option(metavar="hf|MODEL", help="The reference, of the same vocabulary: another model, or transformers."),
     ],
     text: Annotated[Path, typer.Option(metavar="FILE", help="A text in UTF-8.")],
     against_dtype: Annotated[
@@ -34,26 +35,32 @@ def quality(
 ) -> None:
     """Perplexity of both, mean KL divergence, top-1 agreement and the worst tokens."""
     from bestiary.core.checkpoint.files import json_bytes
-    from bestiary.core.checkpoint.transaction import new_file
+    from bestiary.core.checkpoint.transaction import check_file, new_file
     from bestiary.core.cli.report import progress, table
     from bestiary.core.cli.session import session_of
     from bestiary.core.quality.examine import examine
+    from bestiary.core.quality.open import open_sides
     from bestiary.core.quality.page import page
     from bestiary.core.reports.page import plotly
-    from bestiary.core.sides.opening import engine_side
     from bestiary.core.text.files import read_text
     from bestiary.core.text.tokenizer import Tokenizer
 
+    for target in (html, None if json in (None, "-") else Path(str(json))):
+        if target is not None:
+            check_file(target)
     if html is not None:
         plotly()
     host, written = session_of(ctx).host, read_text(text)
-    said = building.said()
-    other = {name: value for name, value in said.items() if name == "device"}
-    other |= {"dtype": against_dtype} if against_dtype else {}
     with progress(silent=json == "-") as steps:
-        ours = engine_side(model, host=host, said=said, longest=window, needs_tokenizer=True, progress=steps)
-        reference = engine_side(against, host=host, said=other, longest=window, needs_tokenizer=False, progress=steps)
-        size = min(window, ours.engine.max_seq_len, reference.engine.max_seq_len)
+        ours, reference, size = open_sides(
+            model,
+            against,
+            said=building.said(),
+            against_dtype=against_dtype,
+            window=window,
+            host=host,
+            progress=steps,
+        )
         report, rows = examine(
             ours,
             reference,

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from bestiary.converters.convert import convert, weight_map
-from bestiary.core.checkpoint.parameters import parameters, parse_config
+from bestiary.converters.convert import convert
+from bestiary.core.checkpoint.parameters import parse_config
 from bestiary.core.diff.random_weights import random_model
 from bestiary.core.engine.build import unmeasured
 from bestiary.core.engine.engine import EngineManifest
@@ -23,7 +23,7 @@ from bestiary.core.prepare import prepare
 from bestiary.core.program.calls import REFERENCE
 from bestiary.core.progress import Progress, step
 from bestiary.core.sides.engine_side import EngineSide
-from bestiary.core.sides.opening import loaded_side
+from bestiary.core.sides.opening import loaded_side, transformers_side
 from bestiary.core.sides.side import Side
 from bestiary.core.sides.transformers_side import TransformersSide
 from bestiary.core.source import Source, fetch, recognise
@@ -126,12 +126,9 @@ class Setting:
         return self._same(loaded_side(made, host, longest, f"engine of {source.name}"))
 
     def _transformers(self, path: Path, device: torch.device, *, exported: bool) -> TransformersSide:
-        manifest = self.ours.manifest.checkpoint
-        model = self.ours.host.model(manifest.model)
-        config = parse_config(model, manifest.config)
-        expected, weights = parameters(model, config), weight_map(model, "hf", config)
+        manifest, host = self.ours.manifest.checkpoint, self.ours.host
         with step(self.progress, "transformers") as note:
-            side = TransformersSide.load(path, weights, expected, dtype=torch.float32, device=device)
+            side = transformers_side(path, manifest, host, dtype=torch.float32, device=device)
             of = "an export of our weights, which can't show a wrong weight map" if exported else path.name
             side.label = note.text = f"{side.label}, on {of}"
         return side

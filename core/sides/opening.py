@@ -6,6 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from bestiary.converters.convert import weight_map
+from bestiary.core.checkpoint.manifest import Manifest
+from bestiary.core.checkpoint.parameters import parameters, parse_config
 from bestiary.core.engine.engine import EngineManifest
 from bestiary.core.engine.load import load_engine
 from bestiary.core.engine.options import AT_LOAD, BuildOptions
@@ -15,6 +20,7 @@ from bestiary.core.plugins import PluginHost
 from bestiary.core.prepare import prepare
 from bestiary.core.progress import Progress
 from bestiary.core.sides.engine_side import EngineSide
+from bestiary.core.sides.transformers_side import TransformersSide
 
 
 def engine_side(
@@ -57,6 +63,24 @@ def engine_side(
     assert tokens is not None, "a built engine knows its longest sequence"
     changes = {name: value for name, value in said.items() if name in AT_LOAD}
     return loaded_side(directory, host, tokens, directory.name, progress=progress, **changes)
+
+
+def transformers_side(
+    path: Path, manifest: Manifest, host: PluginHost, *, dtype: torch.dtype, device: torch.device
+) -> TransformersSide:
+    """transformers on a Hugging Face directory, its tensors under the zoo's names.
+
+    Args:
+        manifest: of the checkpoint that was made of it, or of which it is an export.
+
+    Raises:
+        PluginError: transformers is not installed, or does not take the model.
+    """
+    model = host.model(manifest.model)
+    config = parse_config(model, manifest.config)
+    return TransformersSide.load(
+        path, weight_map(model, "hf", config), parameters(model, config), dtype=dtype, device=device
+    )
 
 
 def loaded_side(directory: Path, host: PluginHost, longest: int, label: str, **options: Any) -> EngineSide:

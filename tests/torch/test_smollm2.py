@@ -128,6 +128,15 @@ def test_quality_is_what_transformers_says_of_the_text(
     assert report["model_perplexity"] == pytest.approx(math.exp(sum(lost) / len(lost)), rel=1e-5)
 
 
+def test_quality_beside_transformers_itself(engine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(PROMPTS[1] + PROMPTS[5], encoding="utf-8")
+    assert invoke(["quality", str(engine), "--against", "hf", "--text", str(text), "--json", "-"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["reference"].startswith("transformers ") and report["agreement"]["value"] == 1
+    assert 0 < report["divergence"]["maximum"] < 1e-6
+
+
 def test_a_text_that_is_not_there_is_one_sentence(engine: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert invoke(["quality", str(engine), "--against", str(engine), "--text", "missing.txt"]) == 66
     assert "missing.txt: can't be read: No such file" in capsys.readouterr().err
