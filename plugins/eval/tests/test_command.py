@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -105,14 +106,14 @@ def test_another_engine_flips_what_the_samples_say(call: Call, questions: Path, 
     assert files["html"].read_text().count("Plotly.newPlot(") == 2
 
 
-def test_transformers_on_the_engines_own_weights(call: Call, questions: Path, models: Path) -> None:
+def test_transformers_on_the_engines_own_weights(call: Call, questions: Path) -> None:
     """Exported from the engine, which is fp32; nothing of it is left."""
     status, out, err = call("one", "--tasks", questions, "--against", "hf", "--json", "-")
     assert status == 0, err
     report = json.loads(out)
     assert report["against"] == "transformers"
     assert all(one["against"]["changed"] == 0 for one in report["scores"])
-    assert not list((models.parent).rglob("hf-*"))
+    assert not list(Path(os.environ["BESTIARY_HOME"]).glob("hf-*"))
     status, out, err = call("other", "--tasks", questions, "--against", "hf:one.hf", "--json", "-")
     assert json.loads(out)["against"] == "transformers on one.hf"
     assert any(one["against"]["changed"] for one in json.loads(out)["scores"])
