@@ -86,7 +86,7 @@ def _conversations(path: Path) -> list[list[tuple[str, str]]]:
         raise DataError("E-BENCH-DATASET", path.name, "not UTF-8 text") from error
     try:
         if path.suffix == ".jsonl":
-            entries = [json.loads(line) for line in text.splitlines() if line.strip()]
+            entries = [json.loads(line) for line in text.split("\n") if line.strip()]
         else:
             entries = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -110,7 +110,7 @@ class UrlTarget:
             return stream.ending("malformed", str(error))
         except self._httpx.RemoteProtocolError as error:
             return stream.ending("cut", said(error))
-        except self._httpx.TransportError as error:
+        except self._httpx.RequestError as error:
             kind = "cut" if stream.began else "connection"
             return stream.ending(kind, said(error) or type(error).__name__)
         return stream.ending()

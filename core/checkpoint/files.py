@@ -192,6 +192,19 @@ def map_file(directory: Path, name: str, size: int, watched: MappedFiles | None 
     return mapping
 
 
+def finite(value: Any) -> Any:
+    """A JSON value with null for every number that is not finite, which JSON has no word for.
+
+    >>> finite({"a": [1.0, float("nan")], "b": (float("inf"),)})
+    {'a': [1.0, None], 'b': [None]}
+    """
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, list | tuple) else value
+
+
 def json_bytes(value: object) -> bytes:
     """How bestiary writes JSON: two spaces, UTF-8 as it is, keys in the order given, a newline at the end."""
     return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()

@@ -171,4 +171,6 @@ def _parameters(kind: Any) -> list[inspect.Parameter]:
 
 def print_json(value: Any) -> None:
     """One JSON document on stdout."""
-    print(printable(json.dumps(value, indent=2, default=str, ensure_ascii=False)))
+    from bestiary.core.checkpoint.files import finite
+
+    print(printable(json.dumps(finite(value), indent=2, default=str, ensure_ascii=False, allow_nan=False)))

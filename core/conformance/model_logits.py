@@ -91,7 +91,8 @@ def bfloat16(case: Case, findings: Findings) -> None:
     """In bfloat16 our logits are about as far from float32 as the reference's own in bfloat16."""
     engine, theirs = case.load(build={"dtype": "bfloat16"}), narrowed(case.module, torch.bfloat16)
     ours_off, theirs_off = [], []
-    for seed in range(6, 10):
+    # One sequence of a small model says little: where experts are chosen, ratios of single ones lie between 0.3 and 2.
+    for seed in range(6, 22):
         tokens = case.tokens(case.length, seed=seed)
         exact = case.expected(tokens)
         found = logits(engine, whole(tokens, *case.blocks(seed)))

@@ -106,8 +106,8 @@ def _report(
         tokens=len(own),
         windows=len(cut),
         window=window,
-        model_perplexity=math.exp(-float(own.mean())),
-        reference_perplexity=math.exp(-float(other.mean())),
+        model_perplexity=_exp(-float(own.mean())),
+        reference_perplexity=_exp(-float(other.mean())),
         log_perplexity_difference=_mean(other - own),
         divergence=Divergence(
             mean=_mean(apart),
@@ -118,6 +118,13 @@ def _report(
         agreement=Share(value=agreed / len(own), low=low, high=high),
         worst=tuple(_worst(rows, cut, tokenizer, int(index)) for index in apart.topk(min(worst, len(apart))).indices),
     )
+
+
+def _exp(value: float) -> float:
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf
 
 
 def _mean(values: torch.Tensor) -> Mean:

@@ -18,13 +18,18 @@ def page(report: QualityReport, rows: Rows) -> Page:
         f"against {report.reference}, on {report.tokens} tokens of {report.text} in windows of {report.window}",
     )
     made.table(("figure", "model", "reference"), report.lines())
-    apart = rows.column("divergence").clamp(min=_FLOOR)
+    divergence = rows.column("divergence")
+    apart = divergence[divergence.isfinite()].clamp(min=_FLOOR)
+    if len(apart) < len(divergence):
+        made.text(f"Of {len(divergence) - len(apart)} tokens the divergence is not finite: no plot shows them.")
+    if not len(apart):
+        return made
     made.heading("How far apart the predictions are")
     histogram = go.Figure(go.Histogram(x=apart.log10().tolist(), nbinsx=60))
     histogram.update_layout(
         xaxis_title="log₁₀ of KL(reference ‖ model), nats", yaxis_title="tokens", height=320, bargap=0.05
     )
-    made.figure(histogram, "Each token's divergence.")
+    made.figure(histogram, f"Each token's divergence; none is drawn below {_FLOOR:g}, where float32 has only noise.")
     along = go.Figure(go.Scattergl(y=apart.tolist(), mode="markers", marker={"size": 4, "opacity": 0.5}))
     along.update_layout(xaxis_title="token of the text", yaxis_title="KL, nats", yaxis_type="log", height=320)
     made.figure(along, "Where in the text.")

@@ -6,6 +6,8 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
+from bestiary.core.checkpoint.files import finite
+
 
 class JsonReport(BaseModel):
     """A result as it is printed with ``--json``. Subclasses set ``schema_name`` and ``schema_version`` and describe every field.
@@ -13,7 +15,7 @@ class JsonReport(BaseModel):
     A version's fields keep their names, types and units; a field may be added to it, another change makes a new version.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="null")
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_name: ClassVar[str]
     schema_version: ClassVar[int] = 1
@@ -25,7 +27,7 @@ class JsonReport(BaseModel):
 
     def as_dict(self) -> dict[str, Any]:
         """The document; numbers that are not finite are null."""
-        return {"schema": self.identifier(), **self.model_dump(mode="json", by_alias=True)}
+        return {"schema": self.identifier(), **finite(self.model_dump(mode="json", by_alias=True))}
 
     @classmethod
     def json_schema(cls) -> dict[str, Any]:
@@ -33,4 +35,12 @@ class JsonReport(BaseModel):
         made = cls.model_json_schema(mode="serialization")
         made["properties"] = {"schema": {"const": cls.identifier()}, **made.get("properties", {})}
         made["required"] = ["schema", *made.get("required", [])]
-        return {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": cls.identifier(), **made}
+        return {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": cls.identifier(), **_nullable(made)}
+
+
+def _nullable(schema: Any) -> Any:
+    """The same schema, where every number may be null: that is how one that is not finite is written."""
+    if isinstance(schema, dict):
+        made = {key: _nullable(item) for key, item in schema.items()}
+        return {**made, "type": ["number", "null"]} if schema.get("type") == "number" else made
+    return [_nullable(item) for item in schema] if isinstance(schema, list) else schema

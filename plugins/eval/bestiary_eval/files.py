@@ -75,7 +75,7 @@ def _of_csv(name: str, text: str) -> list[Question]:
 
 def _of_jsonl(name: str, text: str) -> list[Question]:
     found: list[Question] = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             one = _of_line(f"{name}, line {number}", line)
             if found and found[0].lettered is not one.lettered:

@@ -1,5 +1,6 @@
 """The figures of quality against sums by hand."""
 
+import json
 import math
 
 import pytest
@@ -85,3 +86,15 @@ def test_what_can_not_be_compared_is_refused(text, other, problem):
     size = byte_level().vocab_size
     with pytest.raises(DataError, match=problem):
         compare(Scripted(size), Scripted(size + other), text=text)
+
+
+def test_what_is_not_finite_is_null_in_the_report():
+    size = byte_level().vocab_size
+    sure = Scripted(size)
+    sure.logits = lambda tokens: Scripted(size).logits(tokens) * 1e4
+    report = compare(sure, Scripted(size), text="hi")
+    assert report.model_perplexity == math.inf
+    document = json.loads(json.dumps(report.as_dict(), allow_nan=False))
+    assert document["model_perplexity"] is None and document["reference_perplexity"] > 1
+    (number,) = [about for name, about in report.json_schema()["properties"].items() if name == "model_perplexity"]
+    assert number["type"] == ["number", "null"]
