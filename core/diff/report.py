@@ -5,21 +5,17 @@ from __future__ import annotations
 import math
 from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from bestiary.core.diff.arguments import plainly
 from bestiary.core.diff.bisect import Outcome
 from bestiary.core.diff.compare import Reading, Row
 from bestiary.core.diff.measure import Error
 from bestiary.core.diff.run import Result
-from bestiary.core.reports.schema import JsonReport
+from bestiary.core.reports.schema import JsonReport, ReportPart
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="null")
-
-
-class ErrorReport(_Part):
+class ErrorReport(ReportPart):
     """How far a tensor lies from the reference's. Null: infinitely far, or not finite."""
 
     max_absolute: float = Field(description="largest absolute difference of two numbers, in the tensor's own unit")
@@ -29,7 +25,7 @@ class ErrorReport(_Part):
     allowed_relative: float = Field(description="what is allowed of `relative`, a ratio")
 
 
-class ReadingReport(_Part):
+class ReadingReport(ReportPart):
     """A tensor in one kind of step."""
 
     step: Literal["prefill", "decode"] = Field(description="steps of several tokens, or of one")
@@ -39,7 +35,7 @@ class ReadingReport(_Part):
     accumulated: ErrorReport = Field(description="error of the tensor as the model makes it")
 
 
-class PlaceReport(_Part):
+class PlaceReport(ReportPart):
     """A tensor."""
 
     name: str = Field(description="name of the tensor, as taps take it")
@@ -50,7 +46,7 @@ class PlaceReport(_Part):
     steps: list[ReadingReport] = Field(description="errors by kind of step")
 
 
-class FirstReport(_Part):
+class FirstReport(ReportPart):
     """The first tensor that is out of tolerance."""
 
     name: str = Field(description="name of the tensor")
@@ -62,7 +58,7 @@ class FirstReport(_Part):
     arguments: dict[str, str] = Field(description="the arguments that are no tensors, as text, by parameter")
 
 
-class OutcomeReport(_Part):
+class OutcomeReport(ReportPart):
     """What one changed option did to the first tensor's error."""
 
     change: str = Field(description="what was changed")
@@ -75,7 +71,7 @@ class OutcomeReport(_Part):
     problem: str | None = Field(description="why it could not run; null: it could")
 
 
-class VerdictReport(_Part):
+class VerdictReport(ReportPart):
     """What is to blame."""
 
     blame: Literal[

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from bestiary.core.observe.calls import Call
 from bestiary.core.observe.record import Recording
 from bestiary.core.observe.recorder import Step
 from bestiary.core.observe.summary import Row, by_kernel, by_op
-from bestiary.core.reports.schema import JsonReport
+from bestiary.core.reports.schema import JsonReport, ReportPart
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="null")
-
-
-class TraceRoofs(_Part):
+class TraceRoofs(ReportPart):
     """What the device can do, measured in the same run."""
 
     copy_bytes_per_s: float = Field(description="bytes a second that a large copy reads and writes")
@@ -23,7 +19,7 @@ class TraceRoofs(_Part):
     flops_per_s: float = Field(description="flops a second of large square products in the compute dtype")
 
 
-class TraceSum(_Part):
+class TraceSum(ReportPart):
     """The calls of one name."""
 
     name: str = Field(description="the op, or op=kernel")
@@ -41,7 +37,7 @@ class TraceSum(_Part):
     )
 
 
-class TraceCall(_Part):
+class TraceCall(ReportPart):
     """One call."""
 
     op: str = Field(description="the op")
@@ -55,7 +51,7 @@ class TraceCall(_Part):
     bytes: int = Field(description="as for the sums")
 
 
-class TraceStep(_Part):
+class TraceStep(ReportPart):
     """One step."""
 
     number: int = Field(description="counted from 1")

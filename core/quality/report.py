@@ -5,16 +5,12 @@ from __future__ import annotations
 import math
 from typing import ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from bestiary.core.reports.schema import JsonReport
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+from bestiary.core.reports.schema import JsonReport, ReportPart
 
 
-class Share(_Part):
+class Share(ReportPart):
     """A share of the tokens with its 95 % interval (Wilson)."""
 
     value: float = Field(description="0 … 1")
@@ -22,14 +18,14 @@ class Share(_Part):
     high: float = Field(description="upper end of the interval, 0 … 1")
 
 
-class Mean(_Part):
+class Mean(ReportPart):
     """A mean over the tokens with its standard error."""
 
     value: float = Field(description="the mean, in nats")
     error: float = Field(description="its standard error, in nats; null for a single token")
 
 
-class Divergence(_Part):
+class Divergence(ReportPart):
     """KL(reference ‖ model) of the predicted distributions, in nats a token."""
 
     mean: Mean = Field(description="over all predicted tokens")
@@ -38,7 +34,7 @@ class Divergence(_Part):
     maximum: float = Field(description="nats")
 
 
-class WorstToken(_Part):
+class WorstToken(ReportPart):
     """One of the tokens whose distributions are farthest apart."""
 
     window: int = Field(description="number of the window, from 0")

@@ -9,6 +9,12 @@ from pydantic import BaseModel, ConfigDict
 from bestiary.core.checkpoint.files import finite
 
 
+class ReportPart(BaseModel):
+    """An object within a report; every field says what it is."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
 class JsonReport(BaseModel):
     """A result as it is printed with ``--json``. Subclasses set ``schema_name`` and ``schema_version`` and describe every field.
 
