@@ -1,4 +1,4 @@
-"""``bestiary quality``: a model's predictions of a text beside a reference's."""
+"""``bestiary quality``: models' predictions of a text beside a reference's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from bestiary.core.cli.options import Building, print_json, spread
 @spread
 def quality(
     ctx: typer.Context,
-    model: Annotated[str, typer.Argument(help="HF directory, GGUF file, hub id, checkpoint or engine.")],
+    models: Annotated[
+        list[str], typer.Argument(metavar="MODEL…", help="HF directories, GGUF files, hub ids, checkpoints or engines.")
+    ],
     *,
     against: Annotated[
         str,
@@ -33,7 +35,10 @@ def quality(
     ] = None,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with plots.")] = None,
 ) -> None:
-    """Perplexity of both, mean KL divergence, top-1 agreement and the worst tokens."""
+    """Perplexity of both, mean KL divergence, top-1 agreement and the worst tokens.
+
+    The reference is run once for all models.
+    """
     from bestiary.core.checkpoint.files import json_bytes
     from bestiary.core.checkpoint.transaction import check_file, new_file
     from bestiary.core.cli.report import progress, table
@@ -53,7 +58,7 @@ def quality(
     host, written = session_of(ctx).host, read_text(text)
     with progress(silent=json == "-") as steps:
         ours, reference, size = open_sides(
-            model,
+            models,
             against,
             said=building.said(),
             against_dtype=against_dtype,
@@ -64,7 +69,7 @@ def quality(
         report, rows = examine(
             ours,
             reference,
-            Tokenizer.load(ours.engine.directory),
+            Tokenizer.load(ours[0].engine.directory),
             written,
             name=text.name,
             window=size,
@@ -79,7 +84,8 @@ def quality(
         return
     if json is not None:
         new_file(Path(json), json_bytes(report.as_dict()))
-    table(("", f"model: {report.model}", f"reference: {report.reference}"), report.lines())
-    if report.worst:
+    table(*report.table())
+    print(f"\n{report.begin.sentence()}")
+    if len(report.models) == 1 and report.models[0].worst:
         print()
-        table(report.WORST, report.worst_lines())
+        table(report.models[0].WORST, report.models[0].worst_lines())

@@ -1,4 +1,4 @@
-"""A text, cut into windows, through both sides."""
+"""A text, cut into windows, through models and their reference."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from bestiary.core.errors import DataError
 from bestiary.core.progress import Progress
 from bestiary.core.quality.figures import Rows, mean, wilson
-from bestiary.core.quality.report import Divergence, Mean, QualityReport, Share, WorstToken
+from bestiary.core.quality.report import Begin, Divergence, Mean, ModelQuality, QualityReport, Share, WorstToken
 from bestiary.core.sides.side import Side
 from bestiary.core.text.tokenizer import Tokenizer
 
@@ -18,7 +18,7 @@ _CONTEXT = 48  # characters shown before a token
 
 
 def examine(
-    ours: Side,
+    models: Sequence[Side],
     reference: Side,
     tokenizer: Tokenizer,
     text: str,
@@ -28,36 +28,54 @@ def examine(
     max_tokens: int | None,
     worst: int,
     progress: Progress,
-) -> tuple[QualityReport, Rows]:
-    """Compare two sides' predictions of a text.
+) -> tuple[QualityReport, list[Rows]]:
+    """Compare models' predictions of a text with a reference's, which is run once for all of them.
 
     Args:
         name: of the text, for the report.
-        window: most tokens that are run together; each window begins anew, with the model's begin token if it has one.
+        window: most tokens that are run together; each window begins anew, with what the tokenizer puts before a text.
         max_tokens: of the text's beginning; None: all.
-        worst: how many tokens to show.
+        worst: how many tokens to show of each model.
 
     Raises:
-        DataError: the text has fewer than two tokens, or the sides have different vocabularies.
+        DataError: the text has too few tokens, or a model and the reference have different vocabularies.
     """
-    begin, tokens = _tokens(tokenizer, text, max_tokens, name)
-    cut = list(windows(tokens, begin, window))
-    rows = Rows()
+    begin = tokenizer.beginning()
+    tokens = tokenizer.encode(text, add_special_tokens=False)[:max_tokens]
+    cut = list(windows(tokens, begin.ids, window))
+    if not cut:
+        raise DataError(
+            "E-QUALITY-TEXT", name, "is too short: nothing in it can be predicted", found=f"{len(tokens)} tokens"
+        )
+    found = [Rows() for _ in models]
+    first = max(1, len(begin.ids))
     progress.start("quality", len(tokens), "tokens")
     for number, piece in enumerate(cut):
-        q, p = ours.logits(piece), reference.logits(piece)
-        if q.shape != p.shape:
-            raise DataError(
-                "E-QUALITY-VOCABULARY",
-                f"{ours.label} and {reference.label}",
-                "predict different vocabularies, so their distributions can't be compared",
-                found=f"{q.shape[-1]} and {p.shape[-1]} tokens",
-            )
-        rows.add(number, piece, q[:-1], p[:-1])
-        progress.advance(len(piece) - len(begin))
-    progress.finish(f"{len(rows.column('ours'))} tokens in {len(cut)} windows")
-    report = _report(rows, cut, tokenizer, worst, ours=ours.label, reference=reference.label, text=name, window=window)
-    return report, rows
+        p = reference.logits(piece)
+        for rows, side in zip(found, models, strict=True):
+            q = side.logits(piece)
+            _check_vocabularies(side, q, reference, p)
+            rows.add(number, piece, q[first - 1 : -1], p[first - 1 : -1], first)
+        progress.advance(len(piece) - len(begin.ids))
+    predicted = found[0].column("reference")
+    progress.finish(f"{len(predicted)} tokens in {len(cut)} windows")
+    report = QualityReport(
+        reference=reference.label,
+        text=name,
+        tokens=len(predicted),
+        windows=len(cut),
+        window=window,
+        begin=Begin(
+            ids=begin.ids,
+            text=tokenizer.decode(begin.ids, skip_special_tokens=False),
+            source=begin.source,
+        ),
+        reference_perplexity=_exp(-float(predicted.mean())),
+        models=tuple(
+            _quality(side.label, rows, cut, tokenizer, worst) for side, rows in zip(models, found, strict=True)
+        ),
+    )
+    return report, found
 
 
 def windows(tokens: Sequence[int], begin: Sequence[int], size: int) -> Iterator[list[int]]:
@@ -68,50 +86,34 @@ def windows(tokens: Sequence[int], begin: Sequence[int], size: int) -> Iterator[
     >>> list(windows([1, 2, 3, 4, 5], [], 2))
     [[1, 2], [3, 4]]
     """
-    step = size - len(begin)
+    step = max(1, size - len(begin))
     for start in range(0, len(tokens), step):
         piece = [*begin, *tokens[start : start + step]]
         if len(piece) > 1:
             yield piece
 
 
-def _tokens(tokenizer: Tokenizer, text: str, limit: int | None, name: str) -> tuple[list[int], list[int]]:
-    begin = tokenizer.encode("", add_special_tokens=True)[:1]
-    tokens = tokenizer.encode(text, add_special_tokens=False)[:limit]
-    if len(begin) + len(tokens) < 2:
+def _check_vocabularies(side: Side, q: torch.Tensor, reference: Side, p: torch.Tensor) -> None:
+    if q.shape != p.shape:
         raise DataError(
-            "E-QUALITY-TEXT", name, "is too short: nothing in it can be predicted", found=f"{len(tokens)} tokens"
+            "E-QUALITY-VOCABULARY",
+            f"{side.label} and {reference.label}",
+            "predict different vocabularies, so their distributions can't be compared",
+            found=f"{q.shape[-1]} and {p.shape[-1]} tokens",
         )
-    return begin, tokens
 
 
-def _report(
-    rows: Rows,
-    cut: Sequence[list[int]],
-    tokenizer: Tokenizer,
-    worst: int,
-    *,
-    ours: str,
-    reference: str,
-    text: str,
-    window: int,
-) -> QualityReport:
+def _quality(label: str, rows: Rows, cut: Sequence[list[int]], tokenizer: Tokenizer, worst: int) -> ModelQuality:
     own, other, apart = rows.column("ours"), rows.column("reference"), rows.column("divergence")
     agreed = int((rows.column("our_choice") == rows.column("reference_choice")).sum())
     low, high = wilson(agreed, len(own))
-    return QualityReport(
-        model=ours,
-        reference=reference,
-        text=text,
-        tokens=len(own),
-        windows=len(cut),
-        window=window,
-        model_perplexity=_exp(-float(own.mean())),
-        reference_perplexity=_exp(-float(other.mean())),
+    return ModelQuality(
+        model=label,
+        perplexity=_exp(-float(own.mean())),
         log_perplexity_difference=_mean(other - own),
         divergence=Divergence(
             mean=_mean(apart),
-            median=float(apart.median()),
+            median=float(apart.quantile(0.5)),
             p99=float(apart.quantile(0.99)),
             maximum=float(apart.max()),
         ),

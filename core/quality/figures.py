@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-_ROWS = 64  # whose distributions are held in float64 at a time
+_ROWS = 16  # whose distributions are held in float64 at a time: what a processor's cache takes
 
 
 @dataclass
@@ -33,21 +33,22 @@ class Rows:
     our_best: list[Tensor] = field(default_factory=list)
     reference_best: list[Tensor] = field(default_factory=list)
 
-    def add(self, window: int, tokens: list[int], ours: Tensor, reference: Tensor) -> None:
+    def add(self, window: int, tokens: list[int], ours: Tensor, reference: Tensor, first: int = 1) -> None:
         """Take in a window.
 
         Args:
-            tokens: [T] of the window; all but the first are predicted.
-            ours, reference: logits [T, V] after each of them.
+            tokens: of the window.
+            ours, reference: logits [T, V] before each of the tokens that are predicted.
+            first: place of the first of these, T before the window's end.
         """
-        targets = torch.tensor(tokens[1:])
+        targets = torch.tensor(tokens[first:])
         for start in range(0, len(targets), _ROWS):
             rows = slice(start, min(start + _ROWS, len(targets)))
             q = torch.log_softmax(ours[rows].double(), -1)
             p = torch.log_softmax(reference[rows].double(), -1)
             wanted = targets[rows, None]
             self.window.append(torch.full((len(wanted),), window))
-            self.place.append(torch.arange(rows.start + 1, rows.stop + 1))
+            self.place.append(torch.arange(rows.start, rows.stop) + first)
             self.ours.append(q.gather(1, wanted)[:, 0])
             self.reference.append(p.gather(1, wanted)[:, 0])
             self.divergence.append(_divergence(p, q))

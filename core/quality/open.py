@@ -1,8 +1,8 @@
-"""From what a person names to the two sides of ``bestiary quality``."""
+"""From what a person names to the sides of ``bestiary quality``."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from bestiary.core.sides.side import Side
 
 
 def open_sides(
-    model: str,
+    models: Sequence[str],
     against: str,
     *,
     said: Mapping[str, Any],
@@ -26,12 +26,12 @@ def open_sides(
     window: int,
     host: PluginHost,
     progress: Progress,
-) -> tuple[EngineSide, Side, int]:
-    """The model, the reference, and how long windows may be.
+) -> tuple[list[EngineSide], Side, int]:
+    """The models, all loaded, the reference, and how long windows may be.
 
     Args:
-        against: ``hf`` for transformers on the model itself, or another model.
-        said: build options of the model; the reference has its device only.
+        against: ``hf`` for transformers on the first model itself, or another model.
+        said: build options of the models; the reference has its device only.
         against_dtype: compute dtype of the reference; None: its own, transformers' float32.
         window: how long windows are to be.
 
@@ -39,13 +39,17 @@ def open_sides(
         BestiaryError: of the kind that fits.
     """
     dtype = {} if against_dtype in (None, "auto") else {"dtype": BuildOptions(dtype=str(against_dtype)).dtype}
-    ours = engine_side(model, host=host, said=said, longest=window, needs_tokenizer=True, progress=progress)
-    window = min(window, ours.engine.max_seq_len)
+    ours = [
+        engine_side(model, host=host, said=said, longest=window, needs_tokenizer=not number, progress=progress)
+        for number, model in enumerate(models)
+    ]
+    window = min(window, *(side.engine.max_seq_len for side in ours))
     if against == "hf":
-        manifest = EngineManifest.read(ours.engine.directory).checkpoint
+        first = ours[0].engine
+        manifest = EngineManifest.read(first.directory).checkpoint
         chosen = getattr(torch, dtype.get("dtype", "float32"))
-        device = ours.engine.network.target.device
-        with hf_directory(model, host=host, progress=progress) as folder:
+        device = first.network.target.device
+        with hf_directory(models[0], host=host, progress=progress) as folder:
             return ours, transformers_side(folder, manifest, host, dtype=chosen, device=device), window
     other = {name: value for name, value in said.items() if name == "device"} | dtype
     reference = engine_side(against, host=host, said=other, longest=window, needs_tokenizer=False, progress=progress)

@@ -48,19 +48,25 @@ class WorstToken(ReportPart):
     reference_choice: str = Field(description="the reference's likeliest token")
 
 
-class QualityReport(JsonReport):
-    """A model's predictions over a text, beside a reference's."""
+class Begin(ReportPart):
+    """What stands before the text's tokens in each window."""
 
-    schema_name: ClassVar[str] = "quality"
+    ids: tuple[int, ...] = Field(description="the tokens; empty: a window begins with the text's own")
+    text: str = Field(description="the same as text")
+    source: str = Field(description="the file and its field that say so")
+
+    def sentence(self) -> str:
+        """For people."""
+        numbers = ", ".join(map(str, self.ids))
+        put = f"begins with {self.text!r} (token {numbers})" if self.ids else "begins with no token but the text's own"
+        return f"Each window {put}, as {self.source} has it."
+
+
+class ModelQuality(ReportPart):
+    """A model's predictions over the text, beside the reference's."""
 
     model: str = Field(description="what was examined")
-    reference: str = Field(description="what it was compared with")
-    text: str = Field(description="name of the text's file")
-    tokens: int = Field(description="tokens that both predicted")
-    windows: int = Field(description="pieces that the text was cut into; the first token of each is not predicted")
-    window: int = Field(description="most tokens of a window")
-    model_perplexity: float = Field(description="exp of the mean negative log-probability of the text's tokens")
-    reference_perplexity: float = Field(description="the same of the reference")
+    perplexity: float = Field(description="exp of the mean negative log-probability of the text's tokens")
     log_perplexity_difference: Mean = Field(
         description="mean of the model's minus the reference's negative log-probability"
     )
@@ -93,20 +99,52 @@ class QualityReport(JsonReport):
             for one in self.worst
         ]
 
-    def lines(self) -> list[tuple[str, str, str]]:
-        """Rows of a table: figure, model, reference."""
+    def cells(self) -> tuple[str, ...]:
+        """The figures, as ``QualityReport.FIGURES`` names them."""
         difference, agreed, apart = self.log_perplexity_difference, self.agreement, self.divergence
-        return [
-            ("perplexity", f"{self.model_perplexity:.4f}", f"{self.reference_perplexity:.4f}"),
-            ("log perplexity, difference", f"{difference.value:+.5f} ± {_error(difference)}", ""),
-            ("KL divergence, mean", f"{apart.mean.value:.3g} ± {_error(apart.mean)}", ""),
-            ("KL divergence, median · p99 · max", f"{apart.median:.3g} · {apart.p99:.3g} · {apart.maximum:.3g}", ""),
-            (
-                "top-1 agreement",
-                f"{agreed.value:.2%} ({agreed.low:.2%} … {agreed.high:.2%})",
-                "",
-            ),
-        ]
+        return (
+            f"{self.perplexity:.4f}",
+            f"{difference.value:+.5f} ± {_error(difference)}",
+            f"{apart.mean.value:.3g} ± {_error(apart.mean)}",
+            f"{apart.median:.3g} · {apart.p99:.3g} · {apart.maximum:.3g}",
+            f"{agreed.value:.2%} ({agreed.low:.2%} … {agreed.high:.2%})",
+        )
+
+
+class QualityReport(JsonReport):
+    """Models' predictions over a text, beside a reference's."""
+
+    schema_name: ClassVar[str] = "quality"
+
+    reference: str = Field(description="what the models were compared with")
+    text: str = Field(description="name of the text's file")
+    tokens: int = Field(description="tokens that all predicted")
+    windows: int = Field(description="pieces that the text was cut into")
+    window: int = Field(description="most tokens of a window")
+    begin: Begin = Field(description="what each window begins with; without it the first token is not predicted")
+    reference_perplexity: float = Field(description="exp of the reference's mean negative log-probability")
+    models: tuple[ModelQuality, ...] = Field(description="in the order in which they were named")
+
+    FIGURES: ClassVar[tuple[str, ...]] = (
+        "perplexity",
+        "log perplexity, difference",
+        "KL divergence, mean",
+        "KL divergence, median · p99 · max",
+        "top-1 agreement",
+    )
+
+    def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """Headings and rows: a figure a row for one model, a model a row for several."""
+        perplexity = f"{self.reference_perplexity:.4f}"
+        if len(self.models) == 1:
+            (one,) = self.models
+            theirs = (perplexity, *[""] * (len(self.FIGURES) - 1))
+            return (
+                ("", f"model: {one.model}", f"reference: {self.reference}"),
+                list(zip(self.FIGURES, one.cells(), theirs, strict=True)),
+            )
+        rows = [(one.model, *one.cells()) for one in self.models]
+        return ("model", *self.FIGURES), [*rows, (f"reference: {self.reference}", perplexity, "", "", "", "")]
 
 
 def _error(mean: Mean) -> str:

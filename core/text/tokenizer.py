@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from tokenizers import Tokenizer as RustTokenizer
 
@@ -16,6 +16,7 @@ MAX_TOKENIZER_BYTES: Final = 128 * 2**20
 MAIN: Final = "tokenizer.json"
 # Prompt tokens before a continuation that decide about a space at its beginning.
 _CONTEXT = 6
+_PROBE: Final = "a"  # a text around which the special tokens of every text stand
 _SPECIAL: Final = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
 
@@ -44,6 +45,18 @@ def no_tokenizer(model: str) -> MissingInputError:
         "name a directory that has one (tokenizer=…, --tokenizer), or use token ids (tokenizer=None, bestiary generate)"
     )
     return MissingInputError("E-TEXT-MISSING", f"{model}/{MAIN}", "the model has no tokenizer", hint=hint)
+
+
+class Beginning(NamedTuple):
+    """What a tokenizer puts before a text.
+
+    Args:
+        ids: the tokens, in their order; none for many models.
+        source: the file, and the field of it, that says so.
+    """
+
+    ids: tuple[int, ...]
+    source: str
 
 
 class Tokenizer:
@@ -119,6 +132,15 @@ class Tokenizer:
         if self._add_eos is not None and eos is not None and self._add_eos != ends:
             ids = [*ids, eos] if self._add_eos else ids[:-1]
         return ids
+
+    def beginning(self) -> Beginning:
+        """What stands before every text that is encoded with its special tokens."""
+        plain, whole = (self.encode(_PROBE, add_special_tokens=special) for special in (False, True))
+        starts = range(len(whole) - len(plain) + 1)
+        before = next((start for start in starts if whole[start : start + len(plain)] == plain), 0)
+        by_config = self._add_bos is not None and self.bos_token_id is not None
+        source = "tokenizer_config.json, add_bos_token" if by_config else f"{MAIN}, post_processor"
+        return Beginning(tuple(whole[:before]), source)
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of token ids; bytes that are no UTF-8 become U+FFFD."""

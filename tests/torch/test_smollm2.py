@@ -115,7 +115,9 @@ def test_quality_is_what_transformers_says_of_the_text(
     assert invoke([*said, "--json", "-", "--html", str(tmp_path / "page.html")]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["schema"] == "bestiary.quality/1"
-    assert report["divergence"]["maximum"] == 0 and report["agreement"]["value"] == 1
+    (model,) = report["models"]
+    assert model["divergence"]["maximum"] == 0 and model["agreement"]["value"] == 1
+    assert report["begin"] == {"ids": [], "text": "", "source": "tokenizer.json, post_processor"}
     assert "Plotly.newPlot(" in (tmp_path / "page.html").read_text()
     tokens = Tokenizer.load(engine).encode(text.read_text(), add_special_tokens=False)
     lost = []
@@ -125,7 +127,7 @@ def test_quality_is_what_transformers_says_of_the_text(
             rows = reference(window).logits[0, :-1].double().log_softmax(-1)
         lost += (-rows.gather(1, window[0, 1:, None])[:, 0]).tolist()
     assert report["tokens"] == len(lost)
-    assert report["model_perplexity"] == pytest.approx(math.exp(sum(lost) / len(lost)), rel=1e-5)
+    assert model["perplexity"] == report["reference_perplexity"] == pytest.approx(math.exp(sum(lost) / len(lost)), rel=1e-5)
 
 
 def test_quality_beside_transformers_itself(engine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -133,8 +135,9 @@ def test_quality_beside_transformers_itself(engine: Path, tmp_path: Path, capsys
     text.write_text(PROMPTS[1] + PROMPTS[5], encoding="utf-8")
     assert invoke(["quality", str(engine), "--against", "hf", "--text", str(text), "--json", "-"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["reference"].startswith("transformers ") and report["agreement"]["value"] == 1
-    assert 0 < report["divergence"]["maximum"] < 1e-6
+    (model,) = report["models"]
+    assert report["reference"].startswith("transformers ") and model["agreement"]["value"] == 1
+    assert 0 < model["divergence"]["maximum"] < 1e-6
 
 
 def test_a_text_that_is_not_there_is_one_sentence(engine: Path, capsys: pytest.CaptureFixture[str]) -> None:

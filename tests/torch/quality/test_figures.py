@@ -29,7 +29,9 @@ class Scripted:
 
 def compare(ours, reference, text="hello world, hello", **options):
     said = {"name": "text", "window": 8, "max_tokens": None, "worst": 3, "progress": Silent(), **options}
-    return examine(ours, reference, byte_level(), text, **said)[0]
+    report, _ = examine([ours], reference, byte_level(), text, **said)
+    (model,) = report.models
+    return report, model
 
 
 def test_figures_are_those_counted_by_hand():
@@ -54,27 +56,27 @@ def test_a_token_that_the_reference_rules_out_adds_nothing_and_one_that_only_our
 
 def test_a_side_agrees_with_itself_exactly():
     side = Scripted(byte_level().vocab_size)
-    report = compare(side, side)
-    assert report.divergence.maximum == 0 and report.agreement.value == 1
-    assert report.model_perplexity == report.reference_perplexity
-    assert report.log_perplexity_difference.value == 0
+    report, model = compare(side, side)
+    assert model.divergence.maximum == 0 and model.agreement.value == 1
+    assert model.perplexity == report.reference_perplexity
+    assert model.log_perplexity_difference.value == 0
 
 
 def test_sides_that_differ_are_told_apart_and_the_worst_tokens_shown():
     size = byte_level().vocab_size
-    report = compare(Scripted(size, 3.0), Scripted(size))
+    _, model = compare(Scripted(size, 3.0), Scripted(size))
     e = math.exp
     p_total, q_total = e(2) + size - 1, e(2) + e(3) + size - 2
-    assert report.divergence.mean.value == pytest.approx(math.log(q_total / p_total) - 3 / p_total, rel=1e-6)
-    assert report.agreement.value == 0
-    assert [one.divergence for one in report.worst] == sorted((o.divergence for o in report.worst), reverse=True)
-    assert report.worst[0].context and len(report.worst) == 3
+    assert model.divergence.mean.value == pytest.approx(math.log(q_total / p_total) - 3 / p_total, rel=1e-6)
+    assert model.agreement.value == 0
+    assert [one.divergence for one in model.worst] == sorted((o.divergence for o in model.worst), reverse=True)
+    assert model.worst[0].context and len(model.worst) == 3
 
 
 def test_every_token_but_the_first_of_a_window_is_predicted_once():
     size = byte_level().vocab_size
     tokens = len(byte_level().encode("hello world, hello", add_special_tokens=False))
-    report = compare(Scripted(size), Scripted(size), window=4)
+    report, _ = compare(Scripted(size), Scripted(size), window=4)
     assert report.tokens == tokens, "each window begins with the begin token, which is not predicted"
     assert report.windows == -(-tokens // 3)
 
@@ -92,9 +94,9 @@ def test_what_is_not_finite_is_null_in_the_report():
     size = byte_level().vocab_size
     sure = Scripted(size)
     sure.logits = lambda tokens: Scripted(size).logits(tokens) * 1e4
-    report = compare(sure, Scripted(size), text="hi")
-    assert report.model_perplexity == math.inf
+    report, model = compare(sure, Scripted(size), text="hi")
+    assert model.perplexity == math.inf
     document = json.loads(json.dumps(report.as_dict(), allow_nan=False))
-    assert document["model_perplexity"] is None and document["reference_perplexity"] > 1
-    (number,) = [about for name, about in report.json_schema()["properties"].items() if name == "model_perplexity"]
+    assert document["models"][0]["perplexity"] is None and document["reference_perplexity"] > 1
+    number = report.json_schema()["$defs"]["ModelQuality"]["properties"]["perplexity"]
     assert number["type"] == ["number", "null"]
