@@ -121,7 +121,7 @@ def log_axis(values: Sequence[float], *, title: str) -> dict[str, Any]:
     """A logarithmic axis over positive values with ticks at powers of ten, at most eight; at 1, 2 and 5 within two decades."""
     low, high = (math.log10(bound(values, default=1.0)) for bound in (min, max))
     first, last = math.floor(low), math.ceil(high)
-    if last - first <= 2:
+    if high - low <= 2:
         ticks = [digit * 10.0**power for power in range(first, last + 1) for digit in (1, 2, 5)]
     else:
         ticks = [10.0**power for power in range(first, last + 1, -(-(last - first) // 7))]

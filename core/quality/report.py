@@ -132,9 +132,16 @@ class QualityReport(JsonReport):
         "KL divergence, median · p99 · max",
         "top-1 agreement",
     )
+    SHORT: ClassVar[tuple[str, ...]] = (
+        "perplexity",
+        "its log, difference",
+        "KL, mean",
+        "KL, median · p99 · max",
+        "top-1 agreement",
+    )
 
     def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-        """Headings and rows: a figure a row for one model, a model a row for several."""
+        """Headings and rows: a figure a row for one model, a model a row, under shorter names, for several."""
         perplexity = f"{self.reference_perplexity:.4f}"
         if len(self.models) == 1:
             (one,) = self.models
@@ -144,7 +151,7 @@ class QualityReport(JsonReport):
                 list(zip(self.FIGURES, one.cells(), theirs, strict=True)),
             )
         rows = [(one.model, *one.cells()) for one in self.models]
-        return ("model", *self.FIGURES), [*rows, (f"reference: {self.reference}", perplexity, "", "", "", "")]
+        return ("model", *self.SHORT), [*rows, (f"reference: {self.reference}", perplexity, "", "", "", "")]
 
 
 def _error(mean: Mean) -> str:
