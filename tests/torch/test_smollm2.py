@@ -127,7 +127,11 @@ def test_quality_is_what_transformers_says_of_the_text(
             rows = reference(window).logits[0, :-1].double().log_softmax(-1)
         lost += (-rows.gather(1, window[0, 1:, None])[:, 0]).tolist()
     assert report["tokens"] == len(lost)
-    assert model["perplexity"] == report["reference_perplexity"] == pytest.approx(math.exp(sum(lost) / len(lost)), rel=1e-5)
+    assert (
+        model["perplexity"]
+        == report["reference_perplexity"]
+        == pytest.approx(math.exp(sum(lost) / len(lost)), rel=1e-5)
+    )
 
 
 def test_quality_beside_transformers_itself(engine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

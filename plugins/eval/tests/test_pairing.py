@@ -27,7 +27,7 @@ def score(values: Sequence[float], who: str, metric: str, error: float) -> Score
             document=number,
             digest=f"digest {number}",
             values={metric: value},
-            answer={metric: f"{who} {number}" if number % 2 else "the same"},
+            answer={metric: f"{who} {number}" if number % 5 else "the same"},
             logged={"doc": {"question": f"question {number}?"}, "target": "right", "arguments": [["prompt"]]},
         )
         for number, value in enumerate(values)
@@ -59,7 +59,7 @@ def test_right_and_wrong() -> None:
     gain, loss = 4.5 / 12, 1.5 / 12  # half an item more in each of the four cells
     half = Z * ((gain + loss - (gain - loss) ** 2) / 12) ** 0.5
     assert (pair.difference_low, pair.difference_high) == pytest.approx((gain - loss - half, gain - loss + half))
-    assert pair.changed == 5, "every second answer is another one, whether it flips or not"
+    assert pair.changed == 8, "four answers in five are other ones, whether they flip or not"
     assert [(flip.document, flip.gained) for flip in pair.flips] == [
         (1, True),
         (2, True),
@@ -98,7 +98,7 @@ def test_the_tables_and_the_plots_say_each_figure_where_it_belongs() -> None:
     found = dict(zip(heads, cells, strict=True))
     assert (found["model"], found["against"], found["difference"]) == ("0.7000", "0.4000", "+0.3000")
     assert found["95 % interval"] == f"{pair.difference_low:.4f} … {pair.difference_high:.4f}"
-    assert (found["McNemar p"], found["gained"], found["lost"], found["other answers"]) == ("0.375", "4", "1", "5")
+    assert (found["McNemar p"], found["gained"], found["lost"], found["other answers"]) == ("0.375", "4", "1", "8")
     said = dict(zip(FLIPS, flips(report)[0], strict=True))
     assert (said["item"], said["right"], said["model"], said["against"]) == ("1", "right", "ours 1", "theirs 1")
     html = page(report).html()
