@@ -150,32 +150,35 @@ def in_flight(run: Run) -> Figure:
 
 
 def compare_bars(found: Sequence[Comparison]) -> Figure:
-    """Ratios of one load; bars reach from the smallest to the largest of the repeats."""
+    """Ratios of one load; lines reach from the smallest to the largest of the repeats. What has no ratio is not drawn."""
     import plotly.graph_objects as go
 
-    colors = ["#9ca3af" if better(one) == "-" else COLORS[better(one) == one.target] for one in found]
-    figure = go.Figure(
-        go.Bar(
-            y=[COMPARED[one.figure].title for one in found],
-            x=_short([one.ratio.median - 1 for one in found]),
-            base=1,
-            orientation="h",
-            marker_color=colors,
-            customdata=_short([one.ratio.median for one in found]),
-            hovertemplate="%{y}: %{customdata:.3f}<extra></extra>",
-            error_x={
-                "type": "data",
-                "symmetric": False,
-                "array": _short([one.ratio.high - one.ratio.median for one in found]),
-                "arrayminus": _short([one.ratio.median - one.ratio.low for one in found]),
-                "color": "#374151",
-            },
-        )
+    had = [(one, one.ratio) for one in found if one.ratio is not None]
+    ends = [end for _, ratio in had for end in (ratio.low, ratio.high) if end > 0]
+    reach = max(1.1, *ends, *(1 / end for end in ends)) ** 1.1
+    # A ratio of 0 has no place on a logarithmic axis; it is drawn to the axis' end.
+    low, median, high = (
+        np.maximum([getattr(ratio, end) for _, ratio in had], 1 / reach) for end in ("low", "median", "high")
     )
+    bars = go.Bar(
+        y=[COMPARED[one.figure].title for one, _ in had],
+        x=_short(median - 1),
+        base=1,
+        orientation="h",
+        marker_color=["#9ca3af" if better(one) == "-" else COLORS[better(one) == one.target] for one, _ in had],
+        customdata=_short([ratio.median for _, ratio in had]),
+        hovertemplate="%{y}: %{customdata:.3f}<extra></extra>",
+        error_x={
+            "type": "data",
+            "symmetric": False,
+            "array": _short(high - median),
+            "arrayminus": _short(median - low),
+            "color": "#374151",
+        },
+    )
+    figure = go.Figure(bars)
     figure.add_vline(x=1, line={"color": "#374151", "width": 1})
     figure.update_yaxes(autorange="reversed")
-    ends = [end for one in found for end in (one.ratio.low, one.ratio.high) if end > 0]
-    reach = max(1.1, *ends, *(1 / end for end in ends)) ** 1.1
     figure.update_xaxes(
         title_text=f"{found[0].target} as a multiple of {found[0].against}",
         type="log",
@@ -184,7 +187,7 @@ def compare_bars(found: Sequence[Comparison]) -> Figure:
         ticktext=[f"{tick:g}" for tick in _ticks(reach)],
     )
     margin = {"l": 110, "r": 20, "t": 40, "b": 55}
-    figure.update_layout(**{**_LAYOUT, "height": 140 + 28 * len(found), "margin": margin})
+    figure.update_layout(**{**_LAYOUT, "height": 140 + 28 * len(had), "margin": margin})
     return figure
 
 

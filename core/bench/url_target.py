@@ -58,6 +58,7 @@ class UrlTarget:
         EngineError: the server does not say which models it has.
     """
 
+    forgets = False
     longest: int | None = None
     vocab_size: int | None = None
 

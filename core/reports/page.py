@@ -22,9 +22,12 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size
 th, td { padding: .25rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #e3e5e8; }
 th { color: #60656c; font-weight: 600; border-bottom-color: #9aa0a6; }
 th:first-child, td:first-child, td.text, th.text { text-align: left; }
+td.text:last-child { white-space: normal; min-width: 12rem; overflow-wrap: anywhere; }
 tr.marked td { background: #ffe3e0; color: #8c1d18; font-weight: 600; }
 figure { margin: 1rem 0; } figcaption { color: #60656c; font-size: .9rem; }
 """
+
+_MARGIN = {"t": 36, "r": 24, "b": 56, "l": 72}  # pixels
 
 
 class Page:
@@ -63,8 +66,10 @@ class Page:
         self._parts.append(f'<div class="scroll"><table>{table}</table></div>')
 
     def figure(self, figure: Figure, caption: str = "") -> None:
-        """A plot of plotly's. The page carries plotly's script once."""
-        figure.update_layout(template="plotly_white", margin={"t": 36, "r": 24, "b": 56, "l": 72})
+        """A plot of plotly's. The page carries plotly's script once. Margins that the figure has stay."""
+        own = figure.layout.margin
+        margin = {side: space for side, space in _MARGIN.items() if own[side] is None}
+        figure.update_layout(template="plotly_white", margin=margin)
         drawn = figure.to_html(
             full_html=False,
             include_plotlyjs=self._plots == 0,
