@@ -54,8 +54,9 @@ def load_curves(points: Sequence[PointReport], x_title: str) -> Figure:
                     seen.add(text)
     figure.update_xaxes(title_text=x_title, rangemode="tozero")
     figure.update_yaxes(rangemode="tozero")
-    figure.update_layout(**{**_LAYOUT, "height": 720, "margin": {"l": 60, "r": 20, "t": 90, "b": 60}})
-    figure.update_layout(legend={"y": 1.06})
+    # Above the titles lines for up to twelve names, and above these the plot's buttons.
+    figure.update_layout(**{**_LAYOUT, "height": 800, "margin": {"l": 60, "r": 20, "t": 150, "b": 60}})
+    figure.update_layout(legend={"y": 1.05})
     return figure
 
 
@@ -87,8 +88,8 @@ def distribution(runs: Sequence[Run], what: str, title: str) -> Figure:
         figure.add_trace(steps, row=1, col=2)
     figure.update_xaxes(title_text=f"{title}, ms", rangemode="tozero")
     figure.update_yaxes(title_text="%", rangemode="tozero")
-    margin = {"l": 60, "r": 20, "t": 70, "b": 55}
-    figure.update_layout(**{**_LAYOUT, "height": 400, "barmode": "overlay", "margin": margin})
+    margin = {"l": 60, "r": 20, "t": 120, "b": 55}
+    figure.update_layout(**{**_LAYOUT, "height": 460, "barmode": "overlay", "margin": margin})
     figure.update_layout(showlegend=len(groups) > 1, legend={"y": 1.12})
     return figure
 
@@ -120,7 +121,7 @@ def timeline(run: Run) -> Figure:
         figure.add_trace(go.Scatter(x=at, y=_short(values), name=name, **style), row=row, col=1)
     figure.update_xaxes(title_text="seconds", row=4, col=1)
     figure.update_yaxes(rangemode="tozero")
-    figure.update_layout(**{**_LAYOUT, "height": 760, "margin": {"l": 60, "r": 20, "t": 70, "b": 55}})
+    figure.update_layout(**{**_LAYOUT, "height": 800, "margin": {"l": 60, "r": 20, "t": 110, "b": 55}})
     figure.update_layout(legend={"y": 1.05, "traceorder": "normal"})
     return figure
 

@@ -17,12 +17,12 @@ _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; color: #1c1e21; background: #fff; }
 h1 { font-size: 1.5rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
 .about { color: #60656c; margin-top: 0; }
-.scroll { overflow-x: auto; }
+.scroll { overflow-x: auto; margin-bottom: 1rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
 th, td { padding: .25rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #e3e5e8; }
 th { color: #60656c; font-weight: 600; border-bottom-color: #9aa0a6; }
 th:first-child, td:first-child, td.text, th.text { text-align: left; }
-td.text:last-child { white-space: normal; min-width: 12rem; overflow-wrap: anywhere; }
+td.text:last-child { white-space: normal; min-width: 7rem; overflow-wrap: anywhere; }
 tr.marked td { background: #ffe3e0; color: #8c1d18; font-weight: 600; }
 figure { margin: 1rem 0; } figcaption { color: #60656c; font-size: .9rem; }
 """
@@ -114,4 +114,4 @@ def plotly() -> None:
 
 
 def _numbers(cells: Sequence[str]) -> bool:
-    return all(not cell or cell[0].isdigit() or cell[0] in "-–+−<≤≥×" for cell in cells)
+    return all(not cell or cell[0].isdigit() or cell[0] in "-–+−<≤≥×" or cell in ("inf", "nan") for cell in cells)
