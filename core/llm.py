@@ -296,18 +296,23 @@ class LLM:
         return self._submission.chat_text(messages, chat_template, options)
 
     def stream(
-        self, prompt: object, sampling_params: SamplingParams | BeamSearchParams | None = None
+        self,
+        prompt: object,
+        sampling_params: SamplingParams | BeamSearchParams | None = None,
+        *,
+        taps: Sequence[str] = (),
     ) -> Iterator[StreamPiece]:
         """One answer as it comes: pieces whose texts concatenate to the whole. Leaving the iterator ends the request.
 
         Args:
             prompt: as for ``generate``, or a conversation as for ``chat``.
+            taps: as for ``generate``; the last piece has them.
 
         Raises:
             RequestError: a bad prompt or parameter, when called.
             EngineError: the model failed.
         """
-        return self._calls.pieces(prompt, sampling_params)
+        return self._calls.pieces(prompt, sampling_params, taps)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text.

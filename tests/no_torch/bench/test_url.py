@@ -120,6 +120,8 @@ def test_a_run_without_any_answer_is_a_failure(capsys):
         (["latency", "http://127.0.0.1:9/v1", "--model", "x"], 70, "E-BENCH-WARMUP"),
         (["latency", "http:///v1"], 2, "E-BENCH-URL"),
         (["latency", "http://[::1/v1"], 2, "E-BENCH-URL"),
+        (["latency", "http://h\x01/v1", "--model", "x"], 2, "E-BENCH-URL"),
+        (["latency", "http://xn--/v1", "--model", "x"], 2, "E-BENCH-URL"),
         (["latency", "http://h/v1", "--api", "responses"], 2, "E-BENCH-OPTION"),
         (["latency", "http://h/v1", "--api", "chat", "--prompt-ids"], 2, "E-BENCH-PROMPTS"),
         (["latency", "http://h/v1", "--api-key-env", "NO_SUCH_VARIABLE"], 2, "E-BENCH-KEY"),
