@@ -72,6 +72,8 @@ def test_what_a_command_prints_is_what_its_schema_says(
     assert status in (0, 70), err
     document = json.loads(out, parse_constant=lambda text: pytest.fail(f"{text} is no JSON"))
     assert violations(document, schema(kind)) == []
+    if "rms_norm=wrong_not_a_number" in COMMANDS[kind][number]:
+        assert document["places"][1]["steps"][0]["own"]["relative"] is None, "infinite"
 
 
 def test_the_check_itself_is_strict() -> None:
