@@ -62,9 +62,9 @@ class Calls:
             driver.loop.refuse_if_dead()
         return outputs
 
-    def pieces(self, prompt: object, params: One) -> Iterator[StreamPiece]:
+    def pieces(self, prompt: object, params: One, taps: Sequence[str] = ()) -> Iterator[StreamPiece]:
         """One answer as it comes; what is wrong with it is raised now. Leaving the iterator ends the request."""
-        return self._read(self._prepare_one(prompt, params, "stream"))
+        return self._read(self._prepare_one(prompt, params, "stream", taps=taps))
 
     def awaited(self, prompt: object, params: One, taps: Sequence[str] = ()) -> AsyncAnswer:
         """One answer, in asyncio."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from bestiary.core.answer import TextAnswer
 from bestiary.core.best_of import likeliest_answers
@@ -15,6 +16,9 @@ from bestiary.core.runtime.loop import EngineLoop
 from bestiary.core.runtime.request import Request, State
 from bestiary.core.runtime.restrictions import Guide
 from bestiary.core.runtime.scheduler import Scheduler
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 
 class Job(Protocol):
@@ -96,9 +100,11 @@ class SamplingJob:
         for index, (_, answer, _) in enumerate(self._parts):
             done = answer.finished
             if index not in self._told and (done or answer.has_news()):
-                found.append(answer.piece(done))
+                piece = answer.piece(done)
                 if done:
                     self._told.add(index)
+                    piece = replace(piece, taps=self._taps())
+                found.append(piece)
         return found
 
     def _best(self) -> list[StreamPiece]:
@@ -134,7 +140,12 @@ class SamplingJob:
             num_cached_tokens=request.num_cached or 0,
             cache_miss=request.cache_miss,
             num_preemptions=sum(part.request.preemptions for part in self._parts),
-            taps=None
-            if request.tapped is None
-            else request.tapped.arrays(max(request.prompt_length, len(request.tokens) - 1)),
+            taps=self._taps(),
         )
+
+    def _taps(self) -> dict[str, npt.NDArray[Any]] | None:
+        """Of every token that was computed; only a prompt with one answer has any."""
+        request = self._parts[0].request
+        if request.tapped is None:
+            return None
+        return request.tapped.arrays(max(request.prompt_length, len(request.tokens) - 1))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 from bestiary.core import logs
 from bestiary.core.async_answer import AsyncAnswer
@@ -29,6 +29,7 @@ from bestiary.core.watchdog import StepLimits, seconds
 
 if TYPE_CHECKING:
     from bestiary.core.engine.load import LoadedEngine
+    from bestiary.core.runtime.loop import EngineLoop
 
 
 class LLM:
@@ -295,18 +296,23 @@ class LLM:
         return self._submission.chat_text(messages, chat_template, options)
 
     def stream(
-        self, prompt: object, sampling_params: SamplingParams | BeamSearchParams | None = None
+        self,
+        prompt: object,
+        sampling_params: SamplingParams | BeamSearchParams | None = None,
+        *,
+        taps: Sequence[str] = (),
     ) -> Iterator[StreamPiece]:
         """One answer as it comes: pieces whose texts concatenate to the whole. Leaving the iterator ends the request.
 
         Args:
             prompt: as for ``generate``, or a conversation as for ``chat``.
+            taps: as for ``generate``; the last piece has them.
 
         Raises:
             RequestError: a bad prompt or parameter, when called.
             EngineError: the model failed.
         """
-        return self._calls.pieces(prompt, sampling_params)
+        return self._calls.pieces(prompt, sampling_params, taps)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text.
@@ -350,3 +356,22 @@ class LLM:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class Inside(NamedTuple):
+    """What the SDK's own tools watch of an ``LLM``; no part of its API.
+
+    Args:
+        loop: decides its steps.
+        engine: None where the ranks of a divided engine run in processes of their own.
+        vocab_size: how many token ids there are.
+    """
+
+    loop: EngineLoop
+    engine: LoadedEngine | None
+    vocab_size: int
+
+    @classmethod
+    def of(cls, llm: LLM) -> Inside:
+        """Of an open one."""
+        return cls(llm._driver.loop, llm._engine, llm._submission.vocab_size)

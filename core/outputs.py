@@ -111,7 +111,8 @@ class RequestOutput:
 class StreamPiece:
     """What one or more steps added to an answer. ``str(piece)`` is the text; the last has a ``finish_reason``.
 
-    ``index`` tells the answers of a request with ``n`` above 1 apart.
+    ``index`` tells the answers of a request with ``n`` above 1 apart. The last piece has the ``taps`` that were asked for, as
+    ``RequestOutput`` has them.
     """
 
     text: str
@@ -119,6 +120,7 @@ class StreamPiece:
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
     index: int = 0
+    taps: dict[str, npt.NDArray[Any]] | None = None
 
     def __str__(self) -> str:
         return self.text

@@ -40,7 +40,12 @@ _ITL = (
     Column("p90", "itl_p90_s", _ms),
     Column("p99", "itl_p99_s", _ms),
 )
-_ERRORS = (Column("errors", "errors", _whole), Column("short", "short", _whole))
+# Of all repeats together: a median would hide them.
+_COUNTED = (
+    Column("errors", "errors", _whole),
+    Column("short", "short", _whole),
+    Column("repeated", "repeated_prompts", _whole),
+)
 _RATES = (
     Column("in tok/s", "input_tokens_per_s", _rate),
     Column("out tok/s", "output_tokens_per_s", _rate),
@@ -57,15 +62,31 @@ _LATE = Column("sent late p99", "late_p99_s", _ms)
 _TOTAL = Column("total p50, ms", "total_p50_s", _ms)
 _GOOD = (Column("good req/s", "goodput_per_s", _rate), Column("good", "goodput_share", _percent))
 
+_AGAIN = ("repeated_prompts", "requests")
+
 # Columns that only show where they are not 0.
-_SELDOM = ("errors", "short", "late_p99_s")
+_SELDOM = (*(column.figure for column in _COUNTED), "late_p99_s")
 
 #: The tables of each measurement, by its schema's name.
 TABLES: dict[str, tuple[tuple[Column, ...], ...]] = {
-    "bench.latency": ((*_TTFT, *_ITL, Column("out tok/s", "output_tokens_per_s", _rate), _TOTAL, *_ERRORS),),
-    "bench.throughput": (_RATES, (*_TTFT, Column("ITL mean, ms", "itl_mean_s", _ms), _TOTAL, *_GOOD, *_ERRORS), _CACHE),
+    "bench.latency": (
+        (*_TTFT, *_ITL, Column("out tok/s", "output_tokens_per_s", _rate), _TOTAL, *_COUNTED),
+        _GOOD,
+    ),
+    "bench.throughput": (
+        _RATES,
+        (*_TTFT, Column("ITL mean, ms", "itl_mean_s", _ms), _TOTAL, *_GOOD, *_COUNTED),
+        _CACHE,
+    ),
     "bench.serve": (
-        (Column("req/s", "requests_per_s", _rate), *_TTFT, *_ITL, Column("gap p99", "gap_p99_s", _ms), _LATE, *_ERRORS),
+        (
+            Column("req/s", "requests_per_s", _rate),
+            *_TTFT,
+            *_ITL,
+            Column("gap p99", "gap_p99_s", _ms),
+            _LATE,
+            *_COUNTED,
+        ),
         (*_RATES, *_GOOD),
         _CACHE,
     ),
@@ -89,8 +110,12 @@ def tables(report: BenchReport) -> list[tuple[list[str], list[list[str]]]]:
     return found
 
 
-def failures(report: BenchReport) -> list[str]:
-    """A line for each kind of failure of each load."""
+def remarks(report: BenchReport) -> list[str]:
+    """What to know of the tables: failures of each kind and repeated prompts of each load, ratios that could not be made."""
+    return [*_failures(report), *_repeated(report), *_left_out(report.comparisons)]
+
+
+def _failures(report: BenchReport) -> list[str]:
     found = []
     for point in report.points:
         rows = [row for run in point.runs for row in run.requests if row.error is not None]
@@ -102,6 +127,30 @@ def failures(report: BenchReport) -> list[str]:
     return found
 
 
+def _repeated(report: BenchReport) -> list[str]:
+    found = []
+    for point in report.points:
+        again, total = (sum(int(getattr(run.figures, name) or 0) for run in point.runs) for name in _AGAIN)
+        if again:
+            found.append(
+                f"{point.label}, {point.target}: {again} of {total} requests sent a prompt that was sent before, and what was "
+                "reused of it makes them faster than new ones; a longer data set or fewer --requests has none of them"
+            )
+    return found
+
+
+def _left_out(found: Sequence[Comparison]) -> list[str]:
+    groups: dict[tuple[str, int], list[Comparison]] = {}
+    for one in found:
+        if one.left_out:
+            groups.setdefault((one.label, one.left_out), []).append(one)
+    return [
+        f"{label}: no ratio of {', '.join(COMPARED[one.figure].title for one in group)} in {count} of {group[0].repeats} repeats, "
+        f"in which {group[0].against} has 0, or one of the two has no such figure"
+        for (label, count), group in groups.items()
+    ]
+
+
 def comparison_table(found: Sequence[Comparison]) -> tuple[list[str], list[list[str]]]:
     """Headings and rows of what is compared."""
     headings = ["load", "figure", "ratio", "low–high", "better"]
@@ -109,8 +158,8 @@ def comparison_table(found: Sequence[Comparison]) -> tuple[list[str], list[list[
         [
             one.label,
             COMPARED[one.figure].title,
-            f"{one.ratio.median:.3f}",
-            f"{one.ratio.low:.3f}–{one.ratio.high:.3f}",
+            "-" if one.ratio is None else f"{one.ratio.median:.3f}",
+            "-" if one.ratio is None else f"{one.ratio.low:.3f}–{one.ratio.high:.3f}",
             better(one),
         ]
         for one in found
@@ -119,7 +168,7 @@ def comparison_table(found: Sequence[Comparison]) -> tuple[list[str], list[list[
 
 def better(one: Comparison) -> str:
     """Which target the repeats speak for; a dash where they don't agree."""
-    if not one.clear:
+    if not one.clear or one.ratio is None:
         return "-"
     return one.target if (one.ratio.median > 1) == one.more_is_better else one.against
 
@@ -138,7 +187,7 @@ def _cell(column: Column, point: PointReport) -> str:
     spread = _spread(column, point)
     if spread is None:
         return "-"
-    if column in _ERRORS:  # of all repeats: a median would hide them
+    if column in _COUNTED:
         return f"{sum(getattr(run.figures, column.figure) for run in point.runs):.0f}"
     middle, low, high = (column.show(value) for value in (spread.median, spread.low, spread.high))
     return middle if low == high else f"{middle} ({low}–{high})"

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 from pydantic import Field
 
-from bestiary.core.bench.figures import Model, Spread
+from bestiary.core.bench.figures import Spread
 from bestiary.core.bench.measure import Run
+from bestiary.core.reports.schema import ReportPart
 
 
 class Compared(NamedTuple):
@@ -34,16 +35,24 @@ COMPARED: dict[str, Compared] = {
 }
 
 
-class Comparison(Model):
+class Comparison(ReportPart):
     """One figure of one load. Each repeat ran on both targets with the same requests, and gives one ratio."""
 
     label: str = Field(description="the load")
     figure: str = Field(description="name of the figure")
     target: str = Field(description="the other target")
     against: str = Field(description="the first target")
-    ratio: Spread = Field(description="the other's figure as a multiple of the first one's")
+    ratio: Spread | None = Field(
+        description="the other's figure as a multiple of the first one's, over the repeats that give a ratio; null: none does"
+    )
+    repeats: int = Field(description="repeats that ran")
+    left_out: int = Field(
+        description="repeats that give no ratio: the first one's figure is 0 in them, or one of the two has none"
+    )
     more_is_better: bool = Field(description="a ratio above 1 speaks for the other")
-    clear: bool = Field(description="all repeats agree on which of the two is better")
+    clear: bool = Field(
+        description="all repeats, of at least two, give a ratio and agree on which of the two is better"
+    )
 
 
 def comparisons(runs: Sequence[Run], names: Sequence[str]) -> list[Comparison]:
@@ -54,31 +63,30 @@ def comparisons(runs: Sequence[Run], names: Sequence[str]) -> list[Comparison]:
     found = []
     for label in dict.fromkeys(run.point.label for run in runs):
         for figure, about in COMPARED.items():
-            ratios = _ratios([run for run in runs if run.point.label == label], figure, first, other)
-            if ratios:
-                clear = len(ratios) > 1 and (min(ratios) > 1 or max(ratios) < 1)
+            pairs = _pairs([run for run in runs if run.point.label == label], figure, first, other)
+            if all(any(value is not None for value in values) for values in zip(*pairs, strict=True)):
+                ratios = [two / one for one, two in pairs if one and two is not None]
+                agree = bool(ratios) and (min(ratios) > 1 or max(ratios) < 1)
                 found.append(
                     Comparison(
                         label=label,
                         figure=figure,
                         target=other,
                         against=first,
-                        ratio=Spread.of(ratios),
+                        ratio=Spread.of(ratios) if ratios else None,
+                        repeats=len(pairs),
+                        left_out=len(pairs) - len(ratios),
                         more_is_better=about.more_is_better,
-                        clear=clear,
+                        clear=agree and len(ratios) == len(pairs) > 1,
                     )
                 )
     return found
 
 
-def _ratios(runs: Sequence[Run], figure: str, first: str, other: str) -> list[float]:
-    """One of each repeat in which both have the figure."""
+def _pairs(runs: Sequence[Run], figure: str, first: str, other: str) -> list[tuple[float | None, float | None]]:
+    """The figure of both, of each repeat."""
     values: dict[tuple[int, str], float | None] = {
         (run.repeat, run.target.about.name): getattr(run.figures, figure) for run in runs
     }
-    found = []
-    for repeat in sorted({run.repeat for run in runs}):
-        one, two = values.get((repeat, first)), values.get((repeat, other))
-        if one and two is not None:
-            found.append(two / one)
-    return found
+    repeats = sorted({run.repeat for run in runs})
+    return [(values.get((repeat, first)), values.get((repeat, other))) for repeat in repeats]

@@ -13,9 +13,9 @@ from bestiary.core.runtime.steps import StepRecorder
 from bestiary.core.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
+    from bestiary.core.engine.load import LoadedEngine
     from bestiary.core.llm import LLM
     from bestiary.core.outputs import RequestOutput
-    from bestiary.core.runtime.loop import EngineLoop
 
 
 class EngineTarget:
@@ -27,14 +27,18 @@ class EngineTarget:
         options: those that it was opened with.
     """
 
+    forgets = True
+
     def __init__(self, name: str, llm: LLM, options: Mapping[str, Any]) -> None:
-        self._llm = llm
-        self._loop: EngineLoop = llm._driver.loop
+        from bestiary.core.llm import Inside
+
+        inside = Inside.of(llm)
+        self._llm, self._loop = llm, inside.loop
         self._before = 0
         self.tokenizer = llm.tokenizer
-        self.longest: int | None = llm._submission.max_seq_len
-        self.vocab_size: int | None = llm._submission.vocab_size
-        self.about = About(name, "engine", *_place(llm), self._facts(options))
+        self.longest: int | None = llm.max_seq_len
+        self.vocab_size: int | None = inside.vocab_size
+        self.about = About(name, "engine", *_place(inside.engine), self._facts(options))
 
     def begin(self) -> None:
         self._llm.reset_prefix_cache()
@@ -81,9 +85,8 @@ class EngineTarget:
         return {**facts, **{name: v if isinstance(v, str | int | float) else str(v) for name, v in options.items()}}
 
 
-def _place(llm: LLM) -> tuple[str, str | None]:
+def _place(engine: LoadedEngine | None) -> tuple[str, str | None]:
     """The model's name, and the device if the engine runs in this process."""
-    engine = llm._engine
     if engine is None:
         return "divided engine", None
     return engine.model_name, str(engine.network.target.device)

@@ -9,14 +9,14 @@ from importlib import metadata
 
 from pydantic import Field
 
-from bestiary.core.bench.figures import Model
 from bestiary.core.plugins import PluginHost
+from bestiary.core.reports.schema import ReportPart
 from bestiary.core.version import __version__
 
 _PACKAGES = ("torch", "triton", "numpy", "tokenizers", "httpx")
 
 
-class Device(Model):
+class Device(ReportPart):
     """The processor or a GPU."""
 
     name: str = Field(description="cpu, or as torch names it")
@@ -24,7 +24,7 @@ class Device(Model):
     memory_bytes: int | None = Field(description="of it in all; null: not known")
 
 
-class Environment(Model):
+class Environment(ReportPart):
     """Versions and machine."""
 
     bestiary: str = Field(description="version")

@@ -8,22 +8,17 @@ from collections.abc import Sequence
 from typing import Any, Generic, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from bestiary.core.bench.records import Record
 from bestiary.core.bench.slo import Slo
 from bestiary.core.bench.target import EngineSide
+from bestiary.core.reports.schema import ReportPart
 
 T = TypeVar("T")
 
 
-class Model(BaseModel):
-    """A part of a report."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="null")
-
-
-class Spread(Model):
+class Spread(ReportPart):
     """A figure over the repeats that have it."""
 
     median: float = Field(description="median of the repeats' values, in the figure's unit")
@@ -47,13 +42,17 @@ def _number(what: str) -> Any:
     return Field(default=None, description=f"{what}; null: not known")
 
 
-class Figures(Model, Generic[T]):
-    """Figures of one run, or over several. Of what failed only ``requests``, ``errors``, ``duration_s`` and ``goodput_share`` know."""
+class Figures(ReportPart, Generic[T]):
+    """Figures of one run, or over several. Of what failed only ``requests``, ``errors``, ``repeated_prompts``, ``duration_s`` and
+    ``goodput_share`` know."""
 
     duration_s: T | None = _seconds("from the first request to the end of the last answer")
     requests: T | None = _number("requests sent")
     errors: T | None = _number("requests that failed or whose answers were cut")
     short: T | None = _number("answers that ended before the length asked for, in spite of ignored end tokens")
+    repeated_prompts: T | None = _number(
+        "requests whose prompt the target had had before: in this run, or, of a server, in any run"
+    )
     requests_per_s: T | None = _rate("requests answered")
     input_tokens_per_s: T | None = _rate("prompt tokens of answered requests")
     output_tokens_per_s: T | None = _rate("answer tokens")
@@ -93,8 +92,12 @@ RunFigures = Figures[float]
 Summary = Figures[Spread]
 
 
-def figures(records: Sequence[Record], side: EngineSide | None, slo: Slo | None) -> RunFigures:
-    """Figures of one run."""
+def figures(records: Sequence[Record], side: EngineSide | None, slo: Slo | None, repeated: int = 0) -> RunFigures:
+    """Figures of one run.
+
+    Args:
+        repeated: requests whose prompt the target had had before.
+    """
     whole = [record for record in records if not record.failed]
     duration = max(record.ended for record in records) - min(record.sent for record in records)
     return RunFigures(
@@ -102,6 +105,7 @@ def figures(records: Sequence[Record], side: EngineSide | None, slo: Slo | None)
         requests=len(records),
         errors=len(records) - len(whole),
         short=sum(record.short for record in whole),
+        repeated_prompts=repeated,
         late_p99_s=percentile([record.sent - record.due for record in records], 99),
         **_rates(whole, duration),
         **_latencies(whole),

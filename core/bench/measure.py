@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from bestiary.core.bench.asks import Ask, Workload
+from bestiary.core.bench.asks import Ask, Prompt, Workload
 from bestiary.core.bench.figures import RunFigures, figures
 from bestiary.core.bench.load import AllAtOnce, ClosedLoop, Load
 from bestiary.core.bench.records import Record
@@ -63,6 +63,8 @@ class Measurer:
     timeout: float
     slo: Slo | None
     progress: Progress
+    _had: dict[str, set[Prompt]] = field(default_factory=dict, init=False)
+    """Prompts that a target may remember, by its name."""
 
     def run(self, points: Sequence[Point]) -> list[Run]:
         """All of it.
@@ -102,22 +104,33 @@ class Measurer:
     def _once(self, runner: asyncio.Runner, point: Point, target: Target, repeat: int, asks: Sequence[Ask]) -> Run:
         gc.collect()  # what earlier runs left is not this one's to clear away
         target.begin()
+        if target.forgets:
+            self._had.pop(target.about.name, None)
+        repeated = self._repeated(target, asks)
         try:
             records = self._send(runner, point, target, asks)
         finally:
             side = target.end()
-        return Run(point, target, repeat, records, side, figures(records, side, self.slo))
+        return Run(point, target, repeat, records, side, figures(records, side, self.slo, repeated))
 
     def _warm_up(self, runner: asyncio.Runner, point: Point, target: Target, round: int) -> None:
         asks = point.workload.asks(min(point.count, self.warmup), round)
         if not asks:
             return
+        self._repeated(target, asks)
         load = point.load if isinstance(point.load, ClosedLoop | AllAtOnce) else ClosedLoop(len(asks))
         records = self._send(runner, Point(point.label, load, point.workload, len(asks)), target, asks)
         if all(record.failed for record in records):
             ending = records[0].ending
             found = f"{ending.error}: {ending.message}" if ending.message else str(ending.error)
             raise EngineError("E-BENCH-WARMUP", target.about.name, "answered no request of the warm-up", found=found)
+
+    def _repeated(self, target: Target, asks: Sequence[Ask]) -> int:
+        """How many prompts the target has had before, those of these requests included; it has these too from now on."""
+        had = self._had.setdefault(target.about.name, set())
+        new = {ask.prompt for ask in asks} - had
+        had |= new
+        return len(asks) - len(new)
 
     def _send(self, runner: asyncio.Runner, point: Point, target: Target, asks: Sequence[Ask]) -> list[Record]:
         done: Callable[[Record], None] = lambda record: self.progress.advance(1)  # noqa: E731

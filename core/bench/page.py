@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bestiary.core.bench import plots
-from bestiary.core.bench.columns import comparison_table, failures, tables
+from bestiary.core.bench.columns import comparison_table, remarks, tables
 from bestiary.core.bench.measure import Run
 from bestiary.core.bench.reports import BenchReport, by_point
 from bestiary.core.home import gib
@@ -27,7 +27,7 @@ def page(report: BenchReport, runs: Sequence[Run]) -> Page:
     made.text("Cells are medians over the repeats, with the smallest and the largest in brackets.")
     for headings, rows in tables(report):
         made.table(headings, rows)
-    for line in failures(report):
+    for line in remarks(report):
         made.text(line)
     _compared(made, report)
     if len({point.x for point in report.points if point.x is not None}) > 1:
@@ -59,8 +59,9 @@ def _compared(made: Page, report: BenchReport) -> None:
         "Each repeat ran on both in turn, with the same requests, and gives a ratio. Grey: the repeats don't agree."
     )
     for label in dict.fromkeys(found.label for found in report.comparisons):
-        found = [found for found in report.comparisons if found.label == label]
-        made.figure(plots.compare_bars(found), label)
+        found = [found for found in report.comparisons if found.label == label and found.ratio is not None]
+        if found:
+            made.figure(plots.compare_bars(found), label)
     made.table(*comparison_table(report.comparisons))
 
 

@@ -54,8 +54,9 @@ def load_curves(points: Sequence[PointReport], x_title: str) -> Figure:
                     seen.add(text)
     figure.update_xaxes(title_text=x_title, rangemode="tozero")
     figure.update_yaxes(rangemode="tozero")
-    figure.update_layout(**{**_LAYOUT, "height": 720, "margin": {"l": 60, "r": 20, "t": 90, "b": 60}})
-    figure.update_layout(legend={"y": 1.06})
+    # Above the titles lines for up to twelve names, and above these the plot's buttons.
+    figure.update_layout(**{**_LAYOUT, "height": 800, "margin": {"l": 60, "r": 20, "t": 150, "b": 60}})
+    figure.update_layout(legend={"y": 1.05})
     return figure
 
 
@@ -87,8 +88,8 @@ def distribution(runs: Sequence[Run], what: str, title: str) -> Figure:
         figure.add_trace(steps, row=1, col=2)
     figure.update_xaxes(title_text=f"{title}, ms", rangemode="tozero")
     figure.update_yaxes(title_text="%", rangemode="tozero")
-    margin = {"l": 60, "r": 20, "t": 70, "b": 55}
-    figure.update_layout(**{**_LAYOUT, "height": 400, "barmode": "overlay", "margin": margin})
+    margin = {"l": 60, "r": 20, "t": 120, "b": 55}
+    figure.update_layout(**{**_LAYOUT, "height": 460, "barmode": "overlay", "margin": margin})
     figure.update_layout(showlegend=len(groups) > 1, legend={"y": 1.12})
     return figure
 
@@ -120,7 +121,7 @@ def timeline(run: Run) -> Figure:
         figure.add_trace(go.Scatter(x=at, y=_short(values), name=name, **style), row=row, col=1)
     figure.update_xaxes(title_text="seconds", row=4, col=1)
     figure.update_yaxes(rangemode="tozero")
-    figure.update_layout(**{**_LAYOUT, "height": 760, "margin": {"l": 60, "r": 20, "t": 70, "b": 55}})
+    figure.update_layout(**{**_LAYOUT, "height": 800, "margin": {"l": 60, "r": 20, "t": 110, "b": 55}})
     figure.update_layout(legend={"y": 1.05, "traceorder": "normal"})
     return figure
 
@@ -150,32 +151,35 @@ def in_flight(run: Run) -> Figure:
 
 
 def compare_bars(found: Sequence[Comparison]) -> Figure:
-    """Ratios of one load; bars reach from the smallest to the largest of the repeats."""
+    """Ratios of one load; lines reach from the smallest to the largest of the repeats. What has no ratio is not drawn."""
     import plotly.graph_objects as go
 
-    colors = ["#9ca3af" if better(one) == "-" else COLORS[better(one) == one.target] for one in found]
-    figure = go.Figure(
-        go.Bar(
-            y=[COMPARED[one.figure].title for one in found],
-            x=_short([one.ratio.median - 1 for one in found]),
-            base=1,
-            orientation="h",
-            marker_color=colors,
-            customdata=_short([one.ratio.median for one in found]),
-            hovertemplate="%{y}: %{customdata:.3f}<extra></extra>",
-            error_x={
-                "type": "data",
-                "symmetric": False,
-                "array": _short([one.ratio.high - one.ratio.median for one in found]),
-                "arrayminus": _short([one.ratio.median - one.ratio.low for one in found]),
-                "color": "#374151",
-            },
-        )
+    had = [(one, one.ratio) for one in found if one.ratio is not None]
+    ends = [end for _, ratio in had for end in (ratio.low, ratio.high) if end > 0]
+    reach = max(1.1, *ends, *(1 / end for end in ends)) ** 1.1
+    # A ratio of 0 has no place on a logarithmic axis; it is drawn to the axis' end.
+    low, median, high = (
+        np.maximum([getattr(ratio, end) for _, ratio in had], 1 / reach) for end in ("low", "median", "high")
     )
+    bars = go.Bar(
+        y=[COMPARED[one.figure].title for one, _ in had],
+        x=_short(median - 1),
+        base=1,
+        orientation="h",
+        marker_color=["#9ca3af" if better(one) == "-" else COLORS[better(one) == one.target] for one, _ in had],
+        customdata=_short([ratio.median for _, ratio in had]),
+        hovertemplate="%{y}: %{customdata:.3f}<extra></extra>",
+        error_x={
+            "type": "data",
+            "symmetric": False,
+            "array": _short(high - median),
+            "arrayminus": _short(median - low),
+            "color": "#374151",
+        },
+    )
+    figure = go.Figure(bars)
     figure.add_vline(x=1, line={"color": "#374151", "width": 1})
     figure.update_yaxes(autorange="reversed")
-    ends = [end for one in found for end in (one.ratio.low, one.ratio.high) if end > 0]
-    reach = max(1.1, *ends, *(1 / end for end in ends)) ** 1.1
     figure.update_xaxes(
         title_text=f"{found[0].target} as a multiple of {found[0].against}",
         type="log",
@@ -184,7 +188,7 @@ def compare_bars(found: Sequence[Comparison]) -> Figure:
         ticktext=[f"{tick:g}" for tick in _ticks(reach)],
     )
     margin = {"l": 110, "r": 20, "t": 40, "b": 55}
-    figure.update_layout(**{**_LAYOUT, "height": 140 + 28 * len(found), "margin": margin})
+    figure.update_layout(**{**_LAYOUT, "height": 140 + 28 * len(had), "margin": margin})
     return figure
 
 

@@ -61,8 +61,13 @@ def serve(workload: Workload, requests: int, loads: Sequence[OpenLoop | ClosedLo
     points = []
     for load in loads:
         if isinstance(load, OpenLoop):
-            points.append(Point(f"{load.rate:g} req/s", load, workload, requests, load.rate))
+            points.append(Point(f"{_plainly(load.rate)} req/s", load, workload, requests, load.rate))
         else:
             label = f"{load.concurrency} users" if load.concurrency > 1 else "1 user"
             points.append(Point(label, load, workload, max(requests, load.concurrency), load.concurrency))
     return points
+
+
+def _plainly(rate: float) -> str:
+    """The shortest text that is this number and no other: two rates of a sweep never share a label."""
+    return repr(float(rate)).removesuffix(".0")

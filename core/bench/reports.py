@@ -9,15 +9,15 @@ from pydantic import Field
 
 from bestiary.core.bench.compare import Comparison, comparisons
 from bestiary.core.bench.environment import Environment
-from bestiary.core.bench.figures import Model, RunFigures, Summary, errors, summary
+from bestiary.core.bench.figures import RunFigures, Summary, errors, summary
 from bestiary.core.bench.measure import Run
 from bestiary.core.bench.records import Record
 from bestiary.core.bench.slo import Slo
 from bestiary.core.bench.target import EngineSide, Target
-from bestiary.core.reports.schema import JsonReport
+from bestiary.core.reports.schema import JsonReport, ReportPart
 
 
-class TargetReport(Model):
+class TargetReport(ReportPart):
     """What was measured."""
 
     name: str = Field(description="by which the rest of the report names it")
@@ -29,7 +29,7 @@ class TargetReport(Model):
     )
 
 
-class Objective(Model):
+class Objective(ReportPart):
     """Limits of the goodput."""
 
     ttft_s: float | None = Field(description="most seconds to the first token; null: no limit")
@@ -37,7 +37,7 @@ class Objective(Model):
     total_s: float | None = Field(description="most seconds to the end of the answer; null: no limit")
 
 
-class RequestRow(Model):
+class RequestRow(ReportPart):
     """One request. Times are seconds from the moment when the run's first request was due."""
 
     number: int = Field(description="its place in the workload, from 0")
@@ -59,7 +59,7 @@ class RequestRow(Model):
     message: str | None = Field(description="more about the error; null: none")
 
 
-class Steps(Model):
+class Steps(ReportPart):
     """The engine's steps, a column each; seconds count as those of the requests do."""
 
     at_s: list[float] = Field(description="when the results of each step were read, seconds")
@@ -73,7 +73,7 @@ class Steps(Model):
     dropped: int = Field(description="earlier steps that are not listed")
 
 
-class RunReport(Model):
+class RunReport(ReportPart):
     """One repeat."""
 
     repeat: int = Field(description="from 0")
@@ -83,7 +83,7 @@ class RunReport(Model):
     steps: Steps | None = Field(description="the engine's steps; null: a server does not tell")
 
 
-class PointReport(Model):
+class PointReport(ReportPart):
     """One load on one target."""
 
     label: str = Field(description="the load, for people")

@@ -47,5 +47,6 @@ class Synthetic:
         return found
 
     def describe(self) -> str:
-        prefix = f", {self._prefix} tokens before them shared in {self._groups} groups" if self._prefix else ""
+        groups = "1 group" if self._groups == 1 else f"{self._groups} groups"
+        prefix = f", {self._prefix} tokens before them shared in {groups}" if self._prefix else ""
         return f"prompts of {self._input.text} tokens{prefix}, answers of {self._output.text}"

@@ -54,6 +54,8 @@ class Target(Protocol):
     """Most tokens of a request, prompt and answer; None if nobody knows."""
     tokenizer: Tokenizer | None
     vocab_size: int | None
+    forgets: bool
+    """Whether ``begin`` empties its prefix cache."""
 
     def begin(self) -> None:
         """A run begins: earlier runs' prefixes are forgotten where that can be done, and steps are recorded."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 from bestiary.core.bench.asks import Ask
 from bestiary.core.bench.records import Ending, Record
@@ -58,6 +57,7 @@ class UrlTarget:
         EngineError: the server does not say which models it has.
     """
 
+    forgets = False
     longest: int | None = None
     vocab_size: int | None = None
 
@@ -73,9 +73,9 @@ class UrlTarget:
     ) -> None:
         self._httpx = httpx_or_refuse()
         try:
-            parts = urlsplit(url)
-            host, port = parts.hostname, parts.port
-        except ValueError:
+            parts = self._httpx.URL(url)
+            host, port = parts.host, parts.port
+        except (ValueError, self._httpx.InvalidURL):
             host, port = None, None
         if not host:
             raise UsageError("E-BENCH-URL", url, "no address", expected="a URL such as http://localhost:8000/v1")

@@ -85,7 +85,7 @@ def throughput(
     from bestiary.core.bench.workloads import workload
 
     said = data.data(prompt_ids=options.prompt_ids)
-    job = _job(target, options, repeating, requests, warmup)
+    job = _job(target, options, repeating, requests, warmup, batch=True)
     _measure(
         ctx,
         ThroughputReport,
@@ -126,7 +126,9 @@ def serve(
     )
 
 
-def _job(target: str, options: TargetOptions, repeating: Repeating, requests: int, warmup: int) -> Job:
+def _job(
+    target: str, options: TargetOptions, repeating: Repeating, requests: int, warmup: int, *, batch: bool = False
+) -> Job:
     """What is to be measured; what is wrong with the options is said here, before anything is loaded."""
     from bestiary.core.bench.job import Job, Named, command_line
     from bestiary.core.bench.url_target import httpx_or_refuse, is_url
@@ -135,9 +137,9 @@ def _job(target: str, options: TargetOptions, repeating: Repeating, requests: in
         ("--requests", requests, 1),
         ("--warmup", warmup, 0),
         ("--repeats", repeating.repeats, 1),
-        ("--timeout", options.timeout, 1),
     ):
         at_least(name, value, least)
+    options.check(target, batch=batch)
     repeating.check_outputs()
     first, other = options.options()
     named = [Named(target, first), *([] if options.compare is None else [Named(options.compare, other)])]
@@ -150,7 +152,7 @@ def _job(target: str, options: TargetOptions, repeating: Repeating, requests: in
         repeats=repeating.repeats,
         warmup=warmup,
         seed=repeating.seed,
-        timeout=options.timeout,
+        timeout=options.limit,
         slo=repeating.objective(),
         command=command_line(),
     )
@@ -203,19 +205,19 @@ def _hand_out(report: BenchReport, runs: Sequence[Run], repeating: Repeating) ->
 
 
 def _show(report: BenchReport) -> None:
-    from bestiary.core.bench.columns import comparison_table, failures, tables
+    from bestiary.core.bench.columns import comparison_table, remarks, tables
     from bestiary.core.cli.report import table
 
     for number, (headings, rows) in enumerate(tables(report)):
         if number:
             print()
         table(headings, rows)
-    for line in failures(report):
-        print(line)
     if report.comparisons:
         one = report.comparisons[0]
         print(f"\n{one.target} against {one.against}:")
         table(*comparison_table(report.comparisons))
+    for line in remarks(report):
+        print(line)
 
 
 @contextmanager

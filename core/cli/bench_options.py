@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from bestiary.core.bench.job import Server
     from bestiary.core.bench.slo import Slo
     from bestiary.core.bench.workloads import Data
+
+_TIMEOUT = 600.0  # seconds
 
 # Arguments of LLM that the command line says in other ways.
 _NOT_OPTIONS = ("self", "model", "plugins", "prefer", "strict_plugins", "lock", "progress", "tokenizer")
@@ -69,14 +72,48 @@ class TargetOptions:
     model: Annotated[
         str | None, _target(metavar="NAME", help="What to ask a URL for; else the first model it lists.")
     ] = None
-    api: Annotated[str, _target(metavar="completions|chat", help="Which API of a URL to use.")] = "completions"
+    api: Annotated[
+        str | None, _target(metavar="completions|chat", help="Which API of a URL to use; completions unless said.")
+    ] = None
     api_key_env: Annotated[
         str | None, _target(metavar="VARIABLE", help="Variable of the environment with the key of a URL.")
     ] = None
     prompt_ids: Annotated[
         bool, _target("--prompt-ids", help="Send token ids to a URL, not text; not every server takes them.")
     ] = False
-    timeout: Annotated[float, _target(metavar="SECONDS", help="A request that takes longer has failed.")] = 600.0
+    timeout: Annotated[
+        float | None,
+        _target(metavar="SECONDS", help=f"A request that takes longer has failed; {_TIMEOUT:g} unless said."),
+    ] = None
+
+    def check(self, target: str, *, batch: bool) -> None:
+        """Refuse what would have no effect on these targets.
+
+        Args:
+            batch: engines answer all requests in one call.
+
+        Raises:
+            UsageError: an option that nothing would follow, or a timeout that is none.
+        """
+        from bestiary.core.bench.url_target import is_url
+
+        urls = [is_url(one) for one in (target, self.compare) if one is not None]
+        if self.timeout is not None:
+            at_least("--timeout", self.timeout, 1)
+        if not any(urls):
+            of_urls = {"--model": self.model, "--api": self.api, "--api-key-env": self.api_key_env}
+            refuse_idle({**of_urls, "--prompt-ids": self.prompt_ids}, "where no URL is measured")
+        if all(urls):
+            refuse_idle({"--option": self.option}, "where no engine is measured")
+        if self.compare is None or is_url(self.compare):
+            refuse_idle({"--compare-option": self.compare_option}, "where --compare names no engine")
+        if batch and not all(urls):
+            refuse_idle({"--timeout": self.timeout}, "on throughput of an engine, which runs all requests in one call")
+
+    @property
+    def limit(self) -> float:
+        """Seconds that a request may take."""
+        return _TIMEOUT if self.timeout is None else self.timeout
 
     def server(self) -> Server:
         """How URLs are asked.
@@ -86,16 +123,26 @@ class TargetOptions:
         """
         from bestiary.core.bench.job import Server
 
-        if self.api not in ("completions", "chat"):
+        if self.api not in (None, "completions", "chat"):
             raise UsageError(
                 "E-BENCH-OPTION", "--api", "unknown", found=shown(self.api), expected="completions or chat"
             )
         if self.api == "chat" and self.prompt_ids:
             raise UsageError("E-BENCH-PROMPTS", "--prompt-ids", "a chat takes text", hint="leave one of the two out")
-        key = None if self.api_key_env is None else os.environ.get(self.api_key_env)
-        if self.api_key_env is not None and not key:
+        return Server("chat" if self.api == "chat" else "completions", self.model, self._key())
+
+    def _key(self) -> str | None:
+        if self.api_key_env is None:
+            return None
+        key = os.environ.get(self.api_key_env)
+        if not key:
             raise UsageError("E-BENCH-KEY", "--api-key-env", "the variable is not set", expected="the key of the URL")
-        return Server("chat" if self.api == "chat" else "completions", self.model, key)
+        if not (key.isascii() and key.isprintable() and key == key.strip()):
+            raise UsageError(
+                "E-BENCH-KEY", "--api-key-env", "the variable holds what no header can, such as a line's end",
+                expected="printable ASCII characters",
+            )  # fmt: skip
+        return key
 
     def options(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Arguments of ``LLM`` for the first engine and for the other.
@@ -115,16 +162,19 @@ class DataOptions:
         Path | None, _data(metavar="FILE", help="Conversations in ShareGPT's format, in place of synthetic prompts.")
     ] = None
     input: Annotated[
-        str,
+        str | None,
         _data(
-            metavar="TOKENS", help="Of prompts: 128, 32-256, normal:MEAN,SD[,MOST] or lognormal:MEDIAN,SIGMA[,MOST]."
+            metavar="TOKENS",
+            help="Of prompts: 128 (unless said), 32-256, normal:MEAN,SD[,MOST] or lognormal:MEDIAN,SIGMA[,MOST].",
         ),
-    ] = "128"
+    ] = None
     output: Annotated[
         str | None, _data(metavar="TOKENS", help="Of answers, in the same forms; 128 unless a dataset says it.")
     ] = None
     shared_prefix: Annotated[int, _data(metavar="N", help="Tokens before each prompt that others share.")] = 0
-    prefix_groups: Annotated[int, _data(metavar="N", help="How many different shared prefixes there are.")] = 1
+    prefix_groups: Annotated[
+        int | None, _data(metavar="N", help="How many different shared prefixes there are; 1 unless said.")
+    ] = None
     ignore_eos: Annotated[
         bool | None,
         _data("--ignore-eos/--no-ignore-eos", help="Go on after end tokens, as synthetic requests do unless told."),
@@ -134,19 +184,25 @@ class DataOptions:
         """What they say.
 
         Raises:
-            UsageError: something is no length or out of its range.
+            UsageError: something is no length, out of its range, or of no effect.
         """
         from bestiary.core.bench.lengths import Lengths
         from bestiary.core.bench.workloads import Data
 
         at_least("--shared-prefix", self.shared_prefix, 0)
-        at_least("--prefix-groups", self.prefix_groups, 1)
+        if self.prefix_groups is not None:
+            at_least("--prefix-groups", self.prefix_groups, 1)
+        if self.dataset is not None:
+            drawn = {"--input": self.input, "--shared-prefix": self.shared_prefix, "--prompt-ids": prompt_ids}
+            refuse_idle({**drawn, "--prefix-groups": self.prefix_groups}, "beside --dataset, which has the prompts")
+        if not self.shared_prefix:
+            refuse_idle({"--prefix-groups": self.prefix_groups}, "without --shared-prefix")
         return Data(
             dataset=self.dataset,
-            input=Lengths.parse(self.input, "--input"),
+            input=Lengths.parse(self.input or "128", "--input"),
             output=None if self.output is None else Lengths.parse(self.output, "--output"),
             shared_prefix=self.shared_prefix,
-            prefix_groups=self.prefix_groups,
+            prefix_groups=self.prefix_groups or 1,
             ignore_eos=self.ignore_eos,
             prompt_ids=prompt_ids,
         )
@@ -193,6 +249,13 @@ def at_least(option: str, value: float, least: int) -> None:
     """Refuse a number that is too small (UsageError)."""
     if not value >= least:
         raise UsageError("E-BENCH-NUMBER", option, "is too small", found=f"{value:g}", expected=f"at least {least}")
+
+
+def refuse_idle(options: Mapping[str, object], why: str) -> None:
+    """Refuse options that were given and change nothing (UsageError): a benchmark that seems to follow them misleads."""
+    said = [name for name, value in options.items() if value]
+    if said:
+        raise UsageError("E-BENCH-OPTION", ", ".join(said), f"no effect {why}", hint=f"leave out {', '.join(said)}")
 
 
 def _llm_options(option: str, texts: list[str] | None) -> dict[str, Any]:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 # Ops that the timeline tells apart; the others are one.
 _APART = 7
 _COLOURS = ("#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#ff8ab7", "#a463f2", "#97bbf5", "#9c6b4e")
+_SYMBOLS = ("circle", "diamond", "square", "cross")  # where the colours come again
 _BETWEEN = "#d5d8dc"
 
 
@@ -64,7 +65,8 @@ def page(title: str, about: str, device: str, found: Recording, listed: Sequence
 
 
 def _layout(figure: Figure, **layout: Any) -> Figure:
-    figure.update_layout(template="plotly_white", margin={"l": 70, "r": 30, "t": 20, "b": 60}, **layout)
+    # The buttons that appear above a plot have the margin to themselves.
+    figure.update_layout(template="plotly_white", margin={"l": 70, "r": 30, "t": 40, "b": 60}, **layout)
     return figure
 
 
@@ -72,24 +74,27 @@ def _bars(rows: Sequence[Row]) -> Figure:
     import plotly.graph_objects as go
 
     rows = rows[::-1]  # the longest on top
+    texts = [f"{row.share:.1%} · roof {row.roof:.1%}" if row.roof is not None else "" for row in rows]
     bar = go.Bar(
         x=[row.seconds * 1e3 for row in rows],
         y=[row.name for row in rows],
-        text=[f"{row.share:.0%} · roof {row.roof:.0%}" if row.roof is not None else "" for row in rows],
-        textposition="auto",
+        text=[f" {text}" for text in texts],
+        textposition="outside",
+        cliponaxis=False,
         orientation="h",
         marker_color=_COLOURS[0],
         hovertemplate="%{y}: %{x:.3f} ms<extra></extra>",
     )
     figure = _layout(go.Figure(bar), height=120 + 28 * len(rows), xaxis_title="time in calls, ms")
-    figure.update_yaxes(automargin=True)
+    longest = max((row.seconds for row in rows), default=0.0) * 1e3
+    figure.update_xaxes(range=[0, longest * 1.25])  # room for the text behind the longest
+    figure.update_yaxes(automargin=True, ticksuffix="  ")
     return figure
 
 
 def _roofline(rows: Sequence[Row], roofs: Roofs) -> Figure:
     import plotly.graph_objects as go
 
-    colours = {row.name: _COLOURS[number % len(_COLOURS)] for number, row in enumerate(rows)}
     shown = [(row, row.intensity, row.rate) for row in rows if row.intensity and row.rate]
     ridge = roofs.flops / roofs.bandwidth
     left = min([ridge / 100, *(intensity for _, intensity, _ in shown)]) / 2
@@ -104,22 +109,27 @@ def _roofline(rows: Sequence[Row], roofs: Roofs) -> Figure:
         hovertemplate="%{x:.2f} flop/byte: %{y:.1f} GFLOP/s<extra>roof</extra>",
     )
     longest = max([row.seconds for row, *_ in shown], default=1.0)
+    # Names beside the dots would lie on each other where ops are alike.
     dots = [
         go.Scatter(
             x=[intensity],
             y=[rate / 1e9],
-            mode="markers+text",
-            text=[row.name],
-            textposition="bottom right",
+            mode="markers",
             name=row.name,
-            marker={"size": 8 + 32 * math.sqrt(row.seconds / longest), "color": colours[row.name]},
+            marker={
+                "size": 8 + 32 * math.sqrt(row.seconds / longest),
+                "color": _COLOURS[number % len(_COLOURS)],
+                "symbol": _SYMBOLS[number // len(_COLOURS) % len(_SYMBOLS)],
+                "line": {"color": "#fff", "width": 1},
+            },
             hovertemplate=f"{row.name}: %{{x:.2f}} flop/byte, %{{y:.2f}} GFLOP/s<extra></extra>",
         )
-        for row, intensity, rate in shown
+        for number, (row, intensity, rate) in enumerate(shown)
     ]
-    figure = _layout(go.Figure([roof, *dots]), height=480, showlegend=False)
-    figure.update_xaxes(type="log", title="flops a byte", range=[math.log10(left), math.log10(right)])
-    figure.update_yaxes(type="log", title="GFLOP/s")
+    figure = _layout(go.Figure([roof, *dots]), height=480, legend={"itemsizing": "constant"}, showlegend=True)
+    decades = {"type": "log", "dtick": 1, "exponentformat": "power"}
+    figure.update_xaxes(title="flops a byte", range=[math.log10(left), math.log10(right)], **decades)
+    figure.update_yaxes(title="GFLOP/s", **decades)
     return figure
 
 

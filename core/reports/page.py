@@ -17,14 +17,17 @@ _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; color: #1c1e21; background: #fff; }
 h1 { font-size: 1.5rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
 .about { color: #60656c; margin-top: 0; }
-.scroll { overflow-x: auto; }
+.scroll { overflow-x: auto; margin-bottom: 1rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
 th, td { padding: .25rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #e3e5e8; }
 th { color: #60656c; font-weight: 600; border-bottom-color: #9aa0a6; }
 th:first-child, td:first-child, td.text, th.text { text-align: left; }
+td.text:last-child { white-space: normal; min-width: 7rem; overflow-wrap: anywhere; }
 tr.marked td { background: #ffe3e0; color: #8c1d18; font-weight: 600; }
 figure { margin: 1rem 0; } figcaption { color: #60656c; font-size: .9rem; }
 """
+
+_MARGIN = {"t": 36, "r": 24, "b": 56, "l": 72}  # pixels
 
 
 class Page:
@@ -63,8 +66,10 @@ class Page:
         self._parts.append(f'<div class="scroll"><table>{table}</table></div>')
 
     def figure(self, figure: Figure, caption: str = "") -> None:
-        """A plot of plotly's. The page carries plotly's script once."""
-        figure.update_layout(template="plotly_white", margin={"t": 36, "r": 24, "b": 56, "l": 72})
+        """A plot of plotly's. The page carries plotly's script once. Margins that the figure has stay."""
+        own = figure.layout.margin
+        margin = {side: space for side, space in _MARGIN.items() if own[side] is None}
+        figure.update_layout(template="plotly_white", margin=margin)
         drawn = figure.to_html(
             full_html=False,
             include_plotlyjs=self._plots == 0,
@@ -109,4 +114,4 @@ def plotly() -> None:
 
 
 def _numbers(cells: Sequence[str]) -> bool:
-    return all(not cell or cell[0].isdigit() or cell[0] in "-–+−<≤≥×" for cell in cells)
+    return all(not cell or cell[0].isdigit() or cell[0] in "-–+−<≤≥×" or cell in ("inf", "nan") for cell in cells)

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from browser import opened
+from browser import hidden, opened
 from openai_server import OpenAIServer
 from tiny import make_engine
 
@@ -47,7 +47,7 @@ def test_the_page_of_a_comparison_with_failures(engine, tmp_path):
 def drawn(page, scratch, plots):
     """Every plot has axes with numbers, and the console is silent."""
     markup, console = opened(page, scratch)
-    assert console == []
+    assert console == [] and hidden(page, scratch) == []
     assert len(re.findall(r'<div id="plot-\d+" class="[^"]*js-plotly-plot', markup)) == plots
     assert markup.count('class="xtick"') > 2 * plots and "NaN" not in re.sub(
         r"<script.*?</script>", "", markup, flags=re.S

@@ -12,6 +12,38 @@ import pytest
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 _OPTIONS = ("--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=8000", "--window-size=1200,3000")
 
+# Texts of plots that reach beyond their plot, or lie under its buttons; written into the page when all is drawn.
+_LOOK = """
+<script>addEventListener("load", () => setTimeout(() => {
+  const found = [];
+  for (const plot of document.querySelectorAll(".js-plotly-plot")) {
+    const whole = plot.getBoundingClientRect(), bar = plot.querySelector(".modebar").getBoundingClientRect();
+    for (const text of plot.querySelectorAll("svg text")) {
+      const box = text.getBoundingClientRect();
+      if (!text.textContent.trim() || !box.width) continue;
+      const cut = box.left < whole.left - 1 || box.right > whole.right + 1 || box.top < whole.top - 1 || box.bottom > whole.bottom + 1;
+      const under = box.right > bar.left && box.left < bar.right && box.bottom > bar.top && box.top < bar.bottom;
+      if (cut || under) found.push(`${plot.id} ${cut ? "cut" : "under"}: ${text.textContent}`);
+    }
+  }
+  const told = document.createElement("pre");
+  told.id = "hidden-texts";
+  told.textContent = found.join("\\n");
+  document.body.append(told);
+}, 500));</script>
+"""
+
+
+def hidden(page: Path, scratch: Path) -> list[str]:
+    """Texts of a page's plots that are cut, or that the plot's buttons cover."""
+    looked = scratch / f"looked-{page.name}"
+    before, end, after = page.read_text().rpartition("</body>")  # plotly's script may have the same text
+    looked.write_text(f"{before}{_LOOK}{end}{after}")
+    markup, _ = opened(looked, scratch)
+    found = re.search(r'<pre id="hidden-texts">([^<]*)</pre>', markup)
+    assert found is not None, "the page has no body's end, or its script failed"
+    return found[1].splitlines()
+
 
 def opened(page: Path, scratch: Path) -> tuple[str, list[str]]:
     """The page's markup after its scripts ran, and what these wrote to the console. The test is skipped without a browser."""

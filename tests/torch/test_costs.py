@@ -113,6 +113,36 @@ def test_a_cost_is_what_was_counted(
     assert op.cost(*args) == Cost(flops, nbytes)
 
 
+@pytest.mark.parametrize("window", [None, 1, 3, 7])
+@pytest.mark.parametrize(
+    "batch",
+    [((1, 1),), ((9, 9),), ((5, 12), (1, 7)), ((3, 3), (0, 0), (1, 16)), ((4, 15), (2, 2), (6, 13))],
+    ids=["one", "a prompt", "a chunk and a decode", "padding", "chunks"],
+)
+def test_attention_counts_the_pairs_and_keys_of_its_definition(
+    batch: tuple[tuple[int, int], ...], window: int | None
+) -> None:
+    """A query at position p sees the positions j with p − window < j ≤ p; a key that some query sees is read once."""
+    pairs = keys = blocks = 0
+    for queries, length in batch:
+        seen = [
+            {j for j in range(length) if j <= p and (window is None or p - window < j)}
+            for p in range(length - queries, length)
+        ]
+        together = set().union(*seen)
+        pairs, keys = pairs + sum(map(len, seen)), keys + len(together)
+        blocks += len({j // 4 for j in together})
+    starts = tuple(sum(queries for queries, _ in batch[:n]) for n in range(len(batch) + 1))
+    lengths = tuple(length for _, length in batch)
+    tokens, ids = starts[-1], len(starts) + len(lengths) + blocks
+    found = ops.paged_attention.cost
+    assert found is not None
+    # 4 heads: products of 8 and of 6 for each pair. Keys of 2 heads, q of 8 and results of 6 for 4 heads, in 2 bytes.
+    assert found(*attention(starts, lengths, window)) == Cost(
+        2 * pairs * 4 * (8 + 6), keys * 2 * (8 + 6) * 2 + tokens * 4 * (8 + 6) * 2 + ids * 4
+    )
+
+
 def test_every_op_of_the_core_says_its_cost() -> None:
     declared = [found for found in vars(ops).values() if isinstance(found, OpDeclaration)]
     assert {op.name for op in declared} == {op.name for op, *_ in COUNTED.values()}

@@ -33,6 +33,24 @@ def test_pieces_hold_equally_many_tokens_where_the_target_counts_others():
     assert [tokens for _, tokens in made.pieces] == [2, 3, 3] and made.output_tokens == 8
 
 
+def test_percentiles_are_those_of_their_names():
+    """Of the hundredths 0 to 100, in disorder, the p-th percentile is p of them."""
+    hundredths = [n * 37 % 101 / 100 for n in range(101)]
+    firsts = figures([record((1 + at, 1)) for at in hundredths], None, None)
+    assert (firsts.ttft_p50_s, firsts.ttft_p90_s, firsts.ttft_p99_s) == pytest.approx((1.5, 1.9, 1.99))
+    assert firsts.ttft_mean_s == pytest.approx(1.5)
+    times = [1.0, *(1.0 + sum(hundredths[: n + 1]) for n in range(101))]
+    found = figures([record(*((at, 1) for at in times))], None, None)
+    assert (found.itl_p50_s, found.itl_p90_s, found.itl_p99_s) == pytest.approx((0.5, 0.9, 0.99))
+    assert found.itl_mean_s == pytest.approx(0.5) and found.gap_p99_s == pytest.approx(1.0)
+    ends = figures([record((0.1, 1), ended=2 + at) for at in hundredths], None, None)
+    assert (ends.total_p50_s, ends.total_p90_s, ends.total_p99_s) == pytest.approx((2.5, 2.9, 2.99))
+    gaps = figures([record((1.0, 1), (2.0 + at, 1)) for at in hundredths], None, None)
+    assert gaps.gap_p99_s == pytest.approx(1.99)
+    late = figures([record((9.0, 1), sent=at) for at in hundredths], None, None)
+    assert late.late_p99_s == pytest.approx(0.99)
+
+
 def test_what_failed_counts_as_an_error_and_takes_its_time():
     good = record((1.0, 1), (2.0, 1), (3.0, 1), (4.0, 1), due=0.0)
     bad = record((1.0, 1), due=0.0, ended=8.0, error="cut")

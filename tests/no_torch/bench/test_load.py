@@ -9,10 +9,12 @@ import pytest
 from bestiary import EngineError, UsageError
 from bestiary.core.bench import points
 from bestiary.core.bench.asks import Ask
+from bestiary.core.bench.columns import better, comparison_table
 from bestiary.core.bench.compare import comparisons
+from bestiary.core.bench.figures import RunFigures
 from bestiary.core.bench.lengths import Lengths
 from bestiary.core.bench.load import AllAtOnce, ClosedLoop, OpenLoop
-from bestiary.core.bench.measure import Measurer, Point
+from bestiary.core.bench.measure import Measurer, Point, Run
 from bestiary.core.bench.records import Ending
 from bestiary.core.bench.synthetic import Synthetic
 from bestiary.core.bench.target import About
@@ -25,7 +27,8 @@ class Waiter:
 
     tokenizer, vocab_size, longest = None, 50, 100
 
-    def __init__(self, name="waiter", delay=0.0, error=None, log=None):
+    def __init__(self, name="waiter", delay=0.0, error=None, log=None, forgets=True):
+        self.forgets = forgets
         self.about = About(name, "engine", "none", None, {})
         self._delay, self._error, self._log = delay, error, log if log is not None else []
         self.under_way = self.most = 0
@@ -102,8 +105,8 @@ def workload():
     return Synthetic(Ids(10**9), Lengths.parse("2", ""), Lengths.parse("3", ""), seed=0)
 
 
-def measured(targets, load=None, repeats=3, warmup=2, count=4):
-    point = Point("a load", load or ClosedLoop(2), workload(), count)
+def measured(targets, load=None, repeats=3, warmup=2, count=4, work=None):
+    point = Point("a load", load or ClosedLoop(2), work or workload(), count)
     return Measurer(targets, repeats, warmup, 5.0, None, Silent()).run([point])
 
 
@@ -132,6 +135,63 @@ def test_comparisons_pair_the_repeats():
     assert comparisons(runs, ["one"]) == []
 
 
+class Few:
+    """Three prompts, again and again."""
+
+    def asks(self, count, round):
+        return [Ask(number, (number % 3,), 1, 2, True) for number in range(count)]
+
+
+def test_prompts_that_come_again_are_counted_as_far_as_the_target_may_remember_them():
+    def repeated(**options):
+        runs = measured([Waiter(**options)], work=Few(), repeats=2, warmup=2, count=4)
+        return [run.figures.repeated_prompts for run in runs]
+
+    assert repeated(forgets=True) == [1, 1]
+    assert repeated(forgets=False) == [3, 4], "two of the warm-up's and one of its own, then all"
+    assert {run.figures.repeated_prompts for run in measured([Waiter(forgets=False)])} == {0}
+
+
+def compared(ones, others, figure="goodput_per_s"):
+    """The comparison of a figure whose values are these, one a repeat."""
+    point = Point("a load", ClosedLoop(1), workload(), 1)
+    runs = [
+        Run(point, Waiter(name), repeat, [], None, RunFigures(**{figure: value}))
+        for name, values in (("one", ones), ("other", others))
+        for repeat, value in enumerate(values)
+    ]
+    return comparisons(runs, ["one", "other"])
+
+
+@pytest.mark.parametrize(
+    ("figure", "ones", "others", "whose"),
+    [
+        ("output_tokens_per_s", [10.0, 12.0], [20.0, 13.0], "other"),
+        ("output_tokens_per_s", [20.0, 13.0], [10.0, 12.0], "one"),
+        ("ttft_p50_s", [0.2, 0.3], [0.1, 0.2], "other"),
+        ("ttft_p50_s", [0.1, 0.2], [0.2, 0.3], "one"),
+        ("ttft_p50_s", [0.1, 0.3], [0.2, 0.2], "-"),
+        ("ttft_p50_s", [0.1], [0.2], "-"),
+    ],
+)
+def test_more_tokens_a_second_and_fewer_seconds_are_better(figure, ones, others, whose):
+    (found,) = compared(ones, others, figure)
+    assert better(found) == whose
+    assert comparison_table([found])[1][0][-1] == whose
+    assert found.ratio.low == min(b / a for a, b in zip(ones, others, strict=True)) and found.left_out == 0
+
+
+def test_repeats_without_a_ratio_are_told_and_decide_nothing():
+    (found,) = compared([0.0, 1.0, 2.0], [3.0, 2.0, 8.0])
+    assert (found.repeats, found.left_out, found.ratio.low, found.ratio.high) == (3, 1, 2.0, 4.0)
+    assert better(found) == "-", "of one repeat nobody knows by how much"
+    (found,) = compared([0.0, 0.0], [3.0, 2.0])
+    assert found.ratio is None and found.left_out == 2 and comparison_table([found])[1][0][2:] == ["-", "-", "-"]
+    (found,) = compared([1.0, 2.0], [None, 2.0])
+    assert (found.repeats, found.left_out) == (2, 1)
+    assert compared([1.0, 2.0], [None, None]) == []
+
+
 def test_a_target_that_answers_nothing_of_the_warm_up_is_not_measured():
     log = []
     with pytest.raises(EngineError, match=r"bad: answered no request.*broken.*E-BENCH-WARMUP"):
@@ -155,6 +215,10 @@ def test_requests_that_are_too_long_are_refused_before_any_is_sent():
 def test_loads_of_a_sweep_come_in_order():
     found = points.serve(workload(), 8, points.loads([4.0, 0.5], [], 0))
     assert [(point.label, point.x, point.count) for point in found] == [("0.5 req/s", 0.5, 8), ("4 req/s", 4.0, 8)]
+    found = points.serve(workload(), 8, points.loads([10.0, 10.000001, 1e7, 0.1 + 0.2], [], 0))
+    assert [point.label for point in found] == [
+        "0.30000000000000004 req/s", "10 req/s", "10.000001 req/s", "10000000 req/s",
+    ]  # fmt: skip
     found = points.serve(workload(), 8, points.loads([], [16, 1], 0))
     assert [(point.label, point.count) for point in found] == [("1 user", 8), ("16 users", 16)]
 

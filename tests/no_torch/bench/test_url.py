@@ -120,6 +120,8 @@ def test_a_run_without_any_answer_is_a_failure(capsys):
         (["latency", "http://127.0.0.1:9/v1", "--model", "x"], 70, "E-BENCH-WARMUP"),
         (["latency", "http:///v1"], 2, "E-BENCH-URL"),
         (["latency", "http://[::1/v1"], 2, "E-BENCH-URL"),
+        (["latency", "http://h\x01/v1", "--model", "x"], 2, "E-BENCH-URL"),
+        (["latency", "http://xn--/v1", "--model", "x"], 2, "E-BENCH-URL"),
         (["latency", "http://h/v1", "--api", "responses"], 2, "E-BENCH-OPTION"),
         (["latency", "http://h/v1", "--api", "chat", "--prompt-ids"], 2, "E-BENCH-PROMPTS"),
         (["latency", "http://h/v1", "--api-key-env", "NO_SUCH_VARIABLE"], 2, "E-BENCH-KEY"),
@@ -133,6 +135,20 @@ def test_a_run_without_any_answer_is_a_failure(capsys):
         (["latency", "http://h/v1", "--html", "/"], 73, "E-OUT-FILE"),
         (["throughput", "http://h/v1", "--prefix-groups", "0"], 2, "E-BENCH-NUMBER"),
         (["throughput", "http://127.0.0.1:9/v1", "--model", "x", "--dataset", "gone.json"], 66, "E-BENCH-DATASET"),
+        (
+            ["throughput", "http://h/v1", "--dataset", "x.json", "--input", "8"],
+            2,
+            "--input: no effect beside --dataset",
+        ),
+        (["throughput", "http://h/v1", "--dataset", "x.json", "--shared-prefix", "8"], 2, "E-BENCH-OPTION"),
+        (["serve", "http://h/v1", "--dataset", "x.json", "--prompt-ids", "--rate", "1"], 2, "E-BENCH-OPTION"),
+        (["throughput", "http://h/v1", "--prefix-groups", "2"], 2, "no effect without --shared-prefix"),
+        (["latency", "http://h/v1", "--option", "max_batch_size=2"], 2, "no effect where no engine is measured"),
+        (["latency", "http://h/v1", "--compare-option", "max_batch_size=2"], 2, "--compare names no engine"),
+        (["latency", "engine", "--model", "x", "--api", "chat"], 2, "--model, --api: no effect where no URL is"),
+        (["latency", "engine", "--prompt-ids"], 2, "E-BENCH-OPTION"),
+        (["throughput", "engine", "--timeout", "5"], 2, "--timeout: no effect on throughput of an engine"),
+        (["throughput", "http://h/v1", "--compare", "engine", "--timeout", "5"], 2, "E-BENCH-OPTION"),
         (["serve", "http://h/v1"], 2, "E-BENCH-LOAD"),
         (["serve", "http://h/v1", "--rate", "1", "--concurrency", "1"], 2, "E-BENCH-LOAD"),
         (["serve", "http://h/v1", "--rate", "inf"], 2, "E-BENCH-LOAD"),
@@ -142,6 +158,48 @@ def test_bad_input_is_one_sentence_with_a_code(line, status, code, capsys):
     assert invoke(["bench", *line]) == status
     told = capsys.readouterr().err
     assert code in told and "Traceback" not in told
+
+
+@pytest.mark.parametrize("key", ["ключ", "abc\n", "qq\txx", " qxz"])
+def test_a_key_that_no_header_can_hold_is_one_sentence_that_does_not_show_it(key, monkeypatch, capsys):
+    monkeypatch.setenv("THE_KEY", key)
+    assert invoke(["bench", "latency", "http://h/v1", "--api-key-env", "THE_KEY"]) == 2
+    told = capsys.readouterr().err
+    assert "E-BENCH-KEY" in told and "printable ASCII" in told and key.strip() not in told
+
+
+def test_latency_has_goodput_too(capsys):
+    with OpenAIServer() as server:
+        line = ["bench", "latency", server.url, "--slo", "total=60s", "-n", "2", "--repeats", "1", "--output", "2"]
+        assert invoke(line) == 0
+    table = capsys.readouterr().out.split("\n\n")[1]
+    assert "good req/s" in table and "100 %" in table
+
+
+def test_a_data_set_that_is_too_small_is_told(tmp_path, capsys):
+    turns = [("human", "What is number good for?"), ("gpt", "It is good for counting things.")]
+    entries = [
+        {"conversations": [{"from": who, "value": text.replace("number", f"number {n}")} for who, text in turns]}
+        for n in range(3)
+    ]
+    (tmp_path / "three.json").write_text(json.dumps(entries))
+    line = [
+        "--dataset",
+        str(tmp_path / "three.json"),
+        "--concurrency",
+        "1",
+        "-n",
+        "4",
+        "--warmup",
+        "0",
+        "--repeats",
+        "2",
+    ]
+    with OpenAIServer() as server:
+        assert invoke(["bench", "serve", server.url, *line, "--json", str(tmp_path / "found.json")]) == 0
+    out, report = capsys.readouterr().out, json.loads((tmp_path / "found.json").read_text())
+    assert [run["figures"]["repeated_prompts"] for run in report["points"][0]["runs"]] == [1, 4]
+    assert "repeated" in out and "5 of 8 requests sent a prompt that was sent before" in out
 
 
 def test_a_list_of_models_that_is_none(capsys):

@@ -136,6 +136,11 @@ def test_conversations_of_a_file(run, conversations):
     assert [row.output_tokens for row in rows] == [len(byte_level().encode("It counts.")) - 1] * 6
 
 
+def test_prompts_that_a_run_repeats_are_counted(run, conversations):
+    report = checked(ThroughputReport, run("throughput", *conversations, "-n", "12", "--warmup", "1", "--repeats", "2"))
+    assert [one.figures.repeated_prompts for one in report.points[0].runs] == [3, 3], "of 9 conversations"
+
+
 def test_conversations_need_a_tokenizer(engine, conversations, capsys):
     assert invoke(["bench", "throughput", str(engine), *conversations[:2]]) == 2
     assert "E-BENCH-PROMPTS" in capsys.readouterr().err
@@ -151,6 +156,44 @@ def test_a_preemption_is_seen(tmp_path):
     assert side.preemptions > 0 and sum(record.ending.preemptions for record in found) == side.preemptions
     assert max(step.blocks_used for step in side.steps) <= blocks
     assert [record.output_tokens for record in found] == [long - 8] * 4
+
+
+def test_a_run_finds_nothing_of_the_run_before_it(engine):
+    asks = [Ask(0, tuple(range(40)), 40, 3, True)]
+    with LLM(engine, tokenizer=None, kv_cache_memory=2**24) as llm:
+        target = EngineTarget("tiny", llm, {})
+        for _ in range(2):
+            (record,), _ = driven(target, asks, 1)
+            assert record.ending.cached_tokens == 0
+        # The same request in the same run finds it.
+        (_, again), _ = driven(target, asks * 2, 1)
+        assert again.ending.cached_tokens > 0
+
+
+def test_the_use_of_the_cache_is_what_was_seen_of_it(engine, monkeypatch):
+    """By hand, by another observer in each step, and by the mean over the steps' times."""
+    with LLM(engine, tokenizer=None, kv_cache_memory=2**24) as llm:
+        target, seen, forward = EngineTarget("tiny", llm, {}), [], llm._driver.loop.executor.forward
+
+        def watched(step):
+            seen.append(llm.stats().blocks_used)
+            return forward(step)
+
+        monkeypatch.setattr(llm._driver.loop.executor, "forward", watched)
+        asks = [Ask(n, tuple(range(n, n + 30)), 30, 20, True) for n in range(3)]
+        records, side = driven(target, asks, 2)
+        moment = llm.stats()
+    found = figures(records, side, None)
+    blocks = moment.blocks_free + moment.blocks_cached + moment.blocks_used
+    # Two at a time, and each computes 30 + 19 tokens in blocks of 16.
+    assert target.about.facts["block_size"] == 16 and max(seen) == 2 * 4
+    assert found.kv_use_peak == pytest.approx(max(seen) / blocks)
+    assert min(seen) / blocks < found.kv_use_mean < max(seen) / blocks
+    times = [step.seconds for step in side.steps]
+    used = [step.blocks_used for step in side.steps]
+    assert set(used) <= set(seen) and len(used) == len(seen)
+    timed = [(s, u) for s, u in zip(times, used, strict=True) if s is not None]
+    assert found.kv_use_mean == pytest.approx(sum(s * u for s, u in timed) / sum(s for s, _ in timed) / blocks)
 
 
 def driven(target, asks, users):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from bestiary.core.cli.main import invoke
 from bestiary.core.engine.build import build
 from bestiary.core.engine.options import BuildOptions
 from bestiary.core.logs import TRACE
+from bestiary.core.observe import page as trace_page
+from bestiary.core.observe import roofs as roofs_module
 from bestiary.core.observe.chrome import chrome_trace
 from bestiary.core.observe.costs import cost_of
 from bestiary.core.observe.record import Recording, random_prompt, record
@@ -104,6 +107,46 @@ def test_roofs_are_measured() -> None:
     assert min(roofs.copy, roofs.read) > 1e7
     assert roofs.flops > 1e7
     assert roofs.dtype == "float32"
+
+
+def test_roofs_are_the_bytes_and_flops_of_what_was_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy of 4,000 bytes reads and writes them, a sum reads them; the first product of a width is 256 wide."""
+    monkeypatch.setattr(roofs_module.devices, "beyond_caches", lambda device: 4000)
+    monkeypatch.setattr(roofs_module.devices, "free_memory", lambda device: 10**9)
+    monkeypatch.setattr(roofs_module.devices, "timed", lambda run, device: 0.5)
+    roofs = measure(torch.device("cpu"), torch.float32)
+    assert (roofs.copy, roofs.read) == (2 * 4000 / 0.5, 4000 / 0.5)
+    assert roofs.flops == 2 * 256**3 / 0.5
+
+
+def test_the_run_that_is_timed_unobserved_is_the_same_run(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[tuple[object, SamplingParams, bool]] = []
+    with LLM(directory / "engine", tokenizer=None, kv_cache_memory=1 << 22) as llm:
+        generate, runner = llm.generate, llm.engine.runner
+
+        def noted(prompts: object, params: SamplingParams, **options: Any) -> Any:
+            ran.append((prompts, params, runner.observer is not None))
+            if len(ran) == 2:
+                time.sleep(0.2)
+            return generate(prompts, params, **options)
+
+        monkeypatch.setattr(llm, "generate", noted)
+        found = record(llm, PROMPTS, 4)
+    (_, warm, _), (plain_prompts, plain, plain_observed), (prompts, params, observed) = ran
+    assert (plain_prompts, plain) == (prompts, params) and params.max_tokens == 4 and warm.max_tokens == 2
+    assert observed and not plain_observed
+    assert found.plain_wall >= 0.2, "that it took"
+
+
+def test_attention_over_a_chunked_prompt_costs_what_a_triangle_has(directory: Path) -> None:
+    """A prompt of 100 in steps of 64 and 36: token i sees i + 1 keys, whatever the chunks; 4 heads of 12 + 12."""
+    with LLM(directory / "engine", tokenizer=None, kv_cache_memory=1 << 22) as llm:
+        found = record(llm, [list(range(90)) + list(range(10))], 2)
+    assert [(step.kind, step.tokens) for step in found.steps] == [("prefill", 64), ("prefill", 36), ("decode", 1)]
+    calls = [[call for call in step.calls if call.op == "paged_attention"] for step in found.steps]
+    first, second, decode = (2 * 24 * 4 * pairs for pairs in (64 * 65 // 2, 100 * 101 // 2 - 64 * 65 // 2, 101))
+    for step, flops in zip(calls, (first, second, decode), strict=True):
+        assert {call.flops for call in step} == {flops}
 
 
 def test_random_prompts_are_the_same_for_a_seed() -> None:
@@ -199,6 +242,21 @@ def test_the_page_is_whole(directory: Path, tmp_path: Path, capsys: Any) -> None
     assert html.count("Plotly.newPlot(") == 3
     for heading in ("Time by op", "Under the roofs", "Steps", "Time by kernel", "Step 1: prefill", "Step 2: decode"):
         assert f"<h2>{heading}</h2>" in html
+
+
+def test_under_the_roofs_names_stand_in_the_legend(found: Recording) -> None:
+    """Dots of ops that are alike lie on each other, and so would names beside them."""
+    rows = by_op(found.calls, found.roofs)
+    roof, *dots = (drawn := trace_page._roofline(rows, found.roofs)).data
+    assert drawn.layout.showlegend and roof.name == "roof"
+    assert [dot.name for dot in dots] == [row.name for row in rows if row.intensity and row.rate]
+    assert {dot.mode for dot in dots} == {"markers"}
+    assert len({(dot.marker.color, dot.marker.symbol) for dot in dots}) == len(dots)
+
+
+def test_the_longest_bar_has_room_for_its_text(found: Recording) -> None:
+    drawn = trace_page._bars(by_op(found.calls, found.roofs))
+    assert drawn.data[0].textposition == "outside" and drawn.layout.xaxis.range[1] >= 1.2 * max(drawn.data[0].x)
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,18 @@ def test_plots_bring_their_script_once_and_ask_no_network():
     assert 'src="http' not in html
 
 
+def test_margins_that_a_plot_has_stay():
+    figure = go.Figure(go.Scatter(x=[1, 2], y=[3, 4]), layout={"margin": {"t": 150}})
+    Page("plots").figure(figure)
+    assert (figure.layout.margin.t, figure.layout.margin.b) == (150, 56)
+
+
+def test_infinite_cells_are_numbers():
+    page = Page("numbers")
+    page.table(("error",), [("1.5",), ("inf",)])
+    assert 'class="text"' not in page.html().split("<table>")[1]
+
+
 def test_a_page_that_can_not_be_written_is_one_sentence(tmp_path):
     with pytest.raises(OutputError, match=r"page\.html: can't be written"):
         Page("x").write(tmp_path / "missing" / "page.html")

@@ -63,6 +63,17 @@ def test_a_request_alone_gets_what_transformers_has(tiny, make) -> None:
         np.testing.assert_allclose(out.taps[name], expected(tiny[1], out, layer), atol=1e-4, rtol=1e-4)
 
 
+def test_the_last_piece_of_a_stream_has_what_an_output_has(make) -> None:
+    llm = make()
+    (out,) = run(llm, PROMPTS[3], taps=[LAYER])
+    *pieces, last = llm.stream(PROMPTS[3], PARAMS, taps=[LAYER])
+    assert pieces and all(piece.taps is None for piece in pieces)
+    np.testing.assert_array_equal(last.taps[LAYER], out.taps[LAYER])
+    assert [piece.taps for piece in llm.stream(PROMPTS[3], PARAMS)] == [None] * 7
+    with pytest.raises(RequestError, match="E-TAP-NAME"):
+        llm.stream(PROMPTS[3], PARAMS, taps=["layers.1.outptu"])
+
+
 @pytest.mark.parametrize("overlaps", [False, True], ids=["one by one", "ahead"])
 def test_among_others_in_chunks_and_only_they_are_kept(tiny, make, overlaps: bool) -> None:
     llm = make()
