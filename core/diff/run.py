@@ -11,7 +11,7 @@ import torch
 
 from bestiary.core import device as devices
 from bestiary.core.checkpoint.parameters import parse_config
-from bestiary.core.diff.bisect import Outcome, bisect, variants
+from bestiary.core.diff.bisect import Outcome, bisect, suspects, variants
 from bestiary.core.diff.compare import Comparison, Prompt, Standard, compare, standards
 from bestiary.core.diff.open import Request, Setting, open_sides
 from bestiary.core.diff.patterns import Finding
@@ -114,11 +114,11 @@ def _compared(
     found: list[Finding] = []
     if row is not None:
         standard: Standard = right[row.prompt]
-        total = len(list(variants(side, row, standard, setting.ours.host)))
-        with step(progress, "bisect", total, "variants") as note:
-            outcomes = bisect(setting.ours, side, row, right, advance=lambda: progress.advance(1))
+        tries = variants(suspects(side, row, standard, setting.ours.host))
+        with step(progress, "bisect", len(tries), "variants") as note:
+            outcomes = bisect(setting.ours, tries, row, standard, advance=lambda: progress.advance(1))
             found = describe(row, standard, side, against, setting.ours)
-            note.text = f"{total} variants"
+            note.text = f"{len(tries)} variants"
     return Result(
         ours=side.label,
         against=against.label,

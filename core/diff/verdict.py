@@ -11,7 +11,6 @@ from torch import Tensor
 from bestiary.core.diff.arguments import other_arguments, plainly, replay, solved_eps
 from bestiary.core.diff.bisect import Outcome
 from bestiary.core.diff.compare import Comparison, Row, Standard
-from bestiary.core.diff.measure import Error
 from bestiary.core.diff.open import Ours, references
 from bestiary.core.diff.patterns import CONVERT, MODEL, Case, Finding, patterns
 from bestiary.core.errors import BestiaryError
@@ -148,7 +147,7 @@ def describe(row: Row, standard: Standard, side: EngineSide, against: Side, ours
     allowed = row.reading.allowed
 
     def fits(one: Tensor, other: Tensor) -> bool:
-        return bool(allowed.excess(Error.of(one, other)) <= 1)
+        return allowed.fits(one, other, prompt.parts if len(one) == len(prompt.tokens) else None)
 
     names = next((names for names in own.groups if row.name in names), ())
     modules = [against.weights(name) for name in names] if isinstance(against, TransformersSide) else []
