@@ -64,6 +64,9 @@ def diff(
         print("\n".join([*text.heading(result), ""]))
         shown = text.rows_shown(result.comparison.rows, everything=all_rows)
         table(text.HEADINGS, [text.cells(label, row) for label, row in shown])
+        if result.comparison.spoilers:
+            print()
+            table(text.SPOILED, text.spoiled(result))
         print("\n".join(text.first_lines(result)))
         if result.outcomes:
             print()

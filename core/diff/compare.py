@@ -54,7 +54,7 @@ class Reading:
     accumulated: Error
     allowed: Allowance
     allowed_accumulated: Allowance
-    scale: Scale = Scale()
+    scale: Scale = field(default_factory=Scale)
 
     @property
     def excess(self) -> float:
@@ -113,6 +113,30 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Spoiler:
+    """A kernel that changes one of its inputs, as it was first seen, and at how many calls it was.
+
+    ``decodes_only``: only in steps of one token.
+    """
+
+    first: Spoiled
+    calls: int
+    decodes_only: bool
+
+    @property
+    def by(self) -> Made:
+        """Who."""
+        return self.first.by
+
+    @property
+    def text(self) -> str:
+        """What it does, after "it"."""
+        one = self.first
+        what = f"what {one.parameter} holds of other tokens" if one.cached else f"its input {one.parameter}"
+        return f"changes {what}, {one.changed} of {one.total} numbers in {one.by.scope or 'the model'}"
+
+
+@dataclass(frozen=True)
 class Comparison:
     """What a comparison found.
 
@@ -125,6 +149,14 @@ class Comparison:
     rows: list[Row]
     missing: tuple[str, ...] = ()
     spoiled: tuple[Spoiled, ...] = ()
+
+    @property
+    def spoilers(self) -> list[Spoiler]:
+        """The kernels that changed inputs, in the order of execution."""
+        found: dict[tuple[str, str | None, str], list[Spoiled]] = {}
+        for one in self.spoiled:
+            found.setdefault((one.by.op, one.by.kernel, one.parameter), []).append(one)
+        return [Spoiler(ones[0], len(ones), all(one.decode for one in ones)) for ones in found.values()]
 
     @property
     def first(self) -> Row | None:

@@ -13,9 +13,10 @@ from bestiary.core import device as devices
 from bestiary.core.checkpoint.parameters import parse_config
 from bestiary.core.diff.bisect import Outcome, bisect, suspects, variants
 from bestiary.core.diff.compare import Comparison, Prompt, Standard, compare, standards
+from bestiary.core.diff.describe import describe
 from bestiary.core.diff.open import Request, Setting, open_sides
 from bestiary.core.diff.patterns import Finding
-from bestiary.core.diff.verdict import Verdict, describe, judge, origin_of
+from bestiary.core.diff.verdict import Verdict, judge, origin_of
 from bestiary.core.errors import MissingInputError, RequestError, UsageError
 from bestiary.core.plugins import PluginHost
 from bestiary.core.progress import Progress, step
@@ -65,6 +66,7 @@ class Result:
         ours, against: what was compared.
         coarsest: the dtype of either side with the fewest digits, by which tolerances are measured.
         made_by: the distribution whose kernel made the first tensor that is wrong.
+        spoiled_by: the distributions of the kernels that change inputs.
     """
 
     ours: str
@@ -76,6 +78,7 @@ class Result:
     verdict: Verdict
     outcomes: Sequence[Outcome] = field(default_factory=tuple)
     made_by: str | None = None
+    spoiled_by: Sequence[str | None] = ()
 
 
 def diff(request: Request, texts: Texts, *, host: PluginHost, progress: Progress) -> Result:
@@ -112,6 +115,7 @@ def _compared(
     row = comparison.first
     outcomes: list[Outcome] = []
     found: list[Finding] = []
+    strangers = None
     if row is not None:
         standard: Standard = right[row.prompt]
         tries = variants(suspects(side, row, standard, setting.ours.host))
@@ -119,6 +123,8 @@ def _compared(
             outcomes = bisect(setting.ours, tries, row, standard, advance=lambda: progress.advance(1))
             found = describe(row, standard, side, against, setting.ours)
             note.text = f"{len(tries)} variants"
+        if not any(outcome.gone for outcome in outcomes):
+            strangers = setting.strangers(against)
     return Result(
         ours=side.label,
         against=against.label,
@@ -126,9 +132,10 @@ def _compared(
         coarsest=coarsest,
         prompts=prompts,
         comparison=comparison,
-        verdict=judge(comparison, outcomes, found, setting.ours, against),
+        verdict=judge(comparison, outcomes, found, setting.ours, against, strangers),
         outcomes=outcomes,
         made_by=origin_of(setting.ours.host, row.by) if row else None,
+        spoiled_by=[origin_of(setting.ours.host, one.by) for one in comparison.spoilers],
     )
 
 
