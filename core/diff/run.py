@@ -17,9 +17,10 @@ from bestiary.core.diff.describe import describe
 from bestiary.core.diff.open import Request, Setting, open_sides
 from bestiary.core.diff.patterns import Finding
 from bestiary.core.diff.verdict import Verdict, judge, origin_of
-from bestiary.core.errors import MissingInputError, RequestError, UsageError
+from bestiary.core.errors import UsageError
 from bestiary.core.plugins import PluginHost
 from bestiary.core.progress import Progress, step
+from bestiary.core.prompts import PromptInput, read_prompt
 from bestiary.core.sides.engine_side import EngineSide
 from bestiary.core.sides.side import Side
 from bestiary.core.sides.transformers_side import TransformersSide
@@ -37,7 +38,7 @@ class Texts:
     """What is run.
 
     Args:
-        prompts: texts.
+        prompts: texts, or ``{"prompt_token_ids": ids}``.
         tokens: so many random ids in their place; None: the texts, or, where there are none, :data:`TEXT`.
         seed: of the random ids.
 
@@ -45,7 +46,7 @@ class Texts:
         UsageError: texts and random ids, or no ids.
     """
 
-    prompts: Sequence[str] = ()
+    prompts: Sequence[PromptInput] = ()
     tokens: int | None = None
     seed: int = 0
 
@@ -153,30 +154,12 @@ def _sequences(setting: Setting, texts: Texts) -> list[list[int]]:
     vocabulary = parse_config(setting.ours.host.model(manifest.model), manifest.config).vocab_size
     named = list(texts.prompts)
     if texts.tokens is None and (named or has_tokenizer(directory)):
-        tokenizer = Tokenizer.load(directory)
-        encoded = [tokenizer.encode(text) for text in named or [TEXT]]
-        if empty := next((text for text, ids in zip(named, encoded, strict=False) if not ids), None):
-            raise RequestError("E-DIFF-PROMPT", "prompt", "has no tokens", found=repr(empty)[:80])
-        return encoded
+        read = named or [TEXT]
+        tokenizer = Tokenizer.load(directory) if any(isinstance(one, str) for one in read) else None
+        limit = setting.ours.manifest.options.max_seq_len
+        assert limit is not None, "a built engine knows its longest sequence"
+        # No output follows, so a prompt may fill the sequence.
+        return [read_prompt(one, tokenizer, vocab_size=vocabulary, max_seq_len=limit + 1).token_ids for one in read]
     count = 32 if texts.tokens is None else texts.tokens
     generator = torch.Generator().manual_seed(texts.seed)
     return [torch.randint(vocabulary, (count,), generator=generator).tolist()]
-
-
-def read_prompts(file: Path) -> list[str]:
-    """The lines of a file that are not empty.
-
-    Raises:
-        MissingInputError: there is no such file, or nothing in it.
-        UsageError: it is no text.
-    """
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError as error:
-        raise MissingInputError("E-DIFF-PROMPT", file.name, "no such file", hint="name a text file") from error
-    except (UnicodeDecodeError, IsADirectoryError) as error:
-        raise UsageError("E-DIFF-PROMPT", file.name, "is no text file", expected="a prompt on each line") from error
-    found = [line for line in lines if line.strip()]
-    if not found:
-        raise MissingInputError("E-DIFF-PROMPT", file.name, "has no prompt", expected="a prompt on each line")
-    return found

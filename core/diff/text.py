@@ -85,7 +85,7 @@ def _judged(row: Row) -> str:
     if row.excess <= 1:
         return ""
     if row.reading.off_scale:
-        return f"all of it × {row.reading.scale.factor:.4g} times"
+        return f"all of it × {row.reading.scale.factor:.5g}"
     return f"{row.excess:.3g}× too far" if math.isfinite(row.excess) else "not alike at all"
 
 
