@@ -12,8 +12,8 @@ from torch import Tensor
 #: How many times what one rounding makes is still taken for rounding, by the dtype: in float32 sums of thousands of terms in
 #: another order make more than their terms' own rounding; products of 16-bit numbers are summed in float32.
 FACTORS = {torch.float32: 16.0, torch.float64: 16.0, torch.bfloat16: 2.0, torch.float16: 2.0}
-#: So many standard errors of the tokens' mean a scale may be off. Of 15,800 tensors of right models the farthest was 15 where
-#: features are few, which the norm's share makes up for: together 0.3 of what is allowed.
+#: So many standard errors of the tokens' mean a scale may be off. In 15,800 readings of right models the farthest was 15 off where
+#: all tokens share a weight's rounding, for which the norm's share allows: together 0.32 of what is allowed at most.
 _DEVIATIONS = 6.0
 #: Fewer tokens than this say nothing of how much a scale differs from token to token.
 _TOKENS = 10
