@@ -61,8 +61,9 @@ class Guard:
         """What the call changed all the same; it is put back."""
         for one in self._kept:
             bits = _BITS[one.before.element_size()]
-            changed = int((one.place.view(bits) != one.before.view(bits)).sum())
-            if changed:
+            there, before = one.place.view(bits), one.before.view(bits)
+            if not torch.equal(there, before):
+                changed = int((there != before).sum())
                 one.place.copy_(one.before)
                 yield Change(one.parameter, one.cached, changed, one.place.numel())
 
