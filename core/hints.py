@@ -159,7 +159,7 @@ HINTS = {
     "E-USE-BYTES": "write a number of bytes, or one with KiB, MiB or GiB, such as 4GiB",
     "E-USE-DTYPE": "give one of them",
     "E-USE-SECONDS": "give a number of seconds, or None for no limit",
-    "E-USE-SEED": "give an integer",
+    "E-USE-SEED": "give an integer from 0 on, below 2⁶⁴",
     "E-USE-TYPE": "pass a value of that type",
     "E-USE-WEIGHTS": "give one of them",
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -22,7 +22,9 @@ def diff(
             help="transformers, our own references, or an engine, a checkpoint (in reference mode) or an HF directory.",
         ),
     ] = "hf",
-    prompts: Annotated[Path | None, typer.Option(metavar="FILE", help="A prompt on each line.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A prompt a line, or a file in .jsonl as `generate` reads it.")
+    ] = None,
     prompt: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="A prompt; repeatable.")] = None,
     tokens: Annotated[int | None, typer.Option(metavar="N", help="N random tokens instead.")] = None,
     seed: Annotated[int, typer.Option(help="Of random tokens and random weights.")] = 0,
@@ -44,6 +46,8 @@ def diff(
     from bestiary.core.errors import INTERNAL, OutputError, UsageError
     from bestiary.core.reports.page import plotly
 
+    if not 0 <= seed < 2**64:
+        raise UsageError("E-USE-SEED", "--seed", "is out of range", found=str(seed), expected="0 to 2⁶⁴ - 1")
     if weights not in ("auto", "random"):
         raise UsageError("E-USE-WEIGHTS", "--weights", "unknown", found=repr(weights), expected="auto or random")
     if html is not None:
@@ -53,7 +57,7 @@ def diff(
                 "E-OUT-FILE", html.name, "can't be written", hint="name a file in a directory that is there"
             )
     request = Request(model, against, building.said(), reference, weights == "random", seed)
-    named = [*(prompt or ()), *(run.read_prompts(prompts) if prompts is not None else ())]
+    named = [*(prompt or ()), *(_prompts(prompts) if prompts is not None else ())]
     with progress(silent=json) as steps:
         result = run.diff(request, run.Texts(named, tokens, seed), host=session_of(ctx).host, progress=steps)
     if html is not None:
@@ -64,6 +68,9 @@ def diff(
         print("\n".join([*text.heading(result), ""]))
         shown = text.rows_shown(result.comparison.rows, everything=all_rows)
         table(text.HEADINGS, [text.cells(label, row) for label, row in shown])
+        if result.comparison.spoilers:
+            print()
+            table(text.SPOILED, text.spoiled(result))
         print("\n".join(text.first_lines(result)))
         if result.outcomes:
             print()
@@ -72,3 +79,13 @@ def diff(
         print(text.verdict(result))
     if result.verdict.blame != "nothing":
         raise typer.Exit(INTERNAL)
+
+
+def _prompts(file: Path) -> list[Any]:
+    from bestiary.core.cli.generate import read_prompts
+    from bestiary.core.errors import MissingInputError
+
+    found = read_prompts(file)
+    if not found:
+        raise MissingInputError("E-CLI-PROMPTS", file.name, "has no prompt", expected="a prompt on each line")
+    return found

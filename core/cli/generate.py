@@ -97,6 +97,8 @@ def read_prompts(path: Path) -> list[Any]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         raise MissingInputError("E-CLI-PROMPTS", path.name, "no such file") from None
+    except OSError as error:
+        raise MissingInputError("E-CLI-PROMPTS", path.name, f"can't be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise DataError("E-CLI-PROMPTS", path.name, "not UTF-8 text") from error
     numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -18,6 +18,13 @@ from bestiary.core.program.calls import REFERENCE
 from bestiary.core.sides.engine_side import EngineSide
 
 Kind = Literal["kernel", "fusion", "accumulation", "dtype", "reference"]
+_WORDS: dict[Kind, str] = {
+    "kernel": "--kernel {}",
+    "fusion": "without the fusion {}",
+    "accumulation": "sums in float32 ({})",
+    "dtype": "dtype {}",
+    "reference": "all references, no fusion",
+}
 
 
 @dataclass(frozen=True)
@@ -28,22 +35,17 @@ class Variant:
         subject: what was changed: ``rms_norm=reference``, ``residual_norm``, ``float32``.
         options: of ``load_engine``.
         full_precision: run with the device's shortcuts in products off.
+        instead_of: of a kernel: the one that ran the call.
     """
 
     kind: Kind
     subject: str
     options: Mapping[str, Any] = field(default_factory=dict)
     full_precision: bool = False
+    instead_of: str | None = None
 
     def __str__(self) -> str:
-        words = {
-            "kernel": f"--kernel {self.subject}",
-            "fusion": f"without the fusion {self.subject}",
-            "accumulation": f"sums in float32 ({self.subject})",
-            "dtype": f"dtype {self.subject}",
-            "reference": "all references, no fusion",
-        }
-        return words[self.kind]
+        return _WORDS[self.kind].format(self.subject)
 
 
 @dataclass(frozen=True)
@@ -67,44 +69,95 @@ class Outcome:
         return self.excess is not None and self.excess <= 1
 
 
-def variants(side: EngineSide, row: Row, standard: Standard, host: PluginHost) -> Iterator[Variant]:
-    """All changes that may be to blame for a tensor, the nearest first."""
-    calls = side.between(row.name, standard.seen.tensors)
-    ops = dict.fromkeys(call.target.name for call in calls)
-    current = {row.by.kernel} if row.by else set()
-    for op in ops:
-        yield Variant("kernel", f"{op}={REFERENCE}", {"kernels": {op: REFERENCE}})
-    for op in list(ops)[:1]:
-        for kernel in host.kernels(op):
-            if kernel.name not in current and not kernel.deterministic_only:
-                yield Variant("kernel", f"{op}={kernel.name}", {"kernels": {op: kernel.name}})
-    for name, count in side.engine.network.fusions.items():
-        if count:
-            yield Variant("fusion", name, {"without_fusions": (name,)})
-    target = side.engine.network.target
-    widened = any(kernel.name == "widened" for op in ops for kernel in host.kernels(op))
+class Suspects(NamedTuple):
+    """What may have made a tensor wrong.
+
+    Args:
+        side: our engine.
+        ops: op → the kernel that ran it where the tensor is worst, of all calls between the tensor and the nearest ones that
+            are compared; the nearest first.
+    """
+
+    side: EngineSide
+    ops: Mapping[str, str]
+    host: PluginHost
+
+
+def suspects(side: EngineSide, row: Row, standard: Standard, host: PluginHost) -> Suspects:
+    """The calls behind a tensor."""
+    tokens = 1 if row.worst == "decode" else standard.prompt.chunks[0]
+    ops: dict[str, str] = {}
+    for call in side.between(row.name, standard.seen.tensors):
+        ops.setdefault(call.target.name, side.kernel(call, tokens))
+    return Suspects(side, ops, host)
+
+
+def _references(of: Suspects) -> Iterator[Variant]:
+    for op, kernel in of.ops.items():
+        yield Variant("kernel", f"{op}={REFERENCE}", {"kernels": {op: REFERENCE}}, instead_of=kernel)
+
+
+def _other_kernels(of: Suspects) -> Iterator[Variant]:
+    for op, current in list(of.ops.items())[:1]:
+        for kernel in of.host.kernels(op):
+            if kernel.name != current and not kernel.deterministic_only:
+                subject = f"{op}={kernel.name}"
+                yield Variant("kernel", subject, {"kernels": {op: kernel.name}}, instead_of=current)
+
+
+def _fusions(of: Suspects) -> Iterator[Variant]:
+    """Those whose op made the tensor first."""
+    applied = [name for name, count in of.side.engine.network.fusions.items() if count]
+    makers = {fusion.name for fusion in of.host.fusions() if fusion.op in of.ops}
+    for name in sorted(applied, key=lambda name: name not in makers):
+        yield Variant("fusion", name, {"without_fusions": (name,)})
+
+
+def _sums(of: Suspects) -> Iterator[Variant]:
+    target = of.side.engine.network.target
+    widened = any(kernel.name == "widened" for op in of.ops for kernel in of.host.kernels(op))
     if target.device.type != "cpu":
         yield Variant("accumulation", "no TF32, no 16-bit sums", full_precision=True)
     elif target.dtype != torch.float32 and widened:
         yield Variant("accumulation", "*=widened", {"kernels": {"*": "widened"}})
-    if target.dtype != torch.float32:
+
+
+def _dtype(of: Suspects) -> Iterator[Variant]:
+    if of.side.engine.network.target.dtype != torch.float32:
         yield Variant("dtype", "float32", {"dtype": "float32"})
-    yield Variant("reference", "*=reference", references(host))
+
+
+def _everything(of: Suspects) -> Iterator[Variant]:
+    yield Variant("reference", f"*={REFERENCE}", references(of.host))
+
+
+#: Where variants come from. Another kind takes a function here, its words above, and a rule in ``verdict``.
+_SOURCES: tuple[Callable[[Suspects], Iterator[Variant]], ...] = (
+    _references,
+    _other_kernels,
+    _fusions,
+    _sums,
+    _dtype,
+    _everything,
+)
+
+
+def variants(of: Suspects) -> list[Variant]:
+    """All changes that may be to blame for a tensor, the nearest first."""
+    return [variant for source in _SOURCES for variant in source(of)]
 
 
 def bisect(
     ours: Ours,
-    side: EngineSide,
+    tries: Sequence[Variant],
     row: Row,
-    standards: Sequence[Standard],
+    standard: Standard,
     advance: Callable[[], None] = lambda: None,
 ) -> list[Outcome]:
     """Try every variant on the prompt on which the tensor is worst."""
-    standard = standards[row.prompt]
-    longest = len(standard.prompt.tokens)
     outcomes = []
-    for variant in variants(side, row, standard, ours.host):
-        outcomes.append(_attempt(ours, variant, row, standard, longest))
+    for variant in tries:
+        outcomes.append(_attempt(ours, variant, row, standard, len(standard.prompt.tokens)))
         advance()
     return outcomes
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from bestiary.core.diff.measure import FACTORS, Allowance, Error, unit
+from bestiary.core.diff.measure import FACTORS, Allowance, Error, Scale, scales, unit
 from bestiary.core.sides.engine_side import EngineSide
-from bestiary.core.sides.side import Instead, Made, Noise, Seen, Side, common_name
+from bestiary.core.sides.side import Instead, Made, Noise, Seen, Side, Spoiled, common_name
 
 #: The last tokens of a prompt run one by one: other kernels may run them.
 DECODES = 4
@@ -47,18 +47,24 @@ class Prompt:
 class Reading:
     """One tensor in one kind of step: ``own`` is what was added right there, ``accumulated`` all that is there.
 
-    ``allowed``, ``allowed_accumulated``: what rounding may make of each.
+    ``allowed``, ``allowed_accumulated``: what rounding may make of each. ``scale``: by what all of it is too large.
     """
 
     own: Error
     accumulated: Error
     allowed: Allowance
     allowed_accumulated: Allowance
+    scale: Scale = field(default_factory=Scale)
 
     @property
     def excess(self) -> float:
-        """The own error over what is allowed."""
-        return self.allowed.excess(self.own)
+        """The own error over what is allowed: its size, or how much of it is one factor."""
+        return max(self.allowed.excess(self.own), self.allowed.scale_excess(self.scale))
+
+    @property
+    def off_scale(self) -> bool:
+        """Whether the error is of a size that rounding may have, and a factor, which rounding does not make."""
+        return self.allowed.excess(self.own) <= 1 < self.allowed.scale_excess(self.scale)
 
     @property
     def accumulated_excess(self) -> float:
@@ -107,16 +113,50 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Spoiler:
+    """A kernel that changes one of its inputs, as it was first seen, and at how many calls it was.
+
+    ``decodes_only``: only in steps of one token.
+    """
+
+    first: Spoiled
+    calls: int
+    decodes_only: bool
+
+    @property
+    def by(self) -> Made:
+        """Who."""
+        return self.first.by
+
+    @property
+    def text(self) -> str:
+        """What it does, after "it"."""
+        one = self.first
+        what = f"what {one.parameter} holds of other tokens" if one.cached else f"its input {one.parameter}"
+        return f"changes {what}, {one.changed} of {one.total} numbers in {one.by.scope or 'the model'}"
+
+
+@dataclass(frozen=True)
 class Comparison:
     """What a comparison found.
 
     Args:
         rows: in the order in which our side makes the tensors.
         missing: tensors that only the reference has.
+        spoiled: inputs that our calls changed against their ops' declarations; they were put back.
     """
 
     rows: list[Row]
     missing: tuple[str, ...] = ()
+    spoiled: tuple[Spoiled, ...] = ()
+
+    @property
+    def spoilers(self) -> list[Spoiler]:
+        """The kernels that changed inputs, in the order of execution."""
+        found: dict[tuple[str, str | None, str], list[Spoiled]] = {}
+        for one in self.spoiled:
+            found.setdefault((one.by.op, one.by.kernel, one.parameter), []).append(one)
+        return [Spoiler(ones[0], len(ones), all(one.decode for one in ones)) for ones in found.values()]
 
     @property
     def first(self) -> Row | None:
@@ -196,19 +236,21 @@ def compare(
     """
     merged: dict[str, Row] = {}
     missing: dict[str, None] = {}
+    spoiled: list[Spoiled] = []
     for number, standard in enumerate(against):
         found = _one(ours, standard, number, only_own)
         for row in found.rows:
             before = merged.get(row.name)
             merged[row.name] = row if before is None else _worse(before, row)
         missing |= dict.fromkeys(found.missing)
+        spoiled += found.spoiled
         advance()
-    return Comparison(list(merged.values()), tuple(missing))
+    return Comparison(list(merged.values()), tuple(missing), tuple(spoiled))
 
 
 def _one(ours: EngineSide, standard: Standard, number: int, only_own: bool) -> Comparison:
     prompt, wanted = standard.prompt, standard.seen.tensors
-    own = ours.run(prompt.tokens, prompt.chunks, standard.instead)
+    own = ours.run(prompt.tokens, prompt.chunks, standard.instead, guard=True)
     whole = own if only_own else ours.run(prompt.tokens, prompt.chunks)
     rows: list[Row] = []
     shared: set[str] = set()
@@ -218,16 +260,21 @@ def _one(ours: EngineSide, standard: Standard, number: int, only_own: bool) -> C
             continue
         shared.update(names)
         readings = {}
+        scale = scales(own.tensors[name], wanted[name], prompt.parts)
         for kind, part in prompt.parts.items():
             right = wanted[name][part]
             added, there = (Error.of(side.tensors[name][part], right) for side in (own, whole))
             readings[kind] = Reading(
-                added, there, standard.allowance(name, kind), standard.allowance(name, kind, carried=True)
+                added,
+                there,
+                standard.allowance(name, kind),
+                standard.allowance(name, kind, carried=True),
+                scale[kind],
             )
         made = {kind: by[name] for kind, by in (("prefill", own.made), ("decode", own.decoded)) if name in by}
         rows.append(Row(name, *_place(name), readings, made, number))
     missing = tuple(name for name in wanted if name not in shared and wanted[name].is_floating_point())
-    return Comparison(rows, missing)
+    return Comparison(rows, missing, tuple(own.spoiled))
 
 
 def _place(name: str) -> tuple[int | None, str]:

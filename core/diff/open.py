@@ -12,6 +12,7 @@ import torch
 from bestiary.converters.convert import convert
 from bestiary.core.checkpoint.parameters import parse_config
 from bestiary.core.diff.random_weights import random_model
+from bestiary.core.diff.strangers import Held, other_model, other_source
 from bestiary.core.engine.build import unmeasured
 from bestiary.core.engine.engine import EngineManifest
 from bestiary.core.engine.options import AT_LOAD, BuildOptions
@@ -121,9 +122,23 @@ class Setting:
             return self._same(loaded_side(target, host, longest, label, dtype="float32", **references(host)))
         path = source.path or fetch(named, self.progress)
         if (path / "config.json").is_file():
-            return self._transformers(path, device, exported=False)
+            side = self._transformers(path, device, exported=False)
+            self._check_sizes(side.module.config)
+            return side
         made = prepare(path, host=host, options=_small(self.ours.manifest.options), progress=self.progress)
         return self._same(loaded_side(made, host, longest, f"engine of {source.name}"))
+
+    def strangers(self, side: Side) -> str | None:
+        """Why a side is not of one source with ours, as far as files tell; None: it is."""
+        named, host = self.request.against, self.ours.host
+        if named in ("hf", "reference"):
+            return None
+        ours, name = Held(self.ours.directory, self.ours.manifest.checkpoint), recognise(named, host).name
+        if isinstance(side, EngineSide):
+            directory = side.engine.directory
+            return other_model(ours, Held(directory, EngineManifest.read(directory).checkpoint), name, host)
+        path = recognise(named, host).path or fetch(named, self.progress)
+        return other_source(ours, path, self.folder, host, self.progress)
 
     def _transformers(self, path: Path, device: torch.device, *, exported: bool) -> TransformersSide:
         manifest, host = self.ours.manifest.checkpoint, self.ours.host
@@ -138,10 +153,14 @@ class Setting:
 
     def _same(self, side: EngineSide) -> EngineSide:
         """A side of the same kind of model, or an error."""
-        ours, theirs = (
-            parse_config(self.ours.host.model(one.model), one.config)
-            for one in (self.ours.manifest.checkpoint, EngineManifest.read(side.engine.directory).checkpoint)
-        )
+        theirs = EngineManifest.read(side.engine.directory).checkpoint
+        self._check_sizes(parse_config(self.ours.host.model(theirs.model), theirs.config))
+        return side
+
+    def _check_sizes(self, theirs: object) -> None:
+        """Refuse a model of other sizes by its config."""
+        manifest = self.ours.manifest.checkpoint
+        ours = parse_config(self.ours.host.model(manifest.model), manifest.config)
         for name in ("vocab_size", "hidden_size", "num_hidden_layers"):
             found, expected = (getattr(config, name, None) for config in (theirs, ours))
             if found != expected:
@@ -152,7 +171,6 @@ class Setting:
                     found=str(found),
                     expected=str(expected),
                 )
-        return side
 
 
 def open_sides(request: Request, *, host: PluginHost, folder: Path, progress: Progress) -> Setting:

@@ -31,6 +31,7 @@ class Case(NamedTuple):
         others: all tensors of the reference.
         ours: the names of our tensors.
         weights: the parameters of the reference's module of that name.
+        dtype: of the two sides' that with the fewest digits.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Case(NamedTuple):
     ours: Collection[str]
     weights: Mapping[str, Tensor]
     prompt: Prompt
+    dtype: torch.dtype = torch.float32
 
 
 def patterns(case: Case) -> list[Finding]:
@@ -51,7 +53,8 @@ def patterns(case: Case) -> list[Finding]:
     case = case._replace(found=case.found.reshape(case.wanted.shape))
     found = [*_where(case), *_not_finite(case)]
     if case.found.isfinite().all():
-        found += [one for look in _LOOKS for one in look(case)]
+        whole = [*_factor(case)]  # a small one looks like much else
+        found += whole or [one for look in _LOOKS for one in look(case)]
     return found
 
 
@@ -115,7 +118,11 @@ def _factor(case: Case) -> Iterator[Finding]:
     factor = float((ours * right).sum()) / size if size else 0.0
     if factor and case.fits((ours / factor).float(), case.wanted):
         yield Finding(f"all of it is {factor:.6g} times the reference", MODEL)
-        return
+
+
+def _factors(case: Case) -> Iterator[Finding]:
+    """Each token or each feature has a factor of its own."""
+    ours, right = case.found.double(), case.wanted.double()
     rows = _rows(right)
     factors = (_rows(ours) * rows).sum(-1) / (rows * rows).sum(-1).clamp(min=1e-300)
     if bool((factors != 0).all()) and case.fits((_rows(ours) / factors[:, None]).float(), _rows(case.wanted)):
@@ -169,7 +176,11 @@ def _rounded(case: Case) -> Iterator[Finding]:
     """Numbers that have fewer digits than the reference's."""
     for dtype in (torch.bfloat16, torch.float16):
         short = bool(case.found.any()) and torch.equal(case.found, case.found.to(dtype).float())
-        if short and not torch.equal(case.wanted, case.wanted.to(dtype).float()):
+        if (
+            torch.finfo(case.dtype).eps < torch.finfo(dtype).eps
+            and short
+            and not torch.equal(case.wanted, case.wanted.to(dtype).float())
+        ):
             name = str(dtype).removeprefix("torch.")
             yield Finding(f"all numbers have the digits of {name} only: something is computed in it", MODEL)
             return
@@ -189,4 +200,4 @@ def _rows(tensor: Tensor) -> Tensor:
     return tensor.reshape(len(tensor), -1)
 
 
-_LOOKS: tuple[Callable[[Case], Iterator[Finding]], ...] = (_zeros, _another, _order, _factor, _offset, _rounded)
+_LOOKS: tuple[Callable[[Case], Iterator[Finding]], ...] = (_zeros, _another, _order, _factors, _offset, _rounded)

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 from bestiary.core.diff.compare import Row
 from bestiary.core.diff.run import Result
-from bestiary.core.diff.text import BISECTION, HEADINGS, bisection, cells, first_place, heading, verdict
+from bestiary.core.diff.text import (
+    BISECTION,
+    HEADINGS,
+    SPOILED,
+    bisection,
+    cells,
+    first_place,
+    heading,
+    spoiled,
+    verdict,
+)
 from bestiary.core.reports.page import Page
 from bestiary.core.version import __version__
 
@@ -26,6 +36,9 @@ def page(result: Result) -> Page:
     made = Page(f"bestiary diff: {result.ours}", f"against {result.against} · {result.device} · bestiary {__version__}")
     made.heading(verdict(result).capitalize())
     rows, first = result.comparison.rows, result.comparison.first
+    if result.comparison.spoilers:
+        made.heading("Inputs that calls changed")
+        made.table(SPOILED, spoiled(result))
     if first is not None:
         made.heading(f"First out of tolerance: {first.name}")
         made.table(("", ""), list(first_place(result)))

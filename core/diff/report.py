@@ -8,8 +8,8 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from bestiary.core.diff.arguments import plainly
-from bestiary.core.diff.bisect import Outcome
-from bestiary.core.diff.compare import Reading, Row
+from bestiary.core.diff.bisect import Kind, Outcome
+from bestiary.core.diff.compare import Reading, Row, Spoiler
 from bestiary.core.diff.measure import Error
 from bestiary.core.diff.run import Result
 from bestiary.core.reports.schema import JsonReport, ReportPart
@@ -31,6 +31,10 @@ class ReadingReport(ReportPart):
     step: Literal["prefill", "decode"] = Field(description="steps of several tokens, or of one")
     op: str | None = Field(description="the op that made it; null where torch did")
     kernel: str | None = Field(description="the kernel that ran the op; null where torch did")
+    scale: float = Field(
+        description="projection of the tensor on the reference, with right inputs: by what factor all of it is too large"
+    )
+    allowed_scale: float = Field(description="how far from 1 rounding may move `scale`; null: too few tokens to tell")
     own: ErrorReport = Field(description="error that was added there: what the tensor is made of was the reference's")
     accumulated: ErrorReport = Field(description="error of the tensor as the model makes it")
 
@@ -58,11 +62,26 @@ class FirstReport(ReportPart):
     arguments: dict[str, str] = Field(description="the arguments that are no tensors, as text, by parameter")
 
 
+class SpoiledReport(ReportPart):
+    """A kernel that changes an input which its op's declaration does not let it change; the input was put back."""
+
+    op: str = Field(description="the op")
+    kernel: str | None = Field(description="the kernel that ran it")
+    distribution: str | None = Field(description="distribution and version of the kernel")
+    parameter: str = Field(description="the op's parameter whose tensor was changed")
+    cached: bool = Field(description="it is a cache, and what it holds of tokens of other steps was changed")
+    module: str = Field(description="path of the module whose forward made the first such call")
+    changed: int = Field(description="numbers that were changed at the first such call, a count")
+    total: int = Field(description="numbers of that tensor, a count")
+    calls: int = Field(description="number of such calls")
+    decodes_only: bool = Field(description="only in steps of one token")
+
+
 class OutcomeReport(ReportPart):
     """What one changed option did to the first tensor's error."""
 
     change: str = Field(description="what was changed")
-    kind: Literal["kernel", "fusion", "accumulation", "dtype", "reference"] = Field(description="kind of the option")
+    kind: Kind = Field(description="kind of the option")
     excess: float | None = Field(
         description="own error over what is allowed, a ratio; null: it could not run, or is infinite"
     )
@@ -99,6 +118,7 @@ class DiffReport(JsonReport):
     within: bool = Field(description="whether all tensors are within tolerance")
     places: list[PlaceReport] = Field(description="tensors that both sides have, in the order of execution")
     missing: list[str] = Field(description="tensors that only the reference shows: names")
+    spoiled: list[SpoiledReport] = Field(description="kernels that changed their inputs, in the order of execution")
     first: FirstReport | None = Field(description="the first tensor out of tolerance; null: none")
     bisection: list[OutcomeReport] = Field(description="what each changed option did to it")
     verdict: VerdictReport = Field(description="what is to blame")
@@ -116,6 +136,7 @@ class DiffReport(JsonReport):
             within=verdict.blame == "nothing",
             places=[_place(row) for row in comparison.rows],
             missing=list(comparison.missing),
+            spoiled=[_spoiled(one, name) for one, name in zip(comparison.spoilers, result.spoiled_by, strict=True)],
             first=_first(comparison.first, result.made_by) if comparison.first else None,
             bisection=[_outcome(outcome) for outcome in result.outcomes],
             verdict=VerdictReport(
@@ -141,6 +162,8 @@ def _reading(row: Row, kind: str) -> ReadingReport:
         step="decode" if kind == "decode" else "prefill",
         op=made.op if made else None,
         kernel=made.kernel if made else None,
+        scale=reading.scale.factor,
+        allowed_scale=reading.allowed.off_scale(reading.scale),
         own=_error(reading.own, reading.excess, reading),
         accumulated=_error(reading.accumulated, reading.accumulated_excess, reading, carried=True),
     )
@@ -167,6 +190,22 @@ def _first(row: Row, distribution: str | None) -> FirstReport:
         module=by.scope if by else None,
         call=by.call if by else None,
         arguments={name: plainly(value) for name, value in by.arguments.items()} if by else {},
+    )
+
+
+def _spoiled(one: Spoiler, distribution: str | None) -> SpoiledReport:
+    first = one.first
+    return SpoiledReport(
+        op=one.by.op,
+        kernel=one.by.kernel,
+        distribution=distribution,
+        parameter=first.parameter,
+        cached=first.cached,
+        module=one.by.scope,
+        changed=first.changed,
+        total=first.total,
+        calls=one.calls,
+        decodes_only=one.decodes_only,
     )
 
 

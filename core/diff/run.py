@@ -11,14 +11,16 @@ import torch
 
 from bestiary.core import device as devices
 from bestiary.core.checkpoint.parameters import parse_config
-from bestiary.core.diff.bisect import Outcome, bisect, variants
+from bestiary.core.diff.bisect import Outcome, bisect, suspects, variants
 from bestiary.core.diff.compare import Comparison, Prompt, Standard, compare, standards
+from bestiary.core.diff.describe import describe
 from bestiary.core.diff.open import Request, Setting, open_sides
 from bestiary.core.diff.patterns import Finding
-from bestiary.core.diff.verdict import Verdict, describe, judge, origin_of
-from bestiary.core.errors import MissingInputError, RequestError, UsageError
+from bestiary.core.diff.verdict import Verdict, judge, origin_of
+from bestiary.core.errors import UsageError
 from bestiary.core.plugins import PluginHost
 from bestiary.core.progress import Progress, step
+from bestiary.core.prompts import PromptInput, read_prompt
 from bestiary.core.sides.engine_side import EngineSide
 from bestiary.core.sides.side import Side
 from bestiary.core.sides.transformers_side import TransformersSide
@@ -36,7 +38,7 @@ class Texts:
     """What is run.
 
     Args:
-        prompts: texts.
+        prompts: texts, or ``{"prompt_token_ids": ids}``.
         tokens: so many random ids in their place; None: the texts, or, where there are none, :data:`TEXT`.
         seed: of the random ids.
 
@@ -44,7 +46,7 @@ class Texts:
         UsageError: texts and random ids, or no ids.
     """
 
-    prompts: Sequence[str] = ()
+    prompts: Sequence[PromptInput] = ()
     tokens: int | None = None
     seed: int = 0
 
@@ -65,6 +67,7 @@ class Result:
         ours, against: what was compared.
         coarsest: the dtype of either side with the fewest digits, by which tolerances are measured.
         made_by: the distribution whose kernel made the first tensor that is wrong.
+        spoiled_by: the distributions of the kernels that change inputs.
     """
 
     ours: str
@@ -76,6 +79,7 @@ class Result:
     verdict: Verdict
     outcomes: Sequence[Outcome] = field(default_factory=tuple)
     made_by: str | None = None
+    spoiled_by: Sequence[str | None] = ()
 
 
 def diff(request: Request, texts: Texts, *, host: PluginHost, progress: Progress) -> Result:
@@ -112,13 +116,16 @@ def _compared(
     row = comparison.first
     outcomes: list[Outcome] = []
     found: list[Finding] = []
+    strangers = None
     if row is not None:
         standard: Standard = right[row.prompt]
-        total = len(list(variants(side, row, standard, setting.ours.host)))
-        with step(progress, "bisect", total, "variants") as note:
-            outcomes = bisect(setting.ours, side, row, right, advance=lambda: progress.advance(1))
+        tries = variants(suspects(side, row, standard, setting.ours.host))
+        with step(progress, "bisect", len(tries), "variants") as note:
+            outcomes = bisect(setting.ours, tries, row, standard, advance=lambda: progress.advance(1))
             found = describe(row, standard, side, against, setting.ours)
-            note.text = f"{total} variants"
+            note.text = f"{len(tries)} variants"
+        if not any(outcome.gone for outcome in outcomes):
+            strangers = setting.strangers(against)
     return Result(
         ours=side.label,
         against=against.label,
@@ -126,9 +133,10 @@ def _compared(
         coarsest=coarsest,
         prompts=prompts,
         comparison=comparison,
-        verdict=judge(comparison, outcomes, found, setting.ours, against),
+        verdict=judge(comparison, outcomes, found, setting.ours, against, strangers),
         outcomes=outcomes,
         made_by=origin_of(setting.ours.host, row.by) if row else None,
+        spoiled_by=[origin_of(setting.ours.host, one.by) for one in comparison.spoilers],
     )
 
 
@@ -146,30 +154,12 @@ def _sequences(setting: Setting, texts: Texts) -> list[list[int]]:
     vocabulary = parse_config(setting.ours.host.model(manifest.model), manifest.config).vocab_size
     named = list(texts.prompts)
     if texts.tokens is None and (named or has_tokenizer(directory)):
-        tokenizer = Tokenizer.load(directory)
-        encoded = [tokenizer.encode(text) for text in named or [TEXT]]
-        if empty := next((text for text, ids in zip(named, encoded, strict=False) if not ids), None):
-            raise RequestError("E-DIFF-PROMPT", "prompt", "has no tokens", found=repr(empty)[:80])
-        return encoded
+        read = named or [TEXT]
+        tokenizer = Tokenizer.load(directory) if any(isinstance(one, str) for one in read) else None
+        limit = setting.ours.manifest.options.max_seq_len
+        assert limit is not None, "a built engine knows its longest sequence"
+        # No output follows, so a prompt may fill the sequence.
+        return [read_prompt(one, tokenizer, vocab_size=vocabulary, max_seq_len=limit + 1).token_ids for one in read]
     count = 32 if texts.tokens is None else texts.tokens
     generator = torch.Generator().manual_seed(texts.seed)
     return [torch.randint(vocabulary, (count,), generator=generator).tolist()]
-
-
-def read_prompts(file: Path) -> list[str]:
-    """The lines of a file that are not empty.
-
-    Raises:
-        MissingInputError: there is no such file, or nothing in it.
-        UsageError: it is no text.
-    """
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError as error:
-        raise MissingInputError("E-DIFF-PROMPT", file.name, "no such file", hint="name a text file") from error
-    except (UnicodeDecodeError, IsADirectoryError) as error:
-        raise UsageError("E-DIFF-PROMPT", file.name, "is no text file", expected="a prompt on each line") from error
-    found = [line for line in lines if line.strip()]
-    if not found:
-        raise MissingInputError("E-DIFF-PROMPT", file.name, "has no prompt", expected="a prompt on each line")
-    return found

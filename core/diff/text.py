@@ -17,6 +17,7 @@ SHOWN = 8
 
 HEADINGS = ("tensor", "op=kernel", "max error", "relative", "allowed", "cosine", "accumulated", "step", "")
 BISECTION = ("changed", "own error / allowed", "", "first wrong then")
+SPOILED = ("op=kernel", "changes against its declaration", "calls", "step")
 
 
 def number(value: float) -> str:
@@ -76,8 +77,24 @@ def cells(label: str, row: Row) -> tuple[str, ...]:
         f"{reading.own.cosine:.6f}",
         number(row.accumulated.accumulated.relative),
         row.worst,
-        "" if row.excess <= 1 else f"{row.excess:.3g}× too far" if math.isfinite(row.excess) else "not alike at all",
+        _judged(row),
     )
+
+
+def _judged(row: Row) -> str:
+    if row.excess <= 1:
+        return ""
+    if row.reading.off_scale:
+        return f"all of it × {row.reading.scale.factor:.5g}"
+    return f"{row.excess:.3g}× too far" if math.isfinite(row.excess) else "not alike at all"
+
+
+def spoiled(result: Result) -> list[tuple[str, ...]]:
+    """A row for each kernel that changes an input."""
+    return [
+        (f"{one.by.op}={one.by.kernel}", one.text, str(one.calls), "decode" if one.decodes_only else "")
+        for one in result.comparison.spoilers
+    ]
 
 
 def bisection(result: Result) -> list[tuple[str, ...]]:
@@ -109,6 +126,11 @@ def first_place(result: Result) -> Iterator[tuple[str, str]]:
     own, kind = reading.own, "decodes" if row.worst == "decode" else "prefill"
     allowed = f"{number(own.relative)} relative ({number(reading.allowed.relative)} allowed)"
     yield "own error", f"{allowed}, {number(own.largest)} at most, cosine {own.cosine:.6f}, in {kind}"
+    if reading.off_scale:
+        yield (
+            "scale",
+            f"{reading.scale.factor:.6g} times the reference, {reading.allowed.off_scale(reading.scale):.1e} off 1 allowed",
+        )
     for place, text in enumerate(result.verdict.findings):
         yield "" if place else "looks like", text
 

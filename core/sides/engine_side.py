@@ -15,10 +15,11 @@ from bestiary.core.ops.declare import OpDeclaration
 from bestiary.core.program.bound import BoundCall
 from bestiary.core.program.calls import signature
 from bestiary.core.program.program import Input, Instruction, Value, fill
-from bestiary.core.program.shapes import Dim
+from bestiary.core.program.shapes import Dim, Sizes
 from bestiary.core.runtime.messages import StepMessage
 from bestiary.core.runtime.reference import ReferenceRunner
-from bestiary.core.sides.side import Instead, Made, Seen, plain
+from bestiary.core.sides.guard import Guard, is_cache
+from bestiary.core.sides.side import Instead, Made, Seen, Spoiled, plain
 
 _ROW_EACH = (Dim(0, tokens=1), Dim(0, rows=1))
 
@@ -65,18 +66,22 @@ class EngineSide:
         limits = self.engine.network.limits
         return min(limits.tokens, limits.rows)
 
-    def run(self, tokens: Sequence[int], chunks: Sequence[int] = (), instead: Instead | None = None) -> Seen:
+    def run(
+        self, tokens: Sequence[int], chunks: Sequence[int] = (), instead: Instead | None = None, *, guard: bool = False
+    ) -> Seen:
         """All tensors of one sequence; those that a fusion swallowed are not there.
 
         What a layer's cache holds of the tokens is ``layers.0.attention.cache.k`` and ``.v``.
 
         Args:
             chunks, instead: see :class:`~bestiary.core.sides.side.Side`.
+            guard: look whether calls change what their ops' declarations don't let them, and put it back, so that the rest
+                of the run is made of what was there; it copies every input.
 
         Raises:
             RequestError: the sequence or a chunk is too long for the engine.
         """
-        watcher = _Watcher(self, instead or Instead())
+        watcher = _Watcher(self, instead or Instead(), guard=guard)
         self._watched(tokens, chunks, watcher)
         return watcher.seen()
 
@@ -130,6 +135,10 @@ class EngineSide:
         """Who made a value: of a view, who made what it shows."""
         return _made(self._by[value], kernel, self.engine)
 
+    def kernel(self, call: Instruction, tokens: int) -> str:
+        """The kernel that runs a call of an op in steps of so many tokens."""
+        return self._runner.program.kernel(call, Sizes(tokens, 1, tokens)).name
+
     def _known(self, value: Value, known: Mapping[str, Tensor]) -> bool:
         return any(name in known for name in self.names(value))
 
@@ -168,8 +177,10 @@ class EngineSide:
 class _Watcher:
     """Sees the calls of one sequence's steps, keeps what has a name, and puts other tensors in its place."""
 
-    def __init__(self, side: EngineSide, instead: Instead, wanted: Instruction | None = None) -> None:
-        self._side, self._instead, self._wanted = side, instead, wanted
+    def __init__(
+        self, side: EngineSide, instead: Instead, wanted: Instruction | None = None, *, guard: bool = False
+    ) -> None:
+        self._side, self._instead, self._wanted, self._guard = side, instead, wanted, guard
         self._parts: dict[tuple[str, ...], list[Tensor]] = {}
         self._seen, self._rows, self._decoding = Seen(), slice(0, 0), False
         self._kernels: dict[Value, str | None] = {}
@@ -186,7 +197,7 @@ class _Watcher:
             args = tuple(_copied(arg) for arg in call.args)
             self.captured.append((target, args, self._rows))
         if call.run is not None:
-            call.run()
+            self._run(call, call.run)
         for value, tensor in self._side.in_order(zip(instruction.results, call.results, strict=True)):
             if isinstance(target, OpDeclaration):
                 self._kernels[value] = call.kernel
@@ -197,7 +208,7 @@ class _Watcher:
         if isinstance(target, OpDeclaration) and target.mutates:
             by = _made(instruction, call.kernel, self._side.engine)
             for value, tensor in zip(instruction.args, call.args, strict=True):
-                if isinstance(value, Input) and value.name.startswith(("k.", "v.")):
+                if is_cache(value):
                     kind, _, path = value.name.partition(".")
                     self._see((f"{path}.{kind}",), tensor.flatten(0, 1)[self._rows], by)
 
@@ -207,6 +218,16 @@ class _Watcher:
             self._seen.tensors.update(dict.fromkeys(names, torch.cat(pieces)))
             self._seen.groups.append(names)
         return self._seen
+
+    def _run(self, call: BoundCall, run: Callable[[], Any]) -> None:
+        if not (self._guard and isinstance(call.instruction.target, OpDeclaration)):
+            run()
+            return
+        guard = Guard(call, self._rows)
+        run()
+        for change in guard.undo():
+            by = _made(call.instruction, call.kernel, self._side.engine)
+            self._seen.spoiled.append(Spoiled(by, *change, self._decoding))
 
     def _see(self, names: tuple[str, ...], tensor: Tensor, by: Made) -> None:
         found = plain(tensor)

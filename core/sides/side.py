@@ -24,6 +24,25 @@ class Made(NamedTuple):
     arguments: Mapping[str, Any] = {}
 
 
+class Spoiled(NamedTuple):
+    """An input that a call changed, though its op's declaration does not let it.
+
+    Args:
+        by: who did.
+        parameter: of the op.
+        cached: what a cache held of other tokens was changed, which the op may write.
+        changed, total: how many of its numbers.
+        decode: in a step of one token.
+    """
+
+    by: Made
+    parameter: str
+    cached: bool
+    changed: int
+    total: int
+    decode: bool
+
+
 @dataclass
 class Seen:
     """A run.
@@ -33,12 +52,14 @@ class Seen:
             processor, floating ones in float32; in the order in which they were made. Names of one tensor share it.
         groups: the names of each tensor, in the same order, where the side knows that they are one.
         made, decoded: by whom, in chunks of several tokens and in decodes, where the side knows.
+        spoiled: inputs that calls changed against their declaration, in the order of the calls, where that was looked at.
     """
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
     groups: list[tuple[str, ...]] = field(default_factory=list)
     made: dict[str, Made] = field(default_factory=dict)
     decoded: dict[str, Made] = field(default_factory=dict)
+    spoiled: list[Spoiled] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

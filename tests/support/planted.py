@@ -250,6 +250,34 @@ def no_window(
     out.copy_(reference(q, k_cache, v_cache, block_tables, query_starts, kv_lengths, scale, None))
 
 
+def clobber(x: Tensor, weight: Tensor, eps: float, *, out: Tensor) -> None:
+    """Right, and works in its input."""
+    out.copy_(_normed(x, weight, eps))
+    x.mul_(1.5)
+
+
+def spoiling(
+    q: Tensor, k: Tensor, v: Tensor, table: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor, *, out: Tensor
+) -> None:
+    """Right for its own tokens, and changes the first one's value in every decode."""
+    out.copy_(ops.rope_kv_write.reference(q, k, v, table, k_cache, v_cache, slots))
+    if len(q) == 1:
+        v_cache.view(-1, *v_cache.shape[2:])[0] += 0.5
+
+
+def next_angles(positions: Tensor, lengths: Tensor, rope: Any, size: int, *, out: Tensor) -> None:
+    """The angles of the positions after."""
+    out.copy_(ops.rotary_table.reference(positions + 1, lengths, rope, size))
+
+
+def one_percent(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor) -> None:
+    """All of it larger by less than 16-bit numbers round."""
+    torch.matmul(x, weight.t(), out=out)
+    if bias is not None:
+        out.add_(bias)
+    out.mul_(1.01)
+
+
 def _gated_inputs(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
     for tokens, features, size in ((1, 8, 6), (5, 12, 7)):
         gate, up = (normal(generator, tokens, features, dtype=dtype) for _ in "gu")
@@ -275,7 +303,8 @@ def without_up(gate: Tensor, up: Tensor, kind: str, weight: Tensor, bias: Tensor
 #: A kernel's name → its op.
 KERNELS = {
     "other_eps": "rms_norm", "narrow": "rms_norm", "unwritten": "rms_norm", "not_a_number": "rms_norm",
-    "one_row": "linear", "neighbours": "rope_kv_write", "no_window": "paged_attention",
+    "one_row": "linear", "neighbours": "rope_kv_write", "no_window": "paged_attention", "clobber": "rms_norm",
+    "spoiling": "rope_kv_write", "next_angles": "rotary_table", "one_percent": "linear",
 }  # fmt: skip
 
 

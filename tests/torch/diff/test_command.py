@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import pytest
 from tiny import make_hf
 
 from bestiary.core.cli.main import invoke
+from bestiary.core.diff import run
 
 
 @pytest.fixture(autouse=True)
@@ -115,6 +117,30 @@ def test_prompts_of_a_file_and_deep_models(capsys, tmp_path):
     assert diff(capsys, tmp_path / "hf", "--device", "cpu", "--all")[1].count("attention_norm") == 6
 
 
+def test_prompts_in_json_lines(capsys, tmp_path):
+    make_hf(tmp_path / "hf", num_hidden_layers=1)
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt_token_ids": [5, 6, 7]}\n\n{"prompt_token_ids": [1, 2, 3, 4, 5, 6, 7, 8]}\n')
+    status, out, err = diff(capsys, tmp_path / "hf", "--device", "cpu", "--prompts", file)
+    assert status == 0, err
+    assert "2 prompts of 3 to 8 tokens" in out
+    file.write_text('{"prompt": "hello"}\n')
+    status, _, err = diff(capsys, tmp_path / "hf", "--device", "cpu", "--prompts", file)
+    assert status == 66 and "tokenizer" in err  # it is a text, and this model has none
+
+
+def test_a_text_of_json_lines_is_what_is_run(capsys, tmp_path, monkeypatch):
+    make_hf(tmp_path / "hf", num_hidden_layers=1)
+    encoded = []
+    monkeypatch.setattr(
+        run.Tokenizer, "load", lambda directory: SimpleNamespace(encode=lambda text: encoded.append(text) or [1, 2, 3])
+    )
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "hello"}\n"there"\n')
+    status, _, err = diff(capsys, tmp_path / "hf", "--device", "cpu", "--prompts", tmp_path / "prompts.jsonl")
+    assert status == 0, err
+    assert encoded == ["hello", "there"]
+
+
 @pytest.mark.parametrize(
     ("words", "status", "text"),
     [
@@ -126,11 +152,17 @@ def test_prompts_of_a_file_and_deep_models(capsys, tmp_path):
         (["hf", "--tokens", "0"], 2, "E-DIFF-PROMPT"),
         (["hf", "--tokens", "3", "--prompt", "x"], 2, "E-DIFF-PROMPT"),
         (["hf", "--tokens", "600"], 2, "E-SIDE-LENGTH"),
-        (["hf", "--prompts", "none.txt"], 66, "E-DIFF-PROMPT"),
-        (["hf", "--prompts", "empty.txt"], 66, "E-DIFF-PROMPT"),
-        (["hf", "--prompts", "bytes.txt"], 2, "E-DIFF-PROMPT"),
+        (["hf", "--prompts", "none.txt"], 66, "E-CLI-PROMPTS"),
+        (["hf", "--prompts", "empty.txt"], 66, "E-CLI-PROMPTS"),
+        (["hf", "--prompts", "bytes.txt"], 65, "E-CLI-PROMPTS"),
+        (["hf", "--prompts", "."], 66, "E-CLI-PROMPTS"),
+        (["hf", "--prompts", "other.jsonl"], 65, "E-CLI-PROMPTS"),
+        (["hf", "--prompts", "foreign.jsonl"], 2, "E-REQ-PROMPT"),
+        (["hf", "--seed", "99999999999999999999999", "--tokens", "4"], 2, "E-USE-SEED"),
+        (["hf", "--seed", "-1", "--tokens", "4"], 2, "E-USE-SEED"),
         (["hf", "--tp", "2"], 78, "E-DIFF-RANKS"),
         (["hf", "--against", "larger"], 2, "E-DIFF-MODELS"),
+        (["hf", "--against", "other"], 2, "E-DIFF-MODELS"),
         (["hf", "--html", "no/such/folder/page.html"], 73, "E-OUT-FILE"),
         (["hf", "--kernel", "rms_norm=fastest"], 78, "E-KERNEL-NAME"),
     ],
@@ -139,7 +171,7 @@ def test_what_is_refused(capsys, tmp_path, monkeypatch, words, status, text):
     monkeypatch.chdir(tmp_path)
     if words[0] == "hf":
         make_hf(tmp_path / "hf", num_hidden_layers=1)
-    if "larger" in words:
+    if words[-1] in ("larger", "other"):
         make_hf(tmp_path / "other", num_hidden_layers=2)
         assert invoke(["convert", "other", "larger"]) == 0
         capsys.readouterr()
@@ -148,6 +180,8 @@ def test_what_is_refused(capsys, tmp_path, monkeypatch, words, status, text):
         if config:
             (tmp_path / folder / "config.json").write_text(config)
     (tmp_path / "empty.txt").write_text("\n\n")
+    (tmp_path / "other.jsonl").write_text('{"question": "which?"}\n')
+    (tmp_path / "foreign.jsonl").write_text('{"prompt_token_ids": [1, 4000]}\n')
     (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\xfd")
     capsys.readouterr()
     found, out, err = diff(capsys, *words, "--device", "cpu", "--json")

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from bestiary.core.diff.bisect import Outcome, Variant
 from bestiary.core.diff.compare import Comparison, Prompt, Reading, Row
-from bestiary.core.diff.measure import Allowance, Error
+from bestiary.core.diff.measure import Allowance, Error, Scale, scales
 from bestiary.core.diff.patterns import Case, patterns
 from bestiary.core.diff.verdict import judge
+from bestiary.core.plugins import PluginHost
 from bestiary.core.sides.side import Made
+from bestiary.core.version import __version__
 
 T = torch.tensor
 
@@ -40,6 +43,37 @@ def test_an_allowance_holds_the_norm_and_each_number():
     one[7] = 1.1  # hardly anything of the norm
     assert allowed.excess(Error.of(one, wanted)) == pytest.approx(0.1 / 4e-3, rel=1e-3)
     assert allowed.excess(Error.of(wanted, wanted)) == 0
+
+
+PARTS = {"prefill": slice(0, 16), "decode": slice(16, 20)}
+TENSOR = torch.randn(20, 32, generator=torch.Generator().manual_seed(5))
+
+
+def test_a_scale_is_told_from_roundings():
+    allowed = Allowance(2.0, 2**-7, Error(2**-7, 2**-7, 1.0, 1.0))
+    rounded = TENSOR.bfloat16().float()
+    for one in scales(rounded, TENSOR, PARTS).values():
+        assert allowed.scale_excess(one) < 0.3 and 1 < one.share * 32**0.5 < 1.6
+    assert allowed.fits(rounded, TENSOR, PARTS)
+    found = scales(rounded * 1.01, TENSOR, PARTS)
+    assert all(one.factor == pytest.approx(1.01, abs=1e-3) for one in found.values())
+    assert allowed.excess(Error.of(rounded * 1.01, TENSOR)) < 1 < allowed.scale_excess(found["prefill"])
+    assert not allowed.fits(rounded * 1.01, TENSOR, PARTS)
+    # One feature that is all of it: rounding may move it as far as it rounds.
+    alone = torch.cat((TENSOR * 1e-3, torch.ones(20, 1)), 1)
+    assert scales(alone * 1.003, alone, PARTS)["prefill"].share > 0.9 and allowed.fits(alone * 1.003, alone, PARTS)
+
+
+def test_of_what_a_scale_is_not_told():
+    assert scales(TENSOR[:9] * 2, TENSOR[:9], {"all": slice(None)})["all"].scatter == math.inf  # too few tokens
+    unlike = {**dict.fromkeys(PARTS, Scale())}
+    assert scales(TENSOR[:, :4], TENSOR, PARTS) == unlike
+    assert scales(TENSOR / 0, TENSOR, PARTS) == unlike
+    assert scales(torch.zeros(20, 4), torch.zeros(20, 4), PARTS) == unlike
+    assert Allowance(2.0, 1e-3, Error(0, 0, 1)).scale_excess(Scale()) == 0
+    # Tokens with factors of their own say how far their mean may be off.
+    own = torch.linspace(0.9, 1.13, 20)[:, None]
+    assert scales(TENSOR * own, TENSOR, PARTS)["prefill"].scatter > 0.05
 
 
 @pytest.mark.parametrize(
@@ -166,3 +200,13 @@ def test_verdicts():
     assert verdict(rows=[row(0.5, 9.0), fine]).blame == "nothing"
     added = verdict(rows=[fine, row(0.5, 9.0), row(0.5, 9.0, "logits")])
     assert added.blame == "sum" and "from layers.0.mlp on" in added.text
+
+
+@pytest.mark.parametrize("name", ["rotary_cache", "residual_norm", "gated_product"])
+def test_of_all_fusions_the_one_is_named_without_which_it_is_gone(name):
+    host = PluginHost.load(plugins=["planted_fusion"])
+    assert {one.name for one in host.fusions()} >= {"rotary_cache", "residual_norm", "gated_product"}
+    outcomes = [Outcome(Variant("fusion", one.name), 0.5 if one.name == name else 9.0) for one in host.fusions()]
+    said = judge(Comparison([row(30.0)]), outcomes, [], SimpleNamespace(host=host), None)  # type: ignore[arg-type]
+    whose = "planted_fusion unversioned" if name == "gated_product" else f"bestiary {__version__}"
+    assert (said.text, said.distribution) == (f"fusion {name} of {whose}", whose)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from bestiary.core.diff.open import Request
 from bestiary.core.diff.run import Result, Texts, diff
@@ -84,12 +90,67 @@ def test_a_kernels_mistake(families, name):
     assert {f"--kernel {op}=reference", "all references, no fusion"} <= gone
 
 
-def test_a_kernels_mistake_in_16_bit(families):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_factor_is_told_from_rounding(families, dtype):
+    result = compared(families, "right", dtype=dtype, kernels={"linear": "wrong_one_percent"})
+    assert result.comparison.first is not None and result.comparison.first.name == "layers.0.attention.q"
+    assert result.verdict.text.startswith("kernel linear=wrong_one_percent of planted unversioned")
+    assert any(text.startswith("all of it is 1.0") for text in result.verdict.findings)
+    assert not any("order" in text or "digits" in text for text in result.verdict.findings)
+    reading = result.comparison.first.reading
+    assert reading.scale.factor == pytest.approx(1.01, abs=1e-3)
+    if dtype == "bfloat16":  # where the size of the error says nothing
+        assert reading.off_scale and reading.allowed.excess(reading.own) < 1 < reading.excess
+        assert result.verdict.text.endswith("; all of layers.0.attention.q is 1.01 times the reference")
+        assert "in steps of many" not in result.verdict.text and "in decodes" not in result.verdict.text
+
+
+def test_a_factor_in_decodes_only(families):
     result = compared(families, "right", dtype="bfloat16", kernels={"linear": "wrong_one_row"})
-    # One per cent is less than a rounding may do to a product of 16-bit numbers; it is what no one can tell from rounding.
-    assert result.verdict.blame == "nothing"
+    assert result.verdict.text.startswith("kernel linear=wrong_one_row of planted unversioned, in decodes only; all of")
     result = compared(families, "right", dtype="bfloat16", kernels={"rms_norm": "wrong_unwritten"})
     assert result.verdict.text.startswith("kernel rms_norm=wrong_unwritten")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_kernel_that_works_in_its_input(families, dtype):
+    result = compared(families, "right", dtype=dtype, kernels={"rms_norm": "wrong_clobber"})
+    assert result.comparison.first is None, "what it changed was put back"
+    assert (result.verdict.blame, result.verdict.distribution) == ("kernel", "planted unversioned")
+    assert result.verdict.text == (
+        "kernel rms_norm=wrong_clobber of planted unversioned: it changes its input x, 512 of 512 numbers in layers.0.attention_norm"
+    )
+
+
+def test_a_kernel_that_spoils_other_tokens_in_the_cache(families):
+    result = compared(families, "right", kernels={"rope_kv_write": "wrong_spoiling"})
+    assert result.verdict.blame == "kernel" and result.comparison.first is None
+    assert result.verdict.text == (
+        "kernel rope_kv_write=wrong_spoiling of planted unversioned, which the fusion rotary_cache puts in, in decodes only: "
+        "it changes what v_cache holds of other tokens, 32 of 512 numbers in layers.0.attention"
+    )
+    (spoiler,) = result.comparison.spoilers
+    assert spoiler.calls == 4 and spoiler.decodes_only
+
+
+def test_beside_a_changed_input_another_mistake_is_named(families):
+    result = compared(
+        families, "right", kernels={"rms_norm": "wrong_clobber", "gated_activation": "torch", "linear": "wrong_one_row"}
+    )
+    assert result.verdict.text.startswith(
+        "kernel rms_norm=wrong_clobber of planted unversioned: it changes its input x"
+    )
+    assert (
+        "; and of layers.0.attention.q, kernel linear=wrong_one_row of planted unversioned, in decodes"
+        in result.verdict.text
+    )
+
+
+def test_a_kernel_whose_result_has_no_name(families):
+    result = compared(families, "right", kernels={"rotary_table": "wrong_next_angles"})
+    assert result.comparison.first is not None and result.comparison.first.name == "layers.0.attention.rope.0"
+    assert result.verdict.text == "kernel rotary_table=wrong_next_angles of planted unversioned"
+    assert result.verdict.distribution == "planted unversioned" and result.made_by != result.verdict.distribution
 
 
 def test_a_fusion_that_drops_a_term(families):
@@ -102,6 +163,16 @@ def test_a_fusion_that_drops_a_term(families):
     assert "without the fusion gated_product" in gone and "without the fusion residual_norm" not in gone
 
 
+def test_a_fusion_whose_op_drops_a_term(families):
+    """Its kernel does as its reference does, so the fusion is to blame, and of all that are applied this one."""
+    result = compared(families, "right", plugins=["planted_declaration"])
+    assert result.comparison.first is not None and result.comparison.first.name == "layers.0.mlp"
+    assert result.verdict.text == "fusion short_product of planted_declaration unversioned"
+    assert (result.verdict.blame, result.verdict.distribution) == ("fusion", "planted_declaration unversioned")
+    tried = [str(one.variant) for one in result.outcomes if one.variant.kind == "fusion"]
+    assert tried[0] == "without the fusion short_product" and len(tried) == 3
+
+
 def test_against_its_own_references_a_models_mistake_is_none(families):
     assert compared(families, "wrong_eps", against="reference").verdict.blame == "nothing"
     result = compared(families, "right", against="reference", kernels={"rms_norm": "wrong_other_eps"})
@@ -112,6 +183,40 @@ def test_two_models_that_are_not_one(families):
     _, other = families("wrong_eps")
     result = compared(families, "right", against=str(other))
     assert result.verdict.blame == "models" and "layers.0.attention_norm (rms_norm, eps=1e-05)" in result.verdict.text
+    assert "is another checkpoint than ours: its model is planted_wrong_eps, ours planted_right" in result.verdict.text
+
+
+def changed(source: Path, target: Path, change: Callable[[dict[str, Any], dict[str, torch.Tensor]], None]) -> Path:
+    """A copy of a Hugging Face directory with another config or other weights."""
+    shutil.copytree(source, target)
+    config = json.loads((target / "config.json").read_text())
+    weights = load_file(target / "model.safetensors")
+    change(config, weights)
+    (target / "config.json").write_text(json.dumps(config))
+    save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
+    return target
+
+
+def test_two_checkpoints_are_no_mistake_of_the_plugin(families, tmp_path):
+    source, _ = families("right")
+    weights = changed(source, tmp_path / "tuned", lambda config, tensors: tensors["model.norm.weight"].mul_(1.5))
+    result = compared(families, "right", against=str(weights))
+    assert result.verdict.blame == "models" and result.verdict.distribution is None
+    assert (
+        "tuned is another checkpoint than ours: 1 of 12 tensors of weights differ, the first is norm.weight"
+        in result.verdict.text
+    )
+    config = changed(source, tmp_path / "eps", lambda config, tensors: config.update(rms_norm_eps=1e-3))
+    result = compared(families, "right", against=str(config))
+    assert "its rms_norm_eps is 0.001, ours 1e-05" in result.verdict.text and result.verdict.blame == "models"
+
+
+def test_a_copy_in_other_files_is_the_same_source(families, tmp_path):
+    """What differs is then the plugin's mistake all the same."""
+    source, _ = families("wrong_eps")
+    copy = changed(source, tmp_path / "copy", lambda config, tensors: config.update(transformers_version="0"))
+    result = compared(families, "wrong_eps", against=str(copy))
+    assert result.verdict.blame == "plugin" and "look in its config.py" in result.verdict.text
 
 
 def test_rounding_is_told_from_mistakes(families):

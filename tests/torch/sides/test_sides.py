@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,8 +17,12 @@ from bestiary.core.engine.load import load_engine
 from bestiary.core.engine.options import BuildOptions
 from bestiary.core.errors import PluginError, RequestError
 from bestiary.core.ops.activation import gated_activation
+from bestiary.core.ops.norm import rms_norm
 from bestiary.core.plugins import PluginHost
+from bestiary.core.program.bound import BoundCall
+from bestiary.core.program.program import Instruction, Value
 from bestiary.core.sides.engine_side import EngineSide
+from bestiary.core.sides.guard import Change, Guard
 from bestiary.core.sides.names import _left_over, pairs
 from bestiary.core.sides.side import Instead, Noise, common_name
 from bestiary.core.sides.transformers_side import TransformersSide
@@ -96,6 +101,36 @@ def test_with_right_tensors_in_place_each_shows_its_own_error_only(both):
     # What is put in place of the values reaches the cache, and no further: that is put in place, too.
     apart = [name for name in own if not torch.equal(own[name], after[name])]
     assert apart == ["layers.0.attention.cache.v"]
+
+
+@pytest.mark.parametrize("guard", [True, False])
+def test_what_a_kernel_spoils_is_put_back_where_that_is_looked_at(both, guard):
+    right = both.ours().run(TOKENS, CHUNKS)
+    found = both.ours(kernels={"rms_norm": "wrong_clobber"}).run(TOKENS, CHUNKS, guard=guard)
+    same = torch.equal(found.tensors["logits"], right.tensors["logits"])
+    assert same == guard and bool(found.spoiled) == guard
+    if guard:
+        first = found.spoiled[0]
+        assert (first.by.op, first.by.kernel, first.by.scope) == (
+            "rms_norm",
+            "wrong_clobber",
+            "layers.0.attention_norm",
+        )
+        assert (first.parameter, first.cached, first.changed, first.total) == ("x", False, 4 * 32, 4 * 32)
+        assert [one.decode for one in found.spoiled] == [False, False, True, True, True]
+    assert both.ours().run(TOKENS, CHUNKS, guard=True).spoiled == []
+
+
+def test_a_guard_sees_every_bit_and_views(both):
+    instruction = Instruction(rms_norm, (Value("x"), Value("weight"), 1e-5), (), "")
+    x = torch.tensor([[0.0, math.nan]]).expand(3, 2)  # one row, shown three times
+    weight = torch.ones(4, 2)[:, ::2].squeeze(-1)
+    call = BoundCall(instruction, "some", (x, weight, 1e-5), (), None)
+    assert list(Guard(call, slice(0, 1)).undo()) == []
+    guard = Guard(call, slice(0, 1))
+    x[0, 0], weight[3] = -0.0, 5.0
+    assert list(guard.undo()) == [Change("x", False, 1, 2), Change("weight", False, 1, 4)]
+    assert not x.signbit()[0, 0] and weight.tolist() == [1, 1, 1, 1]
 
 
 def test_who_made_a_tensor(both):
