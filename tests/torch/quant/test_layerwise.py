@@ -10,18 +10,23 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
+from bestiary import ops
 from bestiary.converters.convert import weight_map
 from bestiary.core.checkpoint.checkpoint import Checkpoint
 from bestiary.core.checkpoint.parameters import parameters
 from bestiary.core.checkpoint.weights import Weights
 from bestiary.core.conformance.model_case import Case, Suite
 from bestiary.core.errors import DataError, PluginError
+from bestiary.core.program.trace import trace
 from bestiary.core.quant import layerwise as room
 from bestiary.core.quant.inputs import Inputs, Wants
 from bestiary.core.quant.layerwise import Layer, layerwise
-from bestiary.core.quant.sharing import Shared, Source
+from bestiary.core.quant.segments import segments
+from bestiary.core.quant.sharing import Shared, Source, shared
 from bestiary.core.sides.transformers_side import TransformersSide
+from bestiary.layers import CausalLM, Embedding, Head, LayerStack, Linear, RMSNorm, Step
 from bestiary.testing import ModelConformance
 
 CASES = {
@@ -138,7 +143,7 @@ def test_a_hessian_is_there_where_a_reader_wants_it(cases):
 
 @pytest.mark.parametrize(("limit", "stride"), [(0, 0), (5, 16), (20, 4), (49, 1)])
 def test_a_sample_is_of_rows_at_equal_distances(cases, limit, stride, monkeypatch):
-    monkeypatch.setattr(room, "_TOKENS", 33)
+    monkeypatch.setattr(room, "_TOKENS", 31)  # 30 rows and 19, which no stride divides
     name = "layers.2.mlp.down.weight"
     whole, some = (
         next(layer.inputs[name][0] for layer in layers_of(cases("mha"), Wants(sample=most)) if name in layer.inputs)
@@ -276,6 +281,38 @@ def test_what_can_take_up_a_scale(cases):
     ]  # fmt: skip
     assert groups("mha", -1) == [({"weight"}, Source("norm.weight", None, -1))]
     assert groups("window_and_wide_heads", -1) == [({"embed.weight"}, None)], "the embedding has the same weight"
+
+
+class Twice(nn.Module):
+    """A layer that reads what its norm and its up make twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = RMSNorm(8, eps=1e-5)
+        self.gate, self.up, self.down = (Linear(8, 8) for _ in range(3))
+
+    def forward(self, x: torch.Tensor, step: Step) -> torch.Tensor:
+        read = self.norm(x)
+        up = self.up(read)
+        return read + up + self.down(ops.gated_activation(self.gate(read), up, "silu"))
+
+
+class TwiceLM(CausalLM):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.norm, self.head = Embedding(9, 8), RMSNorm(8, eps=1e-5), Head(8, 9)
+        self.layers = LayerStack(1, lambda index: Twice())
+
+
+def test_nothing_takes_up_a_scale_of_what_others_read_too():
+    with torch.device("meta"):
+        model = TwiceLM()
+    program = trace(model)
+    _, layer, _ = segments(program, model)
+    assert shared(program, layer.instructions) == (
+        Shared(("layers.0.up.weight", "layers.0.gate.weight"), None),
+        Shared(("layers.0.down.weight",), None),
+    )
 
 
 @pytest.mark.parametrize(
