@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
-from typing import Any, NoReturn
+from typing import Any
 
 from bestiary.core.errors import DataError, shown
 from bestiary.core.text.files import read_text
@@ -74,19 +74,19 @@ def _entry(where: str, line: str) -> str | list[int]:
     except (ValueError, RecursionError) as error:
         raise DataError("E-QUANT-TEXT", where, f"is not JSON: {error}"[:120], expected=_FORM) from error
     if not isinstance(entry, dict):
-        _wrong(where, entry)
+        raise _wrong(where, entry)
     if (tokens := entry.get("tokens")) is not None:
         if not isinstance(tokens, list) or not tokens or any(type(one) is not int or one < 0 for one in tokens):
-            _wrong(where, tokens)
+            raise _wrong(where, tokens)
         return tokens
     for text in (entry.get(field) for field in _TEXTS):
         if isinstance(text, str) and text:
             return text
-    _wrong(where, entry)
+    raise _wrong(where, entry)
 
 
-def _wrong(where: str, found: Any) -> NoReturn:
-    raise DataError("E-QUANT-TEXT", where, "has nothing to calibrate on", found=shown(found), expected=_FORM)
+def _wrong(where: str, found: Any) -> DataError:
+    return DataError("E-QUANT-TEXT", where, "has nothing to calibrate on", found=shown(found), expected=_FORM)
 
 
 def _tokens(where: str, entry: str | Sequence[int], tokenizer: Tokenizer | None) -> list[int]:
@@ -95,5 +95,5 @@ def _tokens(where: str, entry: str | Sequence[int], tokenizer: Tokenizer | None)
     assert tokenizer is not None
     tokens = tokenizer.encode(entry)
     if not tokens:
-        _wrong(where, entry)
+        raise _wrong(where, entry)
     return tokens
