@@ -1,0 +1,1 @@
+"""Quantization: rules, methods, layouts, quantizers, calibration."""
