@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bestiary.core import device as devices
+from bestiary.core.checkpoint.kv_scales import calibrated
 from bestiary.core.checkpoint.mapped import MappedFiles
 from bestiary.core.checkpoint.parameters import check_names, parse_config
 from bestiary.core.checkpoint.weights import Weights
@@ -141,6 +142,7 @@ def load_engine(
             place=place,
             taps=taps,
             without_fusions=without_fusions,
+            kv_scales=calibrated(manifest.checkpoint.quantization, options.kv_dtype),
         )
         manifest.check_lock(host)
         plan = _plan(directory, network, options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+from bestiary.core.checkpoint.kv_scales import names_of
 from bestiary.core.errors import ConfigError
 from bestiary.core.ops.attention import kv_write, paged_attention
 from bestiary.core.ops.collective import Ranks
@@ -54,7 +55,7 @@ def _scale(program: Program, name: str, path: str, ranks: Ranks, calibrated: Col
         return None
     heads = program.groups[program.group_of[path]].kv_heads
     start, stop = bounds(heads, heads, ranks, path)
-    parameter = f"{path}.{name}_scale"
+    parameter = names_of(path)["kv".index(name)]
     return Weight(parameter, (Part(parameter, (stop - start,), 0, start, stop),))
 
 
