@@ -8,6 +8,9 @@ B blocks · S block size · K key-value heads · D head size · C bytes of a hea
 - int4: ``x ≈ scale · code + minimum``, codes 0 … 15 with feature 2i in a byte's low half, ``minimum = min x`` and
   ``scale = (max x − min x) / 15``, both in fp16.
 
+These quotients are products with the divisor's reciprocal in fp32, as torch computes them on every device; codes come from true
+quotients by the scale.
+
 With a fixed scale what lies beyond the codes takes the nearest one; the minimum of int4 is then ``−8 · scale``. A head of zeros
 has the scale 0. A head with a value that is not finite has a scale of NaN, and is NaN when it is read, whatever its codes.
 """
@@ -67,7 +70,7 @@ def quantize(x: Tensor, kind: str, fixed: Tensor | None = None) -> tuple[Tensor,
     if kind == "int4":
         return _quantize_4(wide, fixed)
     largest = wide.abs().amax(-1)
-    scale = largest / LARGEST[kind] if fixed is None else fixed.float()
+    scale = largest * (1 / LARGEST[kind]) if fixed is None else fixed.float()
     scale = torch.where(largest.isfinite(), scale, torch.nan)
     codes = _bounded(wide / torch.where(scale > 0, scale, 1.0).unsqueeze(-1), -LARGEST[kind], LARGEST[kind])
     narrow = codes.round_().to(torch.int8) if kind == "int8" else codes.to(torch.float8_e4m3fn)
@@ -77,7 +80,7 @@ def quantize(x: Tensor, kind: str, fixed: Tensor | None = None) -> tuple[Tensor,
 def _quantize_4(wide: Tensor, fixed: Tensor | None) -> tuple[Tensor, Tensor]:
     low, high = wide.amin(-1), wide.amax(-1)
     if fixed is None:
-        scale, minimum = (high - low) / _LEVELS, low
+        scale, minimum = (high - low) * (1 / _LEVELS), low
     else:
         scale = fixed.float().expand_as(low)
         minimum = -_MIDDLE * scale
