@@ -13,6 +13,7 @@ from bestiary.core.ops.elementwise import add, mul, select_rows
 from bestiary.core.ops.linear import embedding, embedding_shard, linear, logits
 from bestiary.core.ops.moe import moe, moe_route
 from bestiary.core.ops.norm import add_rms_norm, rms_norm
+from bestiary.core.ops.quantized_cache import quantized_kv_write, quantized_paged_attention, rope_quantized_kv_write
 from bestiary.core.ops.rotary import rope, rotary_table
 
 __all__ = [
@@ -39,10 +40,13 @@ __all__ = [
     "normal",
     "op",
     "paged_attention",
+    "quantized_kv_write",
+    "quantized_paged_attention",
     "receive",
     "rms_norm",
     "rope",
     "rope_kv_write",
+    "rope_quantized_kv_write",
     "rotary_table",
     "select_rows",
     "send",

@@ -50,7 +50,8 @@ class LLM:
         memory_limit: most memory of the device that the process may hold with this engine, in bytes or as ``"4GiB"``; the
             KV cache gets what the plan leaves of it.
         quantization: a method that a plugin provides; None leaves the weights as they are.
-        kv_dtype: what keys and values are stored in.
+        kv_dtype: what keys and values are stored in: a dtype, or ``"int8"``, ``"fp8"`` or ``"int4"`` for codes and a scale for
+            each token and head; ``"auto"``: what the engine was built for, for a new one ``dtype``'s.
         block_size: tokens in a KV block, at most 1024; None: the engine's, 16 for a new one.
         prefix_caching: reuse keys and values of equal prompt beginnings.
         capacity: ``"no-evict"`` runs a request when all it can ever need of the KV cache is free; ``"max-utilization"``

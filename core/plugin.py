@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from bestiary import Fusion, Kernel, Op, Reader, hookimpl
-from bestiary.core.kernels import invariant_workspace, moe_workspace, workspace
+from bestiary.core.kernels import invariant_workspace, moe_workspace, quantized_cache_workspace, workspace
 from bestiary.spec import Call
 
 _OPS = {
@@ -17,6 +17,7 @@ _OPS = {
     "linear": ("embedding", "embedding_shard", "linear", "logits"),
     "moe": ("moe", "moe_route"),
     "norm": ("add_rms_norm", "rms_norm"),
+    "quantized_cache": ("quantized_kv_write", "quantized_paged_attention", "rope_quantized_kv_write"),
     "rotary": ("rope", "rotary_table"),
 }
 _KERNELS: dict[str, dict[str, Callable[[Call], int]]] = {
@@ -39,9 +40,24 @@ _KERNELS: dict[str, dict[str, Callable[[Call], int]]] = {
         "rope_kv_write": workspace.rope_kv_write,
         "paged_attention": workspace.paged_attention,
     },
+    "quantized_cache": {
+        "quantized_kv_write": quantized_cache_workspace.quantized_kv_write,
+        "rope_quantized_kv_write": quantized_cache_workspace.rope_quantized_kv_write,
+        "quantized_paged_attention": quantized_cache_workspace.quantized_paged_attention,
+    },
 }
 #: Of those, the kernels that move data or round once at each step: a row's result depends on that row alone.
-_ROW_BY_ROW = ("add", "mul", "select_rows", "embedding", "rope", "kv_write", "rope_kv_write")
+_ROW_BY_ROW = (
+    "add",
+    "mul",
+    "select_rows",
+    "embedding",
+    "rope",
+    "kv_write",
+    "rope_kv_write",
+    "quantized_kv_write",
+    "rope_quantized_kv_write",
+)
 _INVARIANT: dict[str, dict[str, Callable[[Call], int] | None]] = {
     "invariant": {
         "linear": invariant_workspace.linear,
@@ -54,7 +70,10 @@ _INVARIANT: dict[str, dict[str, Callable[[Call], int] | None]] = {
     },
     "invariant_moe": {"moe_route": invariant_workspace.moe_route, "moe": moe_workspace.invariant},
     "invariant_attention": {"paged_attention": invariant_workspace.paged_attention},
+    "invariant_quantized_cache": {"quantized_paged_attention": quantized_cache_workspace.invariant},
 }
+#: Of those, the ones that list their tiles on the host.
+_TILED = ("paged_attention", "quantized_paged_attention", "moe")
 _ON_HOST: dict[str, Any] = {"graph_safe": False}  # it lists the experts' tiles on the host
 _PACKED: dict[str, Any] = {"pack": "bestiary.core.kernels.moe:pack"}
 _SIXTEEN_BIT: dict[str, Any] = {"supports": moe_workspace.sixteen_bit_on_processor}
@@ -103,7 +122,7 @@ def bestiary_register_kernels(register: Callable[[Kernel], None]) -> None:
                     run=run,
                     batch_invariant=True,
                     deterministic_only=name != "rotary_table",  # which is no slower than the reference
-                    graph_safe=name not in ("paged_attention", "moe"),  # they list the tiles on the host
+                    graph_safe=name not in _TILED,
                     workspace=own,
                 )
             )
@@ -121,6 +140,7 @@ def bestiary_register_kernels(register: Callable[[Kernel], None]) -> None:
 def bestiary_register_fusions(register: Callable[[Fusion], None]) -> None:
     register(Fusion(name="residual_norm", op="add_rms_norm"))
     register(Fusion(name="rotary_cache", op="rope_kv_write"))
+    register(Fusion(name="rotary_quantized_cache", op="rope_quantized_kv_write"))
 
 
 @hookimpl

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from bestiary.core.errors import DataError
@@ -14,20 +15,25 @@ if TYPE_CHECKING:
 
 
 class Parameters(NamedTuple):
-    """Shapes by parameter name, and for every shared parameter's further names the name it is stored under."""
+    """Shapes by parameter name, for every shared parameter's further names the name it is stored under, and the key-value heads
+    of every cache by its path."""
 
     shapes: dict[str, tuple[int, ...]]
     aliases: dict[str, str]
+    caches: Mapping[str, int] = MappingProxyType({})
 
 
 def parameters(model: Model, config: ModelConfig) -> Parameters:
     """Names and shapes of the family's parameters; nothing is allocated."""
     import torch
 
+    from bestiary.layers.cache import KVCache
+
     with torch.device("meta"):
         module = resolve(model.model, needed_by=f"model {model.name}")(config)
     names: dict[int, str] = {}
-    found = Parameters({}, {})
+    caches = {path: one.spec.kv_heads for path, one in module.named_modules() if isinstance(one, KVCache)}
+    found = Parameters({}, {}, caches)
     for name, parameter in module.named_parameters(remove_duplicate=False):
         first = names.setdefault(id(parameter), name)
         if first == name:

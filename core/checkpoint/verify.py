@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from bestiary.core.checkpoint.checkpoint import check_sizes, is_checkpoint
 from bestiary.core.checkpoint.files import JSON_LIMIT, digest_file, read_json
+from bestiary.core.checkpoint.kv_scales import shapes_of
 from bestiary.core.checkpoint.manifest import NAME, Manifest
 from bestiary.core.checkpoint.parameters import (
     Parameters,
@@ -58,7 +59,9 @@ def verify(directory: Path, *, host: PluginHost, progress: Progress | None = Non
     check_names(model, manifest.model_format)
     config = parse_config(model, manifest.config)
     check_layers(config, len(weights.entries), "the checkpoint")
-    check_coverage(parameters(model, config), weights, config)
+    wanted = parameters(model, config)
+    wanted.shapes.update(shapes_of(manifest.quantization, wanted.caches))
+    check_coverage(wanted, weights, config)
     total = sum(digest.size for digest in manifest.files.values())
     with step(progress, "verify", total, "B") as note:
         for name, expected in manifest.files.items():

@@ -52,7 +52,9 @@ class Building:
 
     device: Annotated[str | None, _build(help="auto, cpu or cuda.")] = None
     dtype: Annotated[str | None, _build(help="Compute dtype: auto, float32, bfloat16, float16.")] = None
-    kv_dtype: Annotated[str | None, _build(help="Dtype of the KV cache.")] = None
+    kv_dtype: Annotated[
+        str | None, _build(help="Dtype of the KV cache: auto, float32, bfloat16, float16, int8, fp8, int4.")
+    ] = None
     max_batch_size: Annotated[int | None, _build(help="Most requests in one step.")] = None
     max_seq_len: Annotated[int | None, _build(help="Most tokens of one request, prompt and answer.")] = None
     max_num_tokens: Annotated[int | None, _build(help="Most tokens in one step.")] = None

@@ -145,7 +145,8 @@ def _coarsest(*sides: Side) -> torch.dtype:
     for side in sides:
         if isinstance(side, EngineSide):
             geometry = side.engine.network.geometry
-            dtypes += [geometry.dtype, geometry.kv_dtype]
+            # What few bits lose is no rounding: it is shown as an error.
+            dtypes += [d for d in (geometry.dtype, geometry.kv_dtype) if isinstance(d, torch.dtype)]
     return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from bestiary.core import device as devices
 from bestiary.core.checkpoint.checkpoint import Checkpoint
 from bestiary.core.checkpoint.files import json_bytes
+from bestiary.core.checkpoint.kv_scales import calibrated
 from bestiary.core.checkpoint.manifest import Manifest
 from bestiary.core.checkpoint.parameters import check_names, parse_config
 from bestiary.core.checkpoint.transaction import check_target, new_directory
@@ -86,7 +87,15 @@ def build(
             for stage in range(options.pipeline_parallel)
         ]
         networks = [
-            make_network(model, config, options, checkpoint_dtype=manifest.dtype, host=host, place=place)
+            make_network(
+                model,
+                config,
+                options,
+                checkpoint_dtype=manifest.dtype,
+                host=host,
+                place=place,
+                kv_scales=calibrated(manifest.quantization, options.kv_dtype),
+            )
             for place in places
         ]
         calls = sum(len(network.program.instructions) for network in networks)

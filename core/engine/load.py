@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bestiary.core import device as devices
+from bestiary.core.checkpoint.kv_scales import calibrated
 from bestiary.core.checkpoint.mapped import MappedFiles
 from bestiary.core.checkpoint.parameters import check_names, parse_config
 from bestiary.core.checkpoint.weights import Weights
@@ -24,6 +25,7 @@ from bestiary.core.engine.network import Network, make_network
 from bestiary.core.engine.options import BuildOptions
 from bestiary.core.engine.taps import ReferenceTaps, TapNames, TapPrograms
 from bestiary.core.errors import ConfigError
+from bestiary.core.kv_format import KINDS
 from bestiary.core.observe.log import observe_for_log
 from bestiary.core.ops.collective import UNDIVIDED, Place
 from bestiary.core.plugins import PluginHost
@@ -83,6 +85,7 @@ def load_engine(
     taps: Sequence[str] = (),
     without_fusions: Collection[str] = (),
     dtype: str | None = None,
+    kv_dtype: str | None = None,
     deterministic: bool | None = None,
     reference: bool = False,
     progress: Progress | None = None,
@@ -101,6 +104,7 @@ def load_engine(
         taps, without_fusions: see :func:`~bestiary.core.engine.network.make_network`; ``Runner.forward`` returns
             the tensors.
         dtype: of weights, activations and cache, in place of the build's; nothing was measured for another.
+        kv_dtype: of the cache alone.
         deterministic: in place of the build's, which then has no plan.
         reference: run the model's own forward on the ops' references, without a step program.
 
@@ -116,11 +120,13 @@ def load_engine(
         "max_seq_len": max_seq_len,
         "graphs": graphs,
         "dtype": dtype,
-        "kv_dtype": dtype,
+        "kv_dtype": dtype if kv_dtype is None else kv_dtype,
         "deterministic": deterministic,
     }
     options = replace(manifest.options, **{name: value for name, value in changes.items() if value is not None})
     options = replace(options, kernels={**options.kernels, **(kernels or {})})
+    if reference:
+        options = _plain_cache(options)
     _check_place(options, place, reference)
     model = host.model(manifest.checkpoint.model)
     check_names(model, manifest.checkpoint.model_format)
@@ -136,6 +142,7 @@ def load_engine(
             place=place,
             taps=taps,
             without_fusions=without_fusions,
+            kv_scales=calibrated(manifest.checkpoint.quantization, options.kv_dtype),
         )
         manifest.check_lock(host)
         plan = _plan(directory, network, options)
@@ -173,6 +180,8 @@ def random_engine(
     raw = config_of(directory)
     model, config = family_of(raw, host)
     check_fallback(model, options, memory_limit)
+    if reference:
+        options = _plain_cache(options)
     with step(progress or Silent(), "make weights") as note:
         dtype = config.dtype or "float32"
         network = make_network(model, config, options, checkpoint_dtype=dtype, host=host, taps=taps)
@@ -265,6 +274,11 @@ def _plan(directory: Path, network: Network, options: BuildOptions) -> Plan:
         log.warning("engine %s: %s was made for another mode", directory.name, path.name)
     log.warning("engine %s has no plan for %s: default kernels run it", directory.name, path.stem)
     return Plan(label, deterministic=options.deterministic)
+
+
+def _plain_cache(options: BuildOptions) -> BuildOptions:
+    """The reference mode runs the model's own ops, which know elements only."""
+    return replace(options, kv_dtype="auto") if options.kv_dtype in KINDS else options
 
 
 def _check_place(options: BuildOptions, place: Place, reference: bool) -> None:

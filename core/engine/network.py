@@ -1,9 +1,9 @@
-"""From a model family and a config to a rank's step program: trace, shard, taps, cut, merge, fuse."""
+"""From a model family and a config to a rank's step program: trace, shard, cache of few bits, taps, cut, merge, fuse."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,9 @@ from bestiary.core.config import ModelConfig
 from bestiary.core.engine.fallback import check_fallback
 from bestiary.core.engine.options import DEFAULT_SEQ_LEN, BuildOptions
 from bestiary.core.errors import ConfigError
+from bestiary.core.kv_format import KINDS
 from bestiary.core.ops.collective import UNDIVIDED, Place
+from bestiary.core.ops.kv_blocks import CacheDtype
 from bestiary.core.plugins import PluginHost, resolve
 from bestiary.core.program.bind import Target, check_overrides
 from bestiary.core.program.caches import check_caches
@@ -23,6 +25,7 @@ from bestiary.core.program.deterministic import check_calls
 from bestiary.core.program.passes.cut import cut
 from bestiary.core.program.passes.fuse import fuse, pattern_of
 from bestiary.core.program.passes.merge import merge_linears
+from bestiary.core.program.passes.quantize_cache import quantize_cache
 from bestiary.core.program.passes.shard import shard
 from bestiary.core.program.passes.taps import insert_taps
 from bestiary.core.program.program import Program, Value
@@ -70,12 +73,14 @@ def make_network(
     place: Place = UNDIVIDED,
     taps: Sequence[str] = (),
     without_fusions: Collection[str] = (),
+    kv_scales: Collection[str] = (),
 ) -> Network:
     """Trace the model and run the passes over it.
 
     Args:
         taps: names of tensors to keep as outputs, whatever fusions would do to them.
         without_fusions: names of fusions not to apply, ``*`` for none.
+        kv_scales: the paths of caches that the checkpoint has calibrated scales of this kv_dtype for.
 
     Raises:
         ConfigError: the options ask for what the model, the device or the plugins don't have.
@@ -87,7 +92,7 @@ def make_network(
     return make_network_of(
         resolve(model.model, needed_by=f"model {model.name}"), config, options,
         owner=owner, checkpoint_dtype=checkpoint_dtype, host=host, place=place, taps=taps,
-        without_fusions=without_fusions,
+        without_fusions=without_fusions, kv_scales=kv_scales,
     )  # fmt: skip
 
 
@@ -102,17 +107,23 @@ def make_network_of(
     place: Place = UNDIVIDED,
     taps: Sequence[str] = (),
     without_fusions: Collection[str] = (),
+    kv_scales: Collection[str] = (),
 ) -> Network:
     """The same of what makes a module from its config; ``owner`` is who errors name."""
     device = devices.choose(options.device)
     dtype = getattr(torch, checkpoint_dtype if options.dtype == "auto" else options.dtype)
-    kv_dtype = dtype if options.kv_dtype == "auto" else getattr(torch, options.kv_dtype)
     target = Target(device, devices.features(device), dtype, options.deterministic)
     max_seq_len = _max_seq_len(options, config)
-    geometry = Geometry(dtype, kv_dtype, options.block_size, table_width(max_seq_len, options.block_size))
+    geometry = Geometry(
+        dtype, _kv_dtype(options, dtype), options.block_size, table_width(max_seq_len, options.block_size)
+    )
     module = _on_meta(make, config)
     program = trace(module)
     shard(program, module, place.tensor)
+    if isinstance(geometry.kv_dtype, str):
+        # Heads are looked at while caches have them.
+        check_caches(program, infer(program, replace(geometry, kv_dtype=dtype)), owner)
+        quantize_cache(program, geometry.kv_dtype, geometry.block_size, place.tensor, kv_scales, host)
     insert_taps(program, taps)
     cut(program, module, place.stage, geometry)
     merge_linears(program)
@@ -142,6 +153,13 @@ def _fuse(
 
         applied[name] = fuse(program, pattern, wanted)
     return applied
+
+
+def _kv_dtype(options: BuildOptions, dtype: torch.dtype) -> CacheDtype:
+    if options.kv_dtype in KINDS:
+        return options.kv_dtype
+    found: torch.dtype = dtype if options.kv_dtype == "auto" else getattr(torch, options.kv_dtype)
+    return found
 
 
 def _max_seq_len(options: BuildOptions, config: ModelConfig) -> int:

@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from bestiary.core.errors import ConfigError
+from bestiary.core.kv_format import KINDS
 
 #: What an engine that is already built can still be loaded with; the rest is fixed in it.
-AT_LOAD = ("device", "max_batch_size", "max_seq_len", "kernels", "graphs")
+AT_LOAD = ("device", "kv_dtype", "max_batch_size", "max_seq_len", "kernels", "graphs")
 
 #: Longest sequence of an engine unless the user says otherwise: what most machines can hold several of.
 DEFAULT_SEQ_LEN = 4096
@@ -27,7 +28,7 @@ class BuildOptions:
     Args:
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         dtype: of weights and activations; ``auto`` is the checkpoint's.
-        kv_dtype: of the key-value cache; ``auto`` is ``dtype``'s.
+        kv_dtype: of the key-value cache; ``auto`` is ``dtype``'s. ``int8``, ``fp8`` and ``int4`` store codes and scales.
         max_batch_size: most requests that run at a time.
         max_seq_len: most tokens of a request, prompt and output; None: the model's, 4096 at most.
         max_num_tokens: most tokens in one step.
@@ -74,14 +75,14 @@ class BuildOptions:
                     found=repr(getattr(self, name)),
                     expected="True or False",
                 )
-        for name in ("dtype", "kv_dtype"):
-            if getattr(self, name) not in _DTYPES:
+        for name, known in (("dtype", _DTYPES), ("kv_dtype", (*_DTYPES, *KINDS))):
+            if getattr(self, name) not in known:
                 raise ConfigError(
                     "E-BUILD-OPTION",
                     name,
                     "unknown dtype",
                     found=repr(getattr(self, name)),
-                    expected=", ".join(_DTYPES),
+                    expected=", ".join(known),
                 )
 
     def as_dict(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from bestiary.core.ops.kv_blocks import blocks_of
 from bestiary.core.program.program import Program
 from bestiary.core.program.shapes import Geometry, Sizes
 
@@ -51,6 +52,7 @@ def _caches(program: Program, geometry: Geometry, blocks: int, device: torch.dev
         for name, size in (("k", spec.k_size), ("v", spec.v_size)):
             shape = (blocks, geometry.block_size, spec.kv_heads, size)
             if shape not in shared:
-                shared[shape] = torch.randn(shape, device=device).to(geometry.kv_dtype)
+                values, dtype = torch.randn(shape, device=device), geometry.kv_dtype
+                shared[shape] = blocks_of(values, dtype) if isinstance(dtype, str) else values.to(dtype)
             caches[f"{name}.{path}"] = shared[shape]
     return caches

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bestiary.core.kernels.pages import Elements, Pages
 from bestiary.core.kernels.workspace import GATHERED
 
 #: Bytes of keys that are gathered at a time on a processor: they stay in its cache.
@@ -15,7 +16,7 @@ CACHED: Final = 2**21
 
 
 def rope(x: Tensor, table: Tensor, *, out: Tensor) -> None:
-    out.copy_(_turned(x, table))
+    out.copy_(turned(x, table))
 
 
 def kv_write(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
@@ -26,12 +27,12 @@ def kv_write(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tens
 def rope_kv_write(
     q: Tensor, k: Tensor, v: Tensor, table: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor, *, out: Tensor
 ) -> None:
-    both = _turned(torch.cat((q, k), 1), table)
+    both = turned(torch.cat((q, k), 1), table)
     out.copy_(both[:, : q.shape[1]])
     kv_write(both[:, q.shape[1] :], v, k_cache, v_cache, slots)
 
 
-def _turned(x: Tensor, table: Tensor) -> Tensor:
+def turned(x: Tensor, table: Tensor) -> Tensor:
     """x ``[T, H, D]`` rotated, in fp32. No fused multiply-add: what torch fuses depends on an element's place."""
     rotated = table.shape[-1]
     cosine, sine = table.unsqueeze(1).chunk(2, -1)
@@ -55,6 +56,20 @@ def paged_attention(
     *,
     out: Tensor,
 ) -> None:
+    attend(q, Elements(k_cache), Elements(v_cache), block_tables, query_starts, kv_lengths, scale, window, out)
+
+
+def attend(
+    q: Tensor,
+    keys: Pages,
+    values: Pages,
+    block_tables: Tensor,
+    query_starts: Tensor,
+    kv_lengths: Tensor,
+    scale: float,
+    window: int | None,
+    out: Tensor,
+) -> None:
     """Gather each sequence's pages and call torch's attention: decodes as padded batches, prompts one by one.
 
     On a processor in fp32, where 16-bit attention is neither faster nor as near to the reference. Elsewhere a step of
@@ -65,31 +80,31 @@ def paged_attention(
     if q.device.type == "cpu":
         q = q.float()
     elif q.shape[0] == kv_lengths.shape[0]:
-        _decode(q, k_cache, v_cache, block_tables, kv_lengths, scale, window, out)
+        _decode(q, keys, values, block_tables, kv_lengths, scale, window, out)
         return
     starts, lengths = query_starts.tolist(), kv_lengths.tolist()
     sequences = range(len(lengths))
     decodes = [n for n in sequences if starts[n + 1] - starts[n] == 1]
     if len(decodes) == len(lengths):
-        _decode_in_parts(q, k_cache, v_cache, block_tables, kv_lengths, lengths, scale, window, out)
+        _decode_in_parts(q, keys, values, block_tables, kv_lengths, lengths, scale, window, out)
     elif decodes:
         rows = torch.tensor([starts[n] for n in decodes], device=q.device)
         chosen = torch.tensor(decodes, device=q.device)
         part = q.new_empty(len(decodes), *out.shape[1:])
         known = [lengths[n] for n in decodes]
         tables, ends = block_tables[chosen], kv_lengths[chosen]
-        _decode_in_parts(q[rows], k_cache, v_cache, tables, ends, known, scale, window, part)
+        _decode_in_parts(q[rows], keys, values, tables, ends, known, scale, window, part)
         out[rows] = part.to(out.dtype)
     for n in sequences:
         if starts[n + 1] - starts[n] > 1:
             rows_of_n = slice(starts[n], starts[n + 1])
-            out[rows_of_n] = _sequence(q[rows_of_n], k_cache, v_cache, block_tables[n], lengths[n], scale, window)
+            out[rows_of_n] = _sequence(q[rows_of_n], keys, values, block_tables[n], lengths[n], scale, window)
 
 
 def _decode_in_parts(
     q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
+    keys: Pages,
+    values: Pages,
     block_tables: Tensor,
     kv_lengths: Tensor,
     lengths: list[int],
@@ -98,21 +113,21 @@ def _decode_in_parts(
     out: Tensor,
 ) -> None:
     """One query each, of known lengths: so many sequences at a time that what is gathered for them stays small."""
-    block_size, longest = k_cache.shape[1], max(lengths)
+    block_size, longest = keys.block_size, max(lengths)
     visible = longest if window is None else min(longest, window)
-    most = _at_a_time(q, visible * k_cache[0, 0].numel())
+    most = _at_a_time(q, visible * keys.heads * keys.size)
     for start in range(0, len(lengths), most):
         part = slice(start, start + most)
         first = 0 if window is None else max(0, min(lengths[part]) - window) // block_size
         tables = block_tables[part, first : -(-max(lengths[part]) // block_size)]
         ends = kv_lengths[part] - first * block_size
-        out[part] = _gathered(q[part], k_cache, v_cache, tables, ends, scale, window)
+        out[part] = _gathered(q[part], keys, values, tables, ends, scale, window)
 
 
 def _decode(
     q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
+    keys: Pages,
+    values: Pages,
     block_tables: Tensor,
     kv_lengths: Tensor,
     scale: float,
@@ -120,35 +135,35 @@ def _decode(
     out: Tensor,
 ) -> None:
     """One query each, of lengths that the host does not know: over all columns of the tables."""
-    most = _at_a_time(q, k_cache[0].numel() * block_tables.shape[1])
+    most = _at_a_time(q, keys.block_size * keys.heads * keys.size * block_tables.shape[1])
     for first in range(0, q.shape[0], most):
         rows = slice(first, first + most)
-        out[rows] = _gathered(q[rows], k_cache, v_cache, block_tables[rows], kv_lengths[rows], scale, window)
+        out[rows] = _gathered(q[rows], keys, values, block_tables[rows], kv_lengths[rows], scale, window)
 
 
 def _gathered(
     q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
+    keys: Pages,
+    values: Pages,
     block_tables: Tensor,
     kv_lengths: Tensor,
     scale: float,
     window: int | None,
 ) -> Tensor:
     """One query each, over all columns of the tables: L = P · S entries, of which those behind a length are hidden."""
-    sequences, kv_heads, block_size = q.shape[0], k_cache.shape[2], k_cache.shape[1]
+    sequences, kv_heads, block_size = q.shape[0], keys.heads, keys.block_size
     places = torch.arange(block_tables.shape[1] * block_size, device=q.device)
     ends = kv_lengths.unsqueeze(1)
     hidden = places >= ends if window is None else (places >= ends) | (places < ends - window)
     blocks = block_tables.reshape(-1)
-    keys, values = (
-        _shown(cache.index_select(0, blocks), hidden).view(sequences, -1, *cache.shape[2:]).transpose(1, 2).to(q.dtype)
-        for cache in (k_cache, v_cache)
+    k, v = (
+        _shown(pages.blocks(blocks), hidden).view(sequences, -1, pages.heads, pages.size).transpose(1, 2).to(q.dtype)
+        for pages in (keys, values)
     )
     # The query heads of a key-value head as its queries: no copy of the keys for each of them.
     grouped = q.reshape(sequences, kv_heads, -1, q.shape[-1])
-    mixed = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=~hidden[:, None, None], scale=scale)
-    return mixed.reshape(sequences, -1, v_cache.shape[-1])
+    mixed = F.scaled_dot_product_attention(grouped, k, v, attn_mask=~hidden[:, None, None], scale=scale)
+    return mixed.reshape(sequences, -1, values.size)
 
 
 def _at_a_time(q: Tensor, numbers: int) -> int:
@@ -165,9 +180,9 @@ def _shown(gathered: Tensor, hidden: Tensor) -> Tensor:
 
 
 def _sequence(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, table: Tensor, length: int, scale: float, window: int | None
+    q: Tensor, keys: Pages, values: Pages, table: Tensor, length: int, scale: float, window: int | None
 ) -> Tensor:
-    block_size, new = k_cache.shape[1], q.shape[0]
+    block_size, new = keys.block_size, q.shape[0]
     oldest = 0 if window is None else max(0, length - new - window + 1)  # older tokens may be gone from the cache
     first = oldest // block_size
     blocks = table[first : -(-length // block_size)]
@@ -178,17 +193,17 @@ def _sequence(
         behind = torch.arange(length - new, length, device=q.device).unsqueeze(1)
         behind = behind - torch.arange(oldest, length, device=q.device)
         mask = behind >= 0 if window is None else (behind >= 0) & (behind < window)
-    keys, values = (cache.index_select(0, blocks).flatten(0, 1)[visible] for cache in (k_cache, v_cache))
-    kv_heads = keys.shape[1]
-    mixed = q.new_empty(new, q.shape[1], values.shape[2])
-    at_a_time = min(kv_heads, _at_a_time(q, len(keys) * keys.shape[2]))
+    k, v = (pages.blocks(blocks).flatten(0, 1)[visible] for pages in (keys, values))
+    kv_heads = keys.heads
+    mixed = q.new_empty(new, q.shape[1], values.size)
+    at_a_time = min(kv_heads, _at_a_time(q, len(k) * keys.size))
     per_head = q.shape[1] // kv_heads
     for first in range(0, kv_heads, at_a_time):
         chosen, queries = slice(first, first + at_a_time), slice(first * per_head, (first + at_a_time) * per_head)
         mixed[:, queries] = F.scaled_dot_product_attention(
             q[:, queries].transpose(0, 1).unsqueeze(0),
-            keys[:, chosen].transpose(0, 1).unsqueeze(0).to(q.dtype),
-            values[:, chosen].transpose(0, 1).unsqueeze(0).to(q.dtype),
+            k[:, chosen].transpose(0, 1).unsqueeze(0).to(q.dtype),
+            v[:, chosen].transpose(0, 1).unsqueeze(0).to(q.dtype),
             attn_mask=mask,
             is_causal=whole,
             scale=scale,

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from bestiary.core.kernels.invariant import padded, tile_rows
+from bestiary.core.kernels.pages import Elements, Pages
 
 #: Positions in a split, S.
 SPLIT = 128
@@ -54,10 +55,25 @@ def paged_attention(
     *,
     out: Tensor,
 ) -> None:
+    attend(q, Elements(k_cache), Elements(v_cache), block_tables, query_starts, kv_lengths, scale, window, out)
+
+
+def attend(
+    q: Tensor,
+    keys: Pages,
+    values: Pages,
+    block_tables: Tensor,
+    query_starts: Tensor,
+    kv_lengths: Tensor,
+    scale: float,
+    window: int | None,
+    out: Tensor,
+) -> None:
+    """The same over pages."""
     work = _work(query_starts.tolist(), kv_lengths.tolist(), window, tile_rows(q.device), q.device)
     if not work.sequences:
         return
-    heads, kv_heads, value_size = q.shape[1], k_cache.shape[2], v_cache.shape[3]
+    heads, kv_heads, value_size = q.shape[1], keys.heads, values.size
     queries = _queries(q, work, kv_heads)
     highest = queries.new_full((*queries.shape[:-1], 1), -torch.inf)
     # The feature after the value's own is one in every value: it sums the weights.
@@ -68,15 +84,15 @@ def paged_attention(
         chosen = torch.tensor(among, device=q.device)
         places = _places(split, q.device)
         inside = (places >= work.oldest[chosen, None]) & (places < kv_lengths[chosen, None])
-        slots = _slots(block_tables[chosen], places, inside, k_cache.shape[1])
-        keys = _entries(k_cache, slots, inside, padded(q.shape[2]))
-        values = _entries(v_cache, slots, inside, mixed.shape[-1])
-        values[..., value_size] = 1
+        slots = _slots(block_tables[chosen], places, inside, keys.block_size)
+        k = _entries(keys, slots, inside, padded(q.shape[2]))
+        v = _entries(values, slots, inside, mixed.shape[-1])
+        v[..., value_size] = 1
         where = torch.tensor(tiles, device=q.device)
         pairs = [(tile, among.index(work.sequences[tile])) for tile in tiles]
         scores = queries.new_empty(len(tiles), *queries.shape[1:3], SPLIT)
         for index, (tile, sequence) in enumerate(pairs):
-            torch.bmm(queries[tile], keys[sequence].transpose(1, 2), out=scores[index])
+            torch.bmm(queries[tile], k[sequence].transpose(1, 2), out=scores[index])
         seen = _seen(work.positions[where], places, window).repeat(1, heads // kv_heads, 1).unsqueeze(1)
         scores = scores.mul_(scale).masked_fill_(~seen, -torch.inf)
         before = highest[where]
@@ -85,7 +101,7 @@ def paged_attention(
         weights = (scores - base).exp_()
         more = mixed.new_empty(len(tiles), *mixed.shape[1:])
         for index, (_, sequence) in enumerate(pairs):
-            torch.bmm(weights[index], values[sequence], out=more[index])
+            torch.bmm(weights[index], v[sequence], out=more[index])
         highest[where] = now
         mixed[where] = (mixed[where] * (before - base).exp_()).add_(more)
     made = mixed[..., :value_size] / mixed[..., value_size : value_size + 1]
@@ -145,9 +161,9 @@ def _slots(tables: Tensor, places: Tensor, inside: Tensor, block_size: int) -> T
     return torch.where(inside, blocks * block_size + places % block_size, 0)
 
 
-def _entries(cache: Tensor, slots: Tensor, inside: Tensor, size: int) -> Tensor:
+def _entries(pages: Pages, slots: Tensor, inside: Tensor, size: int) -> Tensor:
     """The slots' entries in fp32, zeros outside: ``[N, K, S, size]``."""
-    found = cache.view(-1, *cache.shape[2:])[slots].masked_fill_(~inside[..., None, None], 0)
+    found = pages.entries(slots).masked_fill_(~inside[..., None, None], 0)
     made = found.new_zeros(found.shape[0], found.shape[2], found.shape[1], size, dtype=torch.float32)
     made[..., : found.shape[3]] = found.transpose(1, 2)
     return made

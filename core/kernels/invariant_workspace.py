@@ -68,10 +68,15 @@ def moe_route(call: Call) -> int:
 
 
 def paged_attention(call: Call) -> int:
+    """See :func:`attention_over`."""
+    kv_heads, value_size = call.arguments["v_cache"].shape[2:]
+    return attention_over(call, kv_heads, value_size)
+
+
+def attention_over(call: Call, kv_heads: int, value_size: int) -> int:
     """Queries and sums of all tiles, and twice or thrice the scores of a split, since the last one's still exist."""
-    q, v_cache, tables = (call.arguments[name] for name in ("q", "v_cache", "block_tables"))
+    q, tables = call.arguments["q"], call.arguments["block_tables"]
     tokens, heads, size = q.shape
-    kv_heads, value_size = v_cache.shape[2:]
     sequences, tile = tables.shape[0], _tile(call.device)
     keys, values = _padded(size), _padded(value_size + 1)
     tiles = min(tokens, -(-tokens // tile) + sequences)

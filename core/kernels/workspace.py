@@ -89,7 +89,7 @@ def packed_tiles() -> int:
 
 def rope(call: Call) -> int:
     """The input in fp32, its two rotated halves and their concatenation."""
-    return _turned(math.prod(call.arguments["x"].shape))
+    return turned(math.prod(call.arguments["x"].shape))
 
 
 def kv_write(call: Call) -> int:
@@ -102,10 +102,11 @@ def rope_kv_write(call: Call) -> int:
     """Queries and keys as one tensor, rotated; what ``kv_write`` takes comes after the rotation's own is gone."""
     q, k = call.arguments["q"], call.arguments["k"]
     elements = math.prod(q.shape) + math.prod(k.shape)
-    return elements * itemsize(q.dtype) + _turned(elements) + kv_write(call)
+    return elements * itemsize(q.dtype) + turned(elements) + kv_write(call)
 
 
-def _turned(elements: int) -> int:
+def turned(elements: int) -> int:
+    """A rotation of so many numbers."""
     return 4 * _WIDE * elements
 
 
@@ -115,16 +116,27 @@ def paged_attention(call: Call) -> int:
     On a processor queries, keys and values are widened to fp32. Elsewhere torch's attention with a mask and grouped
     heads repeats the keys and values for every head, and computes in fp32.
     """
-    q, k_cache, v_cache, tables = (call.arguments[n] for n in ("q", "k_cache", "v_cache", "block_tables"))
-    tokens, heads, size = q.shape
+    q, k_cache, v_cache = (call.arguments[n] for n in ("q", "k_cache", "v_cache"))
     _, block_size, kv_heads, value_size = v_cache.shape
-    length, sequences, window = tables.shape[1] * block_size, tables.shape[0], call.arguments["window"]
-    on_host = call.device == "cpu"
-    wide = _WIDE if on_host else itemsize(q.dtype)
+    size, wide = q.shape[2], gathered_width(call)
     # A gathered page is converted before the next one is gathered.
     page = kv_heads * (size + value_size) * wide
     if k_cache.dtype != q.dtype or wide != itemsize(q.dtype):
         page += kv_heads * max(size, value_size) * itemsize(k_cache.dtype)
+    return attention_over(call, page, block_size, value_size)
+
+
+def gathered_width(call: Call) -> int:
+    """Bytes of a number in what attention gathers."""
+    return _WIDE if call.device == "cpu" else itemsize(call.arguments["q"].dtype)
+
+
+def attention_over(call: Call, page: int, block_size: int, value_size: int) -> int:
+    """What torch's attention takes where a token's gathered keys and values take ``page`` bytes."""
+    q, tables = call.arguments["q"], call.arguments["block_tables"]
+    tokens, heads, size = q.shape
+    length, sequences, window = tables.shape[1] * block_size, tables.shape[0], call.arguments["window"]
+    on_host, wide = call.device == "cpu", gathered_width(call)
     if not on_host:
         page += heads * ((size + value_size) * (wide + _WIDE) + 2 * _WIDE)
     # Where the host does not know the lengths, a decode gathers whole tables.

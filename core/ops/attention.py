@@ -16,7 +16,7 @@ from bestiary.core.ops.cost import Cost, nbytes
 from bestiary.core.ops.declare import EXACT, Tolerance, like_first, normal, op
 from bestiary.core.ops.rotary import rope, rotation_cost
 
-_SOFTMAX = {
+SOFTMAX = {
     "float64": Tolerance(1e-6, 1e-6),
     "float32": Tolerance(2e-5, 2e-5),
     "bfloat16": Tolerance(2e-2, 2e-2),
@@ -33,8 +33,8 @@ def _write_inputs(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tu
         yield new[0], new[1], cache[0], cache[1], slots
 
 
-def _nothing(*args: Any) -> None:
-    return None
+def nothing(*args: Any) -> None:
+    """The fake of an op without a result."""
 
 
 def _write_cost(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> Cost:
@@ -45,7 +45,7 @@ def _write_cost(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: T
     inputs=_write_inputs,
     tolerances=EXACT,
     mutates=("k_cache", "v_cache"),
-    fake=_nothing,
+    fake=nothing,
     rows=("k", "v", "slots"),
     cost=_write_cost,
 )
@@ -98,19 +98,25 @@ def _attention_inputs(generator: torch.Generator, dtype: torch.dtype) -> Iterato
     )
     for heads, kv_heads, size, value_size, window in ((2, 2, 8, 8, None), (6, 2, 16, 16, 5), (4, 1, 16, 8, None)):
         for batch in batches:
-            yield _attention_case(generator, dtype, batch, (heads, kv_heads, size, value_size, window))
-    yield _attention_case(generator, dtype, batches[2], (1, 1, 10, 6, 3))  # one head, of sizes that no block divides
+            yield attention_case(generator, dtype, batch, (heads, kv_heads, size, value_size, window))
+    yield attention_case(generator, dtype, batches[2], (1, 1, 10, 6, 3))  # one head, of sizes that no block divides
     # A scale that does not follow from the sizes.
-    *others, scale, window = _attention_case(generator, dtype, batches[2], (2, 1, 16, 16, None))
+    *others, scale, window = attention_case(generator, dtype, batches[2], (2, 1, 16, 16, None))
     yield *others, scale / 2, window
 
 
-def _attention_case(
+def attention_case(
     generator: torch.Generator,
     dtype: torch.dtype,
     batch: tuple[tuple[int, int], ...],
     sizes: tuple[int, int, int, int, int | None],
 ) -> tuple[Any, ...]:
+    """Arguments of :func:`paged_attention`.
+
+    Args:
+        batch: new tokens and length of each sequence.
+        sizes: query heads, key-value heads, size of keys, of values, window.
+    """
     heads, kv_heads, size, value_size, window = sizes
     device, blocks, block_size = generator.device, 16, 4
     queries = torch.tensor([query for query, _ in batch], device=device)
@@ -124,7 +130,7 @@ def _attention_case(
     return q, k_cache, v_cache, tables, starts, lengths, size**-0.5, window
 
 
-def _decoded(args: tuple[Any, ...], rows: Sequence[int]) -> tuple[Any, ...]:
+def decoded(args: tuple[Any, ...], rows: Sequence[int]) -> tuple[Any, ...]:
     """The rows as decodes: each query is the last token of a sequence that ends with it."""
     q, k_cache, v_cache, tables, starts, lengths, scale, window = args
     ends = starts[1:].tolist()
@@ -158,7 +164,26 @@ def _attention_cost(
     scale: float,
     window: int | None,
 ) -> Cost:
-    """Of the keys and values that some query sees, each read once, and of the pairs of queries and keys that meet."""
+    kv_heads, size, value_size = k_cache.shape[2], k_cache.shape[3], v_cache.shape[3]
+    cached = kv_heads * (size * k_cache.element_size() + value_size * v_cache.element_size())
+    return attention_cost(q, block_tables, query_starts, kv_lengths, window, k_cache.shape[1], value_size, cached)
+
+
+def attention_cost(
+    q: Tensor,
+    block_tables: Tensor,
+    query_starts: Tensor,
+    kv_lengths: Tensor,
+    window: int | None,
+    block_size: int,
+    value_size: int,
+    cached: int,
+) -> Cost:
+    """Of the keys and values that some query sees, each read once, and of the pairs of queries and keys that meet.
+
+    Args:
+        cached: bytes of a token's keys and values.
+    """
     pairs = read = blocks = 0
     starts = query_starts.tolist()
     for n, length in enumerate(kv_lengths.tolist()):
@@ -166,15 +191,14 @@ def _attention_cost(
         seen = [min(position + 1, window or position + 1) for position in range(length - queries, length)]
         oldest = length - queries + 1 - seen[0] if seen else length
         pairs, read = pairs + sum(seen), read + length - oldest
-        blocks += -(-length // k_cache.shape[1]) - oldest // k_cache.shape[1] if seen else 0
-    heads, kv_heads, size, value_size = q.shape[1], k_cache.shape[2], k_cache.shape[3], v_cache.shape[3]
-    cached = read * kv_heads * (size * k_cache.element_size() + value_size * v_cache.element_size())
+        blocks += -(-length // block_size) - oldest // block_size if seen else 0
+    heads, size = q.shape[1:]
     made = q.shape[0] * heads * value_size * q.element_size()
     tables = blocks * block_tables.element_size() + nbytes(query_starts, kv_lengths)
-    return Cost(2 * pairs * heads * (size + value_size), nbytes(q) + cached + made + tables)
+    return Cost(2 * pairs * heads * (size + value_size), nbytes(q) + read * cached + made + tables)
 
 
-@op(inputs=_attention_inputs, tolerances=_SOFTMAX, fake=_attention_shape, rows=_decoded, cost=_attention_cost)
+@op(inputs=_attention_inputs, tolerances=SOFTMAX, fake=_attention_shape, rows=decoded, cost=_attention_cost)
 def paged_attention(
     q: Tensor,
     k_cache: Tensor,

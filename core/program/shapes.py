@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bestiary.core.errors import PluginError
 from bestiary.core.ops.declare import OpDeclaration
+from bestiary.core.ops.kv_blocks import CacheDtype, block_shape, element
 from bestiary.core.program.program import Instruction, Program, Value, Weight, fill
 
 
@@ -60,7 +61,7 @@ class Geometry:
     """What the build fixes: the dtypes, and the shape of the paged cache (``table`` = blocks a sequence can have)."""
 
     dtype: torch.dtype
-    kv_dtype: torch.dtype
+    kv_dtype: CacheDtype
     block_size: int
     table: int
 
@@ -103,7 +104,8 @@ def input_tensors(program: Program, geometry: Geometry, sizes: Sizes) -> Mapping
         shapes[f"block_tables.{group}"] = ((sequences, geometry.table), torch.int32)
     for path, spec in program.caches.items():
         for name, size in (("k", spec.k_size), ("v", spec.v_size)):
-            shapes[f"{name}.{path}"] = ((2, geometry.block_size, spec.kv_heads, size), geometry.kv_dtype)
+            block = block_shape(geometry.kv_dtype, geometry.block_size, spec.kv_heads, size)
+            shapes[f"{name}.{path}"] = ((2, *block), element(geometry.kv_dtype))
     return {name: torch.empty(shape, dtype=dtype, device="meta") for name, (shape, dtype) in shapes.items()}
 
 

@@ -1,4 +1,7 @@
-"""The memory of the paged key-value caches. B blocks · S block size · K heads · D, E sizes of key and value."""
+"""The memory of the paged key-value caches. B blocks · S block size · K heads · D, E sizes of key and value.
+
+A dtype is torch's, or a kind of :data:`~bestiary.core.kv_format.KINDS`.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,16 @@ import torch
 from torch import Tensor
 
 from bestiary.core.errors import ConfigError
+from bestiary.core.ops.kv_blocks import CacheDtype, block_shape, element
 from bestiary.core.program.trace import cache_groups
 from bestiary.core.runtime.cache_groups import CacheGroup
 from bestiary.layers.cache import CacheSpec
 
 
-def block_bytes(spec: CacheSpec, block_size: int, dtype: torch.dtype) -> int:
+def block_bytes(spec: CacheSpec, block_size: int, dtype: CacheDtype) -> int:
     """Bytes that one block takes in one layer."""
-    return block_size * spec.kv_heads * (spec.k_size + spec.v_size) * dtype.itemsize
+    shapes = (block_shape(dtype, block_size, spec.kv_heads, size) for size in (spec.k_size, spec.v_size))
+    return sum(math.prod(shape) for shape in shapes) * element(dtype).itemsize
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class GroupDemand:
 
 
 def demands(
-    caches: Mapping[str, CacheSpec], *, block_size: int, dtype: torch.dtype, max_seq_len: int, max_num_tokens: int
+    caches: Mapping[str, CacheSpec], *, block_size: int, dtype: CacheDtype, max_seq_len: int, max_num_tokens: int
 ) -> tuple[GroupDemand, ...]:
     """Per cache group, what a sequence of ``max_seq_len`` takes; a window keeps what it shows and one step's chunk."""
     found = []
@@ -58,7 +63,7 @@ def plan_groups(
     *,
     budget: int,
     block_size: int,
-    dtype: torch.dtype,
+    dtype: CacheDtype,
     max_seq_len: int,
     max_batch_size: int,
     max_num_tokens: int,
@@ -90,7 +95,7 @@ def plan_groups(
     )
 
 
-def store_bytes(caches: Mapping[str, CacheSpec], groups: tuple[CacheGroup, ...], dtype: torch.dtype) -> int:
+def store_bytes(caches: Mapping[str, CacheSpec], groups: tuple[CacheGroup, ...], dtype: CacheDtype) -> int:
     """Bytes of a :class:`KVStore` with these groups."""
     specs = cache_groups(dict(caches))
     of_group = [groups[specs.index(spec)] for spec in caches.values()]
@@ -99,7 +104,8 @@ def store_bytes(caches: Mapping[str, CacheSpec], groups: tuple[CacheGroup, ...],
 
 
 class KVStore:
-    """Keys ``[B + 1, S, K, D]`` and values ``[B + 1, S, K, E]`` of every layer; the last block is padding's.
+    """Keys ``[B + 1, S, K, D]`` and values ``[B + 1, S, K, E]`` of every layer, or ``[B + 1, bytes]`` of few bits; the last
+    block is padding's.
 
     Args:
         caches: of this rank's layers, by path.
@@ -111,7 +117,7 @@ class KVStore:
         caches: Mapping[str, CacheSpec],
         group_of: Mapping[str, int],
         groups: tuple[CacheGroup, ...],
-        dtype: torch.dtype,
+        dtype: CacheDtype,
         device: torch.device,
     ) -> None:
         self.groups = groups
@@ -120,8 +126,8 @@ class KVStore:
         for path, spec in caches.items():
             group = groups[group_of[path]]
             for name, size in (("k", spec.k_size), ("v", spec.v_size)):
-                shape = (group.num_blocks + 1, group.block_size, spec.kv_heads, size)
-                self.tensors[f"{name}.{path}"] = made = _zeros(shape, dtype, device)
+                shape = (group.num_blocks + 1, *block_shape(dtype, group.block_size, spec.kv_heads, size))
+                self.tensors[f"{name}.{path}"] = made = _zeros(shape, element(dtype), device)
                 self._members[group_of[path]].append(made)
 
     @property

@@ -11,7 +11,9 @@ from torch import Tensor
 from bestiary.core.engine.load import LoadedEngine
 from bestiary.core.engine.steps import opened, step
 from bestiary.core.errors import RequestError
+from bestiary.core.kv_format import BlockFormat
 from bestiary.core.ops.declare import OpDeclaration
+from bestiary.core.ops.kv_blocks import numbers_of
 from bestiary.core.program.bound import BoundCall
 from bestiary.core.program.calls import signature
 from bestiary.core.program.program import Input, Instruction, Value, fill
@@ -139,6 +141,16 @@ class EngineSide:
         """The kernel that runs a call of an op in steps of so many tokens."""
         return self._runner.program.kernel(call, Sizes(tokens, 1, tokens)).name
 
+    def stored(self, cache: Input, blocks: Tensor) -> Tensor:
+        """What a cache holds, token by token in the order of its slots; of few bits the numbers that they stand for."""
+        network = self.engine.network
+        if isinstance(dtype := network.geometry.kv_dtype, str):
+            kind, _, path = cache.name.partition(".")
+            spec = network.program.caches[path]
+            size = spec.k_size if kind == "k" else spec.v_size
+            blocks = numbers_of(blocks, BlockFormat(dtype, network.geometry.block_size, spec.kv_heads, size))
+        return blocks.flatten(0, 1)
+
     def _known(self, value: Value, known: Mapping[str, Tensor]) -> bool:
         return any(name in known for name in self.names(value))
 
@@ -210,7 +222,7 @@ class _Watcher:
             for value, tensor in zip(instruction.args, call.args, strict=True):
                 if is_cache(value):
                     kind, _, path = value.name.partition(".")
-                    self._see((f"{path}.{kind}",), tensor.flatten(0, 1)[self._rows], by)
+                    self._see((f"{path}.{kind}",), self._side.stored(value, tensor)[self._rows], by)
 
     def seen(self) -> Seen:
         """What was seen of all steps."""

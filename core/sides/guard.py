@@ -52,7 +52,7 @@ class Guard:
         for parameter, value, argument in zip(target.parameters, call.instruction.args, call.args, strict=True):
             if parameter not in target.mutates:
                 self._kept += [_Kept(parameter, False, one, one.clone()) for one in _tensors(argument)]
-            elif is_cache(value):
+            elif is_cache(value) and argument.ndim > 2:  # of a block of bytes only its format knows what is whose
                 slots = argument[:-1].flatten(0, 1)  # the last block belongs to nobody
                 for part in (slots[: rows.start], slots[rows.stop :]):
                     self._kept.append(_Kept(parameter, True, part, part.clone()))

@@ -57,6 +57,17 @@ def test_an_llm_over_ranks_says_what_it_says_in_one_process(checkpoint: Path, te
         assert answer.num_cached_tokens > 0
 
 
+@pytest.mark.parametrize(("tensor", "stages", "kv_dtype"), [(2, 1, "int8"), (1, 2, "fp8"), (2, 1, "int4")])
+def test_a_cache_of_few_bits_over_ranks(checkpoint: Path, tensor: int, stages: int, kv_dtype: str) -> None:
+    with LLM(checkpoint, kv_dtype=kv_dtype, **OPTIONS) as llm:
+        expected = _tokens(llm)
+    with LLM(
+        checkpoint, tensor_parallel=tensor, pipeline_parallel=stages, kv_dtype=kv_dtype, block_size=8, **OPTIONS
+    ) as llm:
+        assert _tokens(llm) == expected
+        assert _tokens(llm) == expected, "from the prefix cache"
+
+
 RESTRICTED = [
     SamplingParams(temperature=0, max_tokens=20, guided=Guided(regex="a" * 7)),
     SamplingParams(temperature=1.0, seed=3, max_tokens=20, guided=Guided(regex="a" * 4), logprobs=2),

@@ -29,6 +29,12 @@ def attention(starts: tuple[int, ...], lengths: tuple[int, ...], window: int | N
     return q, k, v, t(len(lengths), 8, dtype=I32), ints(*starts), ints(*lengths), 1.0, window
 
 
+def quantized(kind: str) -> tuple[Any, ...]:
+    """The decode of 9 keys and values, of which these are a block's bytes of two heads of 8, and of 6."""
+    q, _, _, *others = attention((0, 1), (9,), None)
+    return q, t(16, 96, dtype=torch.uint8), t(16, 80, dtype=torch.uint8), *others, kind, 4, 2, 6
+
+
 TWO = collective.Ranks(0, 2, None)
 
 COUNTED = {
@@ -87,6 +93,42 @@ COUNTED = {
         attention((0, 2), (7,), 3),
         2 * 6 * 4 * 14,
         2 * 64 + 4 * 56 + 2 * 48 + (2 + 3) * 4,
+    ),
+    # as a decode; of each key 2 heads of 8 codes, of each value 2 of 6, with 4 bytes of scales each
+    "attention over int8": (
+        ops.quantized_paged_attention,
+        quantized("int8"),
+        2 * 9 * 4 * (8 + 6),
+        64 + 9 * 2 * (12 + 10) + 48 + (3 + 3) * 4,
+    ),
+    "attention over int4": (
+        ops.quantized_paged_attention,
+        quantized("int4"),
+        2 * 9 * 4 * (8 + 6),
+        64 + 9 * 2 * (8 + 7) + 48 + (3 + 3) * 4,
+    ),
+    "quantized_kv_write": (
+        ops.quantized_kv_write,
+        (t(3, 2, 8), t(3, 2, 6), *(t(4, 80, dtype=torch.uint8),) * 2, ints(0, 1, 2, dtype=I64), "fp8", 4, None, None),
+        2 * 3 * 2 * 14,
+        96 + 72 + 24 + 3 * 2 * (12 + 10),
+    ),
+    "rope_quantized_kv_write": (
+        ops.rope_quantized_kv_write,
+        (
+            t(3, 4, 8),
+            t(3, 2, 8),
+            t(3, 2, 5),
+            t(3, 8, dtype=F32),
+            *(t(4, 80, dtype=torch.uint8),) * 2,
+            ints(0, 1, 2, dtype=I64),
+            "int4",
+            4,
+            t(2, dtype=F32),
+            t(2, dtype=F32),
+        ),
+        3 * 3 * 4 * 8 + 3 * 3 * 2 * 8 + 2 * 3 * 2 * 13,
+        192 + 96 + 192 + (96 + 60 + 24 + 16 + 3 * 2 * (8 + 7)),
     ),
     "attention of padding": (ops.paged_attention, attention((0, 0), (0,), None), 0, 3 * 4),
     # softmax over 8 of 3 tokens, two chosen, summed and divided and scaled

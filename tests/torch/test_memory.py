@@ -12,7 +12,7 @@ import pytest
 import torch
 from tiny import make_hf
 
-from bestiary import LLM, ConfigError, SamplingParams, UsageError
+from bestiary import LLM, ConfigError, SamplingParams, UsageError, ops
 from bestiary.converters.convert import convert
 from bestiary.core.checkpoint.weights import Weights
 from bestiary.core.device import peak_allocation
@@ -23,6 +23,8 @@ from bestiary.core.engine.memory import MemoryPlanner, Shares
 from bestiary.core.engine.options import BuildOptions
 from bestiary.core.engine.start import in_process, start
 from bestiary.core.engine.step_bytes import graph_bytes, sampler_bytes
+from bestiary.core.kv_format import KINDS
+from bestiary.core.ops.kv_blocks import blocks_of
 from bestiary.core.plugins import PluginHost
 from bestiary.core.program.program import TorchCall
 from bestiary.core.program.shapes import Sizes
@@ -34,6 +36,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "bf16": {"dtype": "bfloat16", "block_size": 8},
     "narrow_cache": {"kv_dtype": "float16", "max_batch_size": 7, "max_seq_len": 100},
+    "few_bits": {"kv_dtype": "int8", "dtype": "bfloat16", "max_seq_len": 100},
     "deterministic": {"deterministic": True},
     "more_requests_than_tokens": {"max_batch_size": 9, "max_num_tokens": 5, "max_seq_len": 33},
 }
@@ -203,6 +206,28 @@ def test_attention_states_what_decodes_and_prompts_take(host, dtype, name, monke
         named = {"q": q, "k_cache": caches[0], "v_cache": caches[1], "block_tables": tables}
         facts = {name: TensorFacts(tuple(tensor.shape), dtype) for name, tensor in named.items()}
         stated = kernel.workspace(Call("paged_attention", {**facts, "window": window}, "cpu"))
+        assert took <= stated <= 2 * took + 2**20, f"{(sequences, tokens, window)}: took {took}, states {stated}"
+
+
+@pytest.mark.parametrize("name", ["torch", "invariant"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_attention_over_few_bits_states_what_it_takes(host, kind, name, monkeypatch):
+    from bestiary.core.conformance.kernel_cases import describe_call
+    from bestiary.core.program.calls import load_kernel
+
+    op = ops.quantized_paged_attention
+    kernel = next(k for k in host.kernels(op.name) if k.name == name)
+    run = load_kernel(kernel, op)
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    for sequences, tokens, length, window in ((16, 16, 512, None), (1, 512, 1024, None), (16, 16, 512, 100)):
+        q = torch.randn(tokens, 4, 32).bfloat16()
+        caches = [blocks_of(torch.randn(sequences * length // 16 + 1, 16, 2, 32), kind) for _ in "kv"]
+        tables = torch.arange(sequences * length // 16, dtype=torch.int32).view(sequences, -1)
+        starts = torch.tensor([*range(sequences), tokens], dtype=torch.int32)
+        lengths = torch.tensor([length - 1] * (sequences - 1) + [length], dtype=torch.int32)
+        args = (q, *caches, tables, starts, lengths, 0.2, window, kind, 16, 2, 32)
+        took = peak(lambda: run(*args, out=torch.empty_like(q)))  # noqa: B023
+        stated = kernel.workspace(describe_call(op, args, torch.device("cpu")))
         assert took <= stated <= 2 * took + 2**20, f"{(sequences, tokens, window)}: took {took}, states {stated}"
 
 
