@@ -190,6 +190,24 @@ def test_a_prefix_lives_as_long_as_the_one_who_wants_it_longest_wishes():
     assert run(engine, TEXT[:9], cache_ttl=1.0)[0] == 8, "someone wanted it without an end"
 
 
+def test_reuse_leaves_no_more_of_times_to_live_than_there_are_blocks():
+    now = [0.0]
+    engine = Engine([CacheGroup(16, 4)], clock=lambda: now[0])
+    pool = engine.scheduler.tables.pools[0]
+    for _ in range(200):
+        now[0] += 0.01
+        assert run(engine, TEXT[:33], cache_ttl=10.0)[1] in (None, "unseen")
+    assert len(pool._expiring) == 9, "the eight blocks that are reused each time, and the last"
+    for turn in range(200):  # no block is reused, each is taken for something else
+        now[0] += 0.01
+        run(engine, [turn] * 33, cache_ttl=1000.0 - turn)
+    assert len(pool._expiring) <= 2 * 16
+    assert run(engine, [199] * 33) == (32, None)
+    now[0] += 5000.0
+    pool.expire()
+    assert not pool._expiring and pool.num_cached == 9, "the last prompt's, which someone wanted without an end"
+
+
 def test_a_block_whose_time_is_over_while_it_is_held_stays_with_its_holder():
     now = [0.0]
     engine = Engine(FOUR, clock=lambda: now[0])
