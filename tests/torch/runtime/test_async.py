@@ -15,6 +15,7 @@ from reciter_model import SCRIPT, TEXT
 
 from bestiary import LLM, EngineError, SamplingParams, UsageError
 from bestiary.core.async_answer import AsyncAnswer
+from bestiary.core.jobs import SamplingJob
 from bestiary.core.runtime.cache_groups import CacheGroup
 from bestiary.core.text.detokenize import Detokenizer
 
@@ -492,3 +493,26 @@ def test_a_reader_who_is_interrupted_while_text_is_made_may_go_on(reciter, monke
     with pytest.raises(KeyboardInterrupt):
         list(stream)
     assert reciter.stats().finished == {"abort": 1} and reciter.stats().blocks_used == 0
+
+
+@pytest.mark.parametrize("way", ["async", "stream"])
+def test_an_answer_that_ends_after_its_pieces_were_taken_has_its_last_piece_all_the_same(reciter, monkeypatch, way):
+    driver = reciter._driver
+    monkeypatch.setattr(driver, "start", lambda: None)
+
+    def ends_at_once(self):
+        found = pieces(self)
+        driver.run(lambda: self.finished)
+        return found
+
+    pieces = SamplingJob.pieces
+    monkeypatch.setattr(SamplingJob, "pieces", ends_at_once)
+
+    async def main():
+        if way == "stream":
+            return list(reciter.stream("x", greedy(100)))
+        return [piece async for piece in reciter.generate_async("x", greedy(100))]
+
+    found = run(main())
+    assert "".join(piece.text for piece in found) == TEXT
+    assert [piece.finish_reason for piece in found if piece.finish_reason] == ["stop"]

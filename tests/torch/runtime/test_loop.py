@@ -17,6 +17,7 @@ from bestiary.core.runtime import restrictions
 from bestiary.core.runtime.admission import Admission
 from bestiary.core.runtime.answers import Answers
 from bestiary.core.runtime.cache_groups import CacheGroup
+from bestiary.core.runtime.messages import StepMessage, TableChanges
 from bestiary.core.runtime.queue import WaitingQueue
 from bestiary.core.runtime.scheduler import Scheduler
 from bestiary.spec import Grammar, LogitsProcessor
@@ -318,10 +319,11 @@ def test_broken_logits_end_their_request_and_what_it_stored_is_scrubbed(llm, bad
     forward, store = runner.forward, runner.inputs.store.tensors
 
     def poisoned(step):
-        outputs = forward(step)
         clean = step.tables[0].scrubbed.tolist()
-        given_on = [block for block in clean if block in step.tables[0].blocks.tolist()]
-        assert not any(tensor[[b for b in clean if b not in given_on]].any() for tensor in store.values())
+        for tensor in store.values():
+            tensor[clean] = 1e6  # what nobody stores
+        outputs = forward(step)
+        assert not any((tensor[clean] == 1e6).any() for tensor in store.values()), "not scrubbed on the device"
         scrubbed.update(clean)
         requests = llm._driver.loop.scheduler.slots.requests
         rows = range(len(step.slots)) if step.rows is None else None
@@ -339,6 +341,18 @@ def test_broken_logits_end_their_request_and_what_it_stored_is_scrubbed(llm, bad
     assert broken[0][-1] in scrubbed, "the last one, which no good token has shown to be sound"
     again = llm.generate([list(range(300, 320))], greedy(4), use_tqdm=False)[0]
     assert again.num_cached_tokens == 19 and again.outputs[0].token_ids == alone(ONE, range(300, 320), 4)
+
+
+def test_a_device_scrubs_blocks_before_it_copies_any(llm):
+    """So what is copied into a scrubbed block stays, and what is copied out of one is zeros."""
+    inputs = llm.engine.runner.inputs
+    for tensor in inputs.store.tensors.values():
+        tensor[:6] = torch.arange(1.0, 7.0).view(6, 1, 1, 1)
+    ints = [np.array(each, np.int32) for each in ([], [], [], [1, 4], [3, 5], [2, 3, 4])]
+    none = np.zeros(0, np.int32)
+    inputs.change(StepMessage(1, none, none, 0, none, None, (), (TableChanges(*ints),), 0))
+    for tensor in inputs.store.tensors.values():
+        assert [set(block.flatten().tolist()) for block in tensor[:6]] == [{1.0}, {2.0}, {0.0}, {2.0}, {0.0}, {0.0}]
 
 
 def test_several_answers_share_the_prompt(llm):
