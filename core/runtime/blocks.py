@@ -161,10 +161,6 @@ class BlockPool:
         if until is None or until > node.expires:
             node.expires = until  # the heap's entry is looked at no later than it says, and is put off then
 
-    def is_live(self, node: Node) -> bool:
-        """Whether a block holds the node and may be reused."""
-        return node.block >= 0 and (node.expires is None or node.expires > self._clock())
-
     def forget(self, block: int) -> None:
         """The block's prefix is no longer offered; who holds the block keeps it."""
         node = self._nodes[block]
@@ -192,7 +188,7 @@ class BlockPool:
         found, left = list[int](), [node]
         while left:
             one = left.pop()
-            left += one.children.values()
+            left += self.tree.after(one)
             if one.block >= 0:
                 found.append(one.block)
                 self.forget(one.block)
@@ -200,12 +196,13 @@ class BlockPool:
 
     def expire(self) -> None:
         """Forget the prefixes whose time is over."""
-        while self._expiring and self._expiring[0][0] <= self._clock():
+        now = self._clock() if self._expiring else 0.0
+        while self._expiring and self._expiring[0][0] <= now:
             _, block, key = heapq.heappop(self._expiring)
             node = self._nodes[block]
             if node is None or node.key != key or node.expires is None:
                 continue
-            if self.is_live(node):
+            if node.expires > now:
                 self._ends(node.expires, block, key)
             else:
                 self.forget(block)
