@@ -14,7 +14,7 @@ from bestiary.core.outputs import (
     RequestMetrics,
     StreamPiece,
 )
-from bestiary.core.runtime.containment import cause
+from bestiary.core.runtime.containment import cause, contained
 from bestiary.core.runtime.request import Request
 from bestiary.core.text.detokenize import Detokenizer
 from bestiary.core.text.tokenizer import Tokenizer
@@ -24,7 +24,8 @@ class TextAnswer:
     """Collects one request's results.
 
     Tokens are decoded when someone needs the text: at once with stop strings, else when a piece or the end is asked for.
-    Pieces may be asked for in another thread than the one that steps; it sees the tokens of steps that were taken in.
+    Pieces may be asked for in another thread than the one that steps; it sees the tokens of steps that were taken in. If
+    decoding fails there, the piece has the text so far, and the engine is told with the next token, which ends the request.
 
     Args:
         request: the request, before it is submitted.
@@ -56,6 +57,7 @@ class TextAnswer:
             )
         self._tokens: list[int] = []  # those the engine told of
         self._decoding = threading.Lock()
+        self._failure: BaseException | None = None  # of the decoding
         self._pushed = 0  # output tokens the detokenizer has seen
         self._given_text = self._given_tokens = 0  # what pieces have carried
         self.metrics = RequestMetrics(time.monotonic())
@@ -83,11 +85,11 @@ class TextAnswer:
         if self._logprobs is not None and logprobs is not None:
             self._logprobs.append(self._named(logprobs))
             self.cumulative_logprob += logprobs[token].logprob
-        return self._push() if self.request.params.stop else None
+        return self._push() if self.request.params.stop or self._failure is not None else None
 
     def end(self, now: float) -> None:
-        self._tokens += self.request.output[len(self._tokens) :]
         try:
+            self._tokens += self.request.output[len(self._tokens) :]
             self._end_text()
         except BaseException as error:
             # Whoever looks from another thread must not find an answer finished that then turns out to have failed.
@@ -107,7 +109,8 @@ class TextAnswer:
                 self._text.finish()
             return
         by_string = isinstance(self.request.stop_reason, str)
-        stop = None if by_string else self._push() or self._text.finish()
+        searched = self.request.num_output > self.request.params.min_tokens
+        stop = None if by_string else self._push() or self._text.finish(search=searched)
         if stop is not None and self.request.finish_reason == "length":
             self.request.finish_reason, self.request.stop_reason = "stop", stop
 
@@ -115,7 +118,7 @@ class TextAnswer:
         """A piece would carry text, or tokens where there is no text."""
         if self._text is None:
             return len(self._tokens) > self._given_tokens
-        self._push()
+        self._catch_up()
         return len(self._text.text) > self._given_text
 
     def piece(self, last: bool) -> StreamPiece:
@@ -124,7 +127,7 @@ class TextAnswer:
         Args:
             last: the answer is complete.
         """
-        self._push()
+        self._catch_up()
         text = self._text.text if self._text is not None else ""
         tokens = self._tokens[self._given_tokens :]
         piece = StreamPiece(
@@ -151,11 +154,29 @@ class TextAnswer:
             stop_reason=request.stop_reason,
         )
 
+    def _catch_up(self) -> None:
+        """Decode the tokens that came, for a reader: a failure is the engine's to tell, at the request's end."""
+        try:
+            self._push()
+        except BaseException as error:
+            contained(error)
+
     def _push(self) -> str | None:
-        """Decode the tokens that came; a token that ended the request has no text. The stop string that did, if one did."""
+        """Decode the tokens that came; a token that ended the request has no text. The stop string that did, if one did.
+
+        Once that has failed, it does so again: what comes after a gap would be another text.
+        """
         with self._decoding:
+            if self._failure is not None:
+                raise self._failure
             new = self._tokens[self._pushed :]
-            return None if self._text is None or not new else self._decode(self._text, new)
+            if self._text is None or not new:
+                return None
+            try:
+                return self._decode(self._text, new)
+            except BaseException as error:
+                self._failure = contained(error)
+                raise
 
     def _decode(self, text: Detokenizer, new: list[int]) -> str | None:
         request = self.request

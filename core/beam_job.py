@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bestiary.core.errors import BestiaryError
 from bestiary.core.outputs import (
     CompletionOutput,
     FinishReason,
@@ -24,7 +23,7 @@ from bestiary.core.outputs import (
 )
 from bestiary.core.resolved_params import ResolvedParams
 from bestiary.core.runtime.beam import BeamSearch, Ended
-from bestiary.core.runtime.containment import cause
+from bestiary.core.runtime.containment import cause, contained
 from bestiary.core.runtime.loop import EngineLoop
 from bestiary.core.runtime.request import Request, State
 from bestiary.core.runtime.scheduler import Scheduler
@@ -66,10 +65,11 @@ class BeamJob:
         self._steps: list[_BeamStep] = []
         self._waiting_for = 0
         self._first = self._request([], 0)
-        self._loop: EngineLoop | None = None  # that runs it, once it has begun
+        self._loop: EngineLoop | None = None  # that runs it
         self._preempted = 0  # requests of earlier steps
         self._reason: FinishReason | None = None  # where the search did not come to its end
         self._cause: int | str | None = None
+        self._found: list[CompletionOutput] = []
         self._told = False
         self._metrics = RequestMetrics(time.monotonic())
 
@@ -83,8 +83,8 @@ class BeamJob:
         scheduler.admissible(longest)
 
     def start(self, loop: EngineLoop) -> None:
-        self._submit([self._first], loop)
         self._loop = loop
+        self._submit([self._first], loop)
 
     def abort(self, loop: EngineLoop) -> None:
         if not self.finished:
@@ -92,9 +92,11 @@ class BeamJob:
             for step in self._steps:
                 loop.abort(step.request)
 
-    def fail(self, error: BestiaryError) -> None:
+    def fail(self, error: BaseException, loop: EngineLoop) -> None:
         if not self.finished:
-            self._over("error", str(error))
+            self._over("error", cause(error))
+            for step in self._steps:
+                loop.abort(step.request)
 
     def pieces(self) -> list[StreamPiece]:
         if not self.finished or self._told:
@@ -136,7 +138,8 @@ class BeamJob:
         self._steps = [_BeamStep(request, self._arrived) for request in requests]
         self._waiting_for = len(requests)
         for step in self._steps:
-            loop.submit(step.request, step)
+            if not self.finished:  # by one that failed at once
+                loop.submit(step.request, step)
 
     def _arrived(self, step: _BeamStep) -> None:
         """One beam's request has ended."""
@@ -168,11 +171,15 @@ class BeamJob:
         except Exception as error:
             self._over("error", cause(error))
 
-    def _over(self, reason: FinishReason | None, cause: int | str | None) -> None:
-        self._reason, self._cause = reason, cause
+    def _over(self, reason: FinishReason | None, found: int | str | None) -> None:
+        try:
+            best = [] if reason is not None else self._beams.search.results()
+            self._found = [self._completion(index, ended) for index, ended in enumerate(best)]
+        except BaseException as error:
+            reason, found = "error", cause(contained(error))
+        self._reason, self._cause = reason, found
         if self._loop is not None:
-            best = self._beams.search.results()[:1]
-            self._loop.meters.over(reason or (self._ended_by(best[0]) if best else "error"))
+            self._loop.meters.over(reason or (self._found[0].finish_reason if self._found else None) or "error")
         self._metrics.finished_time = time.monotonic()
         if self._on_news is not None:
             self._on_news()
@@ -180,9 +187,7 @@ class BeamJob:
     def _outputs(self) -> list[CompletionOutput]:
         if self._reason is not None:
             return [CompletionOutput(0, "", [], finish_reason=self._reason, stop_reason=self._cause)]
-        if not self.finished:
-            return []
-        return [self._completion(index, ended) for index, ended in enumerate(self._beams.search.results())]
+        return list(self._found)
 
     def _completion(self, index: int, ended: Ended) -> CompletionOutput:
         tokens, reason = list(ended.tokens), self._ended_by(ended)

@@ -52,7 +52,7 @@ class Calls:
             for job in jobs:
                 driver.submit(job)
             with BatchProgress(jobs, driver.loop, shown=shown) as progress:
-                driver.run(progress.done, progress.update)
+                driver.run(progress.done, progress.update, jobs)
         finally:
             # Whatever ended the call early, nothing of it stays in the engine.
             for job in jobs:
@@ -97,7 +97,7 @@ class Calls:
             done = False
             while not done:
                 if not job.finished:
-                    driver.step()
+                    driver.step(jobs=[job])
                 # Another call's steps may have finished it.
                 done = job.finished
                 yield from job.pieces()

@@ -7,13 +7,14 @@ import logging
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from queue import SimpleQueue
 from types import FrameType
 
-from bestiary.core.errors import BestiaryError, EngineError
+from bestiary.core.errors import EngineError
 from bestiary.core.jobs import Job
+from bestiary.core.runtime.containment import contained
 from bestiary.core.runtime.loop import EngineLoop
 from bestiary.core.watchdog import StepLimits, Watchdog
 
@@ -60,17 +61,20 @@ class Driver:
             self._work.put(None)
         self._empty_inbox()
 
-    def run(self, done: Callable[[], bool], after: Callable[[], None] = lambda: None) -> None:
+    def run(self, done: Callable[[], bool], after: Callable[[], None] = lambda: None, jobs: Sequence[Job] = ()) -> None:
         """Step until ``done``, calling ``after`` between steps.
 
+        Args:
+            jobs: that were submitted and must have ended when nothing is left to do.
+
         Raises:
-            EngineError: the engine is dead, or this is called from inside one of its steps.
+            EngineError: the engine is dead, this is called from inside one of its steps, or one of the ``jobs`` got lost.
         """
         while not done():
-            self.step(unless=done)
+            self.step(unless=done, jobs=jobs)
             after()
 
-    def step(self, unless: Callable[[], bool] = lambda: False) -> None:
+    def step(self, unless: Callable[[], bool] = lambda: False, jobs: Sequence[Job] = ()) -> None:
         """One step, unless another thread is at it.
 
         Raises:
@@ -87,6 +91,8 @@ class Driver:
                     if not self.loop.idle:
                         with _interrupts_wait():
                             self.loop.step()
+                    elif not all(job.finished for job in jobs):
+                        raise _lost()
         finally:
             self._turn.release()
             self._empty_inbox()
@@ -214,8 +220,12 @@ class Driver:
 def _start(job: Job, loop: EngineLoop) -> None:
     try:
         job.start(loop)
-    except BestiaryError as error:
-        job.fail(error)
+    except BaseException as error:
+        job.fail(contained(error), loop)
+
+
+def _lost() -> EngineError:
+    return EngineError("E-RUN-LOST", "engine", "has nothing to do, and yet a request of this call has not ended")
 
 
 @contextmanager

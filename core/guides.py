@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from bestiary.core.errors import RequestError, shown
 from bestiary.core.plugins import PluginHost, resolve
-from bestiary.core.runtime.restrictions import Guide
+from bestiary.core.runtime.restrictions import Guide, a_matcher, blamed
 from bestiary.spec import Grammar, GrammarProvider, GrammarVocabulary
 
 if TYPE_CHECKING:
@@ -34,33 +34,48 @@ class Guides:
         self._providers: dict[str, GrammarProvider] = {}
         self._tokens: list[bytes | None] | None = None
 
+    def several(self, params: ResolvedParams) -> list[Guide | None]:
+        """The request's grammar, at its start, for each of its ``best_of`` answers; None without one.
+
+        Raises: as :meth:`guide`.
+        """
+        first = self.guide(params)
+        return [first, *(None if first is None else first.fork() for _ in range(params.best_of - 1))]
+
     def guide(self, params: ResolvedParams) -> Guide | None:
         """The request's grammar, at its start; None without one.
 
         Raises:
             RequestError: no backend for it, or the backend refuses the grammar.
+            PluginFailure: the backend fails in another way.
         """
         guided = params.guided
         if guided is None:
             return None
         grammar = self._backend(guided)
+        plugin = f"grammar {grammar.name} ({self._host.origin(grammar)})"
+        provider = resolve(grammar.provider, needed_by=f"grammar {grammar.name}")
         if grammar.name not in self._providers:
-            self._providers[grammar.name] = resolve(grammar.provider, needed_by=f"grammar {grammar.name}")()
+            with blamed(plugin):
+                self._providers[grammar.name] = provider()
         if self._tokens is None:
             self._tokens = [] if self._tokenizer is None else self._tokenizer.token_bytes()
         vocabulary = GrammarVocabulary(size=self._vocab_size, tokens=self._tokens, end_token_ids=params.end_token_ids)
         began = time.perf_counter()
-        try:
-            matcher = self._providers[grammar.name].compile(guided, vocabulary)
-        except ValueError as error:
-            raise RequestError(
-                "E-REQ-GUIDED",
-                "guided",
-                f"the backend {grammar.name} refuses the {guided.form}: {error}",
-                hint="correct the grammar",
-            ) from error
-        plugin = f"grammar {grammar.name} ({self._host.origin(grammar)})"
-        return Guide(matcher, plugin, time.perf_counter() - began)
+        with blamed(plugin):
+            try:
+                matcher = self._providers[grammar.name].compile(guided, vocabulary)
+            except ValueError as error:
+                refused = RequestError(
+                    "E-REQ-GUIDED",
+                    "guided",
+                    f"the backend {grammar.name} refuses the {guided.form}: {error}",
+                    hint="correct the grammar",
+                )
+                refused.__cause__ = error
+            else:
+                return Guide(a_matcher(matcher, "compile"), plugin, time.perf_counter() - began)
+        raise refused
 
     def check_processors(self, params: ResolvedParams) -> None:
         """Refuse names of logits processors that nobody registered, and functions where ranks can't be given any.

@@ -150,6 +150,7 @@ HINTS = {
     "E-RUN-FRAME": _FAULT,
     "E-RUN-ID": "give every request an id of its own",
     "E-RUN-LOOP": _FAULT,
+    "E-RUN-LOST": _FAULT,
     "E-RUN-RANK": "what the log has of the rank says why it ended; load the model again",
     "E-RUN-RANKS": "use a model that is not divided, or only what LLM itself offers",
     "E-RUN-STALL": _FAULT,

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from bestiary.core.answer import TextAnswer
 from bestiary.core.best_of import likeliest_answers
-from bestiary.core.errors import BestiaryError
 from bestiary.core.outputs import RequestOutput, StreamPiece
+from bestiary.core.runtime.containment import PluginFailure
 from bestiary.core.runtime.loop import EngineLoop
-from bestiary.core.runtime.request import Request, State
+from bestiary.core.runtime.request import Request
 from bestiary.core.runtime.restrictions import Guide
 from bestiary.core.runtime.scheduler import Scheduler
 
@@ -32,12 +31,12 @@ class Job(Protocol):
         """Refuse what can never run. Raises RequestError with the arithmetic."""
 
     def start(self, loop: EngineLoop) -> None:
-        """Submit its requests."""
+        """Submit its requests. Raises what keeps it from that; ``fail`` is to follow."""
 
     def abort(self, loop: EngineLoop) -> None:
         """End what has not ended."""
 
-    def fail(self, error: BestiaryError) -> None:
+    def fail(self, error: BaseException, loop: EngineLoop) -> None:
         """It could not be started, or not wholly: end it with the error."""
 
     def pieces(self) -> list[StreamPiece]:
@@ -63,10 +62,20 @@ class SamplingJob:
         wanted: how many answers are returned.
         ranked: those with the greatest mean log-probability a token, best first; failed ones are the last.
         scored: log-probabilities were asked for, not only needed for ranking.
+        failure: what a plugin raised when the job was made; it ends without having begun.
     """
 
-    def __init__(self, prompt: str | None, parts: Sequence[Part], *, wanted: int, ranked: bool, scored: bool) -> None:
-        self._prompt, self._parts = prompt, tuple(parts)
+    def __init__(
+        self,
+        prompt: str | None,
+        parts: Sequence[Part],
+        *,
+        wanted: int,
+        ranked: bool,
+        scored: bool,
+        failure: PluginFailure | None = None,
+    ) -> None:
+        self._prompt, self._parts, self._failure = prompt, tuple(parts), failure
         self._wanted, self._ranked, self._scored = wanted, ranked, scored
         self._told: set[int] = set()  # answers whose last piece is out
 
@@ -79,6 +88,8 @@ class SamplingJob:
             scheduler.admissible(part.request)
 
     def start(self, loop: EngineLoop) -> None:
+        if self._failure is not None:
+            raise self._failure
         for part in self._parts:
             loop.submit(*part)
 
@@ -86,12 +97,10 @@ class SamplingJob:
         for part in self._parts:
             loop.abort(part.request)
 
-    def fail(self, error: BestiaryError) -> None:
+    def fail(self, error: BaseException, loop: EngineLoop) -> None:
         for request, answer, _ in self._parts:
             if not answer.finished:
-                request.state = State.FINISHED
-                request.finish_reason, request.stop_reason = "error", str(error)
-                answer.end(time.monotonic())
+                loop.refuse(request, answer, error)
 
     def pieces(self) -> list[StreamPiece]:
         if self._ranked:

@@ -72,6 +72,10 @@ class SamplingParams:
     detokenize            bool                                         True
     ===================== ============================================ ===========================================
 
+    What ends an answer comes after its first ``min_tokens`` tokens: end tokens are out until then, and a stop string ends it
+    that is complete with a later token, even if it began before; one that is complete by then is text like any other. Of
+    those that are complete with the same character the longest counts.
+
     These belong to the request alone; no generation_config sets them:
 
     n: 1 … 16 answers, which share the prompt's keys and values. Answer i is drawn with ``seed + i`` (modulo 2**64), so

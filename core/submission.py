@@ -18,8 +18,10 @@ from bestiary.core.plugins import PluginHost
 from bestiary.core.prompts import as_prompts, read_prompt
 from bestiary.core.resolve_params import resolve
 from bestiary.core.runtime.beam import BeamSearch
+from bestiary.core.runtime.containment import PluginFailure
 from bestiary.core.runtime.random_stream import mix
 from bestiary.core.runtime.request import Request
+from bestiary.core.runtime.restrictions import Guide
 from bestiary.core.runtime.tap_rows import Tapped
 from bestiary.core.sampling_params import SamplingParams
 from bestiary.core.text.chat import ChatTemplate, Message
@@ -181,7 +183,12 @@ class Submission:
             encode=None if self.tokenizer is None else partial(self.tokenizer.encode, add_special_tokens=False),
         )
         self._guides.check_processors(resolved)
-        guide = self._guides.guide(resolved)
+        failure: PluginFailure | None = None
+        guides = list[Guide | None]([None]) * resolved.best_of
+        try:
+            guides = self._guides.several(resolved)
+        except PluginFailure as error:
+            failure = error
         parts: list[Part] = []
         for index in range(resolved.best_of):
             own = resolved.answer(index)
@@ -197,13 +204,14 @@ class Submission:
                 tapped=Tapped(taps) if taps else None,
             )
             answer = TextAnswer(request, self.tokenizer, index=index, on_news=on_news)
-            parts.append(Part(request, answer, guide.fork() if guide is not None and index else guide))
+            parts.append(Part(request, answer, guides[index]))
         return SamplingJob(
             read.text,
             parts,
             wanted=resolved.n,
             ranked=resolved.ranked,
             scored=resolved.logprobs is not None,
+            failure=failure,
         )
 
     def _beam_job(self, prompt: object, params: BeamSearchParams, on_news: Callable[[], None] | None) -> Job:

@@ -59,6 +59,11 @@ class Answers:
         self._open[request.id] = answer
         self._requests[request.id] = request
 
+    def drop(self, request: Request) -> None:
+        """It did not begin, or not wholly."""
+        self._open.pop(request.id, None)
+        self._requests.pop(request.id, None)
+
     def requests(self) -> list[Request]:
         """Those that have not ended. May be called from any thread."""
         return list(self._requests.values())
@@ -84,10 +89,10 @@ class Answers:
             answer = self._open.get(request.id)
             if answer is None:
                 continue
-            entry = None
-            if asked is not None and places is not None and found is not None and asked[row] >= 0:
-                entry = _entry(found, int(places[row]), int(request.tokens[-1]), int(asked[row]))
             try:
+                entry = None
+                if asked is not None and places is not None and found is not None and asked[row] >= 0:
+                    entry = _entry(found, int(places[row]), int(request.tokens[-1]), int(asked[row]))
                 stop = answer.added(entry)
                 if stop is not None:
                     self._stopped(request, stop)

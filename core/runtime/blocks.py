@@ -60,6 +60,7 @@ class BlockPool:
         self._cached: dict[int, OrderedDict[int, None]] = {}  # by priority, the least recently used first
         self._num_cached = 0
         self._nodes: list[Node | None] = [None] * num_blocks
+        # A heap: when, at the earliest, a block's prefix ends. One for each, and some of prefixes that are gone.
         self._expiring: list[tuple[float, int, bytes]] = []
 
     @property
@@ -136,7 +137,7 @@ class BlockPool:
         self._nodes[block] = node
         if ttl is not None:
             node.expires = self._clock() + ttl
-            heapq.heappush(self._expiring, (node.expires, block, node.key))
+            self._ends(node.expires, block, node.key)
         if self.events is not None:
             assert node.parent is not None
             self._tell(CacheEvent("stored", node.key.hex(), node.parent.key.hex(), len(node.tokens)))
@@ -158,13 +159,7 @@ class BlockPool:
             return
         until = None if ttl is None else self._clock() + ttl
         if until is None or until > node.expires:
-            node.expires = until
-            if until is not None:
-                heapq.heappush(self._expiring, (until, node.block, node.key))
-
-    def is_live(self, node: Node) -> bool:
-        """Whether a block holds the node and may be reused."""
-        return node.block >= 0 and (node.expires is None or node.expires > self._clock())
+            node.expires = until  # the heap's entry is looked at no later than it says, and is put off then
 
     def forget(self, block: int) -> None:
         """The block's prefix is no longer offered; who holds the block keeps it."""
@@ -193,7 +188,7 @@ class BlockPool:
         found, left = list[int](), [node]
         while left:
             one = left.pop()
-            left += one.children.values()
+            left += self.tree.after(one)
             if one.block >= 0:
                 found.append(one.block)
                 self.forget(one.block)
@@ -201,11 +196,24 @@ class BlockPool:
 
     def expire(self) -> None:
         """Forget the prefixes whose time is over."""
-        while self._expiring and self._expiring[0][0] <= self._clock():
+        now = self._clock() if self._expiring else 0.0
+        while self._expiring and self._expiring[0][0] <= now:
             _, block, key = heapq.heappop(self._expiring)
             node = self._nodes[block]
-            if node is not None and node.key == key and not self.is_live(node):
+            if node is None or node.key != key or node.expires is None:
+                continue
+            if node.expires > now:
+                self._ends(node.expires, block, key)
+            else:
                 self.forget(block)
+
+    def _ends(self, when: float, block: int, key: bytes) -> None:
+        """Look at the block's prefix then. What is of prefixes that are gone is swept out when it is as much as the rest."""
+        heapq.heappush(self._expiring, (when, block, key))
+        if len(self._expiring) > 2 * self.num_blocks:
+            ends = [(n.expires, n.block, n.key) for n in self.tree.index.values() if n.expires is not None]
+            self._expiring = ends
+            heapq.heapify(self._expiring)
 
     def reset(self) -> None:
         """Forget every prefix; cached blocks become free."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import time
 
-from bestiary.core.errors import EngineError
+from bestiary.core.errors import EngineError, RequestError
 from bestiary.core.outputs import FinishReason
 from bestiary.core.runtime.answers import Answer, Answers
 from bestiary.core.runtime.batch import Batch
+from bestiary.core.runtime.containment import cause, contained
 from bestiary.core.runtime.doubt import compute_alone
 from bestiary.core.runtime.executor import Executor
 from bestiary.core.runtime.request import Request, State
@@ -37,9 +38,31 @@ class Endings:
         self.ended: list[Request] = []
 
     def begin(self, request: Request, answer: Answer, guide: Guide | None) -> None:
-        """A request is under way."""
-        self.answers.add(request, answer)
-        self.restrictions.add(request, guide)
+        """A request is under way; if anything fails until then, it ends with that.
+
+        Raises:
+            RequestError: it could not run even alone.
+        """
+        try:
+            self.answers.add(request, answer)
+            self.restrictions.add(request, guide)
+            self._scheduler.submit(request)
+        except BaseException as error:
+            self.answers.drop(request)
+            self.restrictions.drop(request)
+            if isinstance(error, RequestError):
+                raise
+            self.refuse(request, answer, contained(error))
+
+    def refuse(self, request: Request, answer: Answer, error: BaseException) -> None:
+        """End a request with what kept it from beginning."""
+        log.error("request %s did not begin: %s", request.id, error, exc_info=error)
+        request.state, request.finish_reason, request.stop_reason = State.FINISHED, "error", cause(error)
+        try:
+            answer.end(time.monotonic())
+        except BaseException as failed:
+            log.error("request %s: %s", request.id, contained(failed), exc_info=failed)
+        self._meters.ended(request)
 
     def finish(
         self,
@@ -63,17 +86,17 @@ class Endings:
             self._slow_calls.ended(request.id)
             self._meters.ended(request)
 
-    def unusable(self, request: Request, cause: str | None) -> None:
-        """A row that gave no token: its request's own code and restrictions are the ``cause``, or its numbers are broken."""
-        if cause is not None:
-            self.finish(request, "error", cause)
+    def unusable(self, request: Request, found: str | None) -> None:
+        """A row that gave no token: its request's own code and restrictions are what was ``found``, or its numbers are broken."""
+        if found is not None:
+            self.finish(request, "error", found)
         elif not compute_alone(self._scheduler, request):
             self.finish(request, "error", "numerical_error: the logits have no finite maximum", trusted=False)
 
     def blame(self, request: Request, error: BaseException) -> None:
         """End a request whose own processing failed; if it had ended already, its reason is corrected."""
         log.error("request %s failed: %s", request.id, error, exc_info=error)
-        reason = f"{type(error).__name__}: {error}"
+        reason = cause(error)
         if not self.finish(request, "error", reason):
             request.finish_reason, request.stop_reason = "error", reason
 
@@ -81,8 +104,7 @@ class Endings:
         """A step failed: its requests end, and what it stored is not trusted; who may have taken it over is computed again.
         If there was no memory for it, so are its requests, in smaller steps, as long as steps can be made smaller."""
         log.error("step %d failed: %s", batch.number, error, exc_info=error)
-        reason = f"{type(error).__name__}: {error}"
-        scheduler = self._scheduler
+        reason, scheduler = cause(error), self._scheduler
         again = _out_of_memory(error) and self._executor.failure is None and scheduler.limit.retreat()
         if again:
             log.warning("steps have at most %d tokens from now on", scheduler.max_num_tokens)

@@ -14,9 +14,10 @@ from typing import NamedTuple
 import numpy as np
 
 from bestiary.core.errors import EngineError
+from bestiary.core.outputs import FinishReason
 from bestiary.core.runtime.answers import Answer
 from bestiary.core.runtime.batch import Batch
-from bestiary.core.runtime.containment import contained
+from bestiary.core.runtime.containment import cause, contained
 from bestiary.core.runtime.doubt import condemn
 from bestiary.core.runtime.endings import Endings
 from bestiary.core.runtime.executor import Executor, Pending
@@ -76,7 +77,7 @@ class EngineLoop:
         return self.executor.failure
 
     def submit(self, request: Request, answer: Answer, guide: Guide | None = None) -> None:
-        """Queue a request.
+        """Queue a request. If what the host does for it fails, that ends it, and nothing is raised.
 
         Args:
             guide: at the start of the grammar that its answer must match.
@@ -88,8 +89,14 @@ class EngineLoop:
         self.refuse_if_dead()
         if request in self._endings.answers:
             raise EngineError("E-RUN-ID", f"request {request.id}", "another request of this id is under way")
-        self.scheduler.submit(request)
         self._endings.begin(request, answer, guide)
+
+    def refuse(self, request: Request, answer: Answer, error: BaseException) -> None:
+        """End a request with what kept its job from beginning, whether it is under way itself or not."""
+        if request in self._endings.answers:
+            self._end_between(request, "error", cause(error))
+        else:
+            self._endings.refuse(request, answer, error)
 
     def refuse_if_dead(self) -> None:
         """Raise what ended the engine, if anything did."""
@@ -160,9 +167,14 @@ class EngineLoop:
 
     def abort(self, request: Request) -> bool:
         """End a request in any state; False if it had ended already."""
-        ended = self._endings.finish(request, "abort")
-        self._endings.ended.clear()
-        return ended
+        return self._end_between(request, "abort")
+
+    def _end_between(self, request: Request, reason: FinishReason, found: str | None = None) -> bool:
+        """End a request that no step ended, and that none need tell of: perhaps within one, in the end of another."""
+        if not self._endings.finish(request, reason, found):
+            return False
+        self._endings.ended.remove(request)
+        return True
 
     def abort_all(self) -> None:
         """End every request."""

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import secrets
 from array import array
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
-from itertools import islice
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
+from bestiary.core.runtime.continuations import Continuations
 from bestiary.core.runtime.evictions import Evictions
 
-LOOKED_AT = 256  # most continuations of a prefix that are compared with a prompt, the newest first
-_SCOPES = 4  # most scopes that are searched for a prompt
+_NOTHING: Final = Continuations()
 
 
 class Scope(NamedTuple):
@@ -34,21 +32,22 @@ class Node:
     by copy only.
 
     Attributes:
+        key: hash of the scope and all tokens up to its end.
+        content: hash of the tokens alone.
         scope: of the requests that may have the block.
         born: number of the step that writes the block.
         priority: 0 … 100; blocks of a low one are evicted first.
         expires: on the pool's clock; None for never.
     """
 
-    __slots__ = ("block", "born", "children", "expires", "key", "parent", "priority", "scope", "tokens")
+    __slots__ = ("block", "born", "content", "expires", "key", "parent", "priority", "scope", "tokens")
 
-    def __init__(self, key: bytes, tokens: tuple[int, ...], parent: Node | None, scope: Scope) -> None:
-        self.key, self.tokens, self.parent, self.scope = key, tokens, parent, scope
+    def __init__(self, key: bytes, content: bytes, tokens: tuple[int, ...], parent: Node | None, scope: Scope) -> None:
+        self.key, self.content, self.tokens, self.parent, self.scope = key, content, tokens, parent, scope
         self.block = -1
         self.born = 0
         self.priority = 0
         self.expires: float | None = None
-        self.children: dict[bytes, Node] = {}  # those that a block holds
 
     def follows(self, parent: Node, tokens: tuple[int, ...]) -> bool:
         """Whether this is the block of ``tokens`` after exactly the prefix that ``parent`` ends, in its scope."""
@@ -60,13 +59,8 @@ class Node:
             if mine is None or other is None or mine.tokens != other.tokens:
                 return False
             mine, other = mine.parent, other.parent
-        if self.parent is not parent:
-            # An equal prefix that was evicted and computed anew is another object; adopting it makes the next check short.
-            if self.parent is not None:
-                self.parent.children.pop(self.key, None)
-            self.parent = parent
-            if self.block >= 0:
-                parent.children[self.key] = self
+        # An equal prefix that was evicted and computed anew is another object; adopting it makes the next check short.
+        self.parent = parent
         return True
 
 
@@ -82,8 +76,8 @@ class PrefixTree:
         self._secret = secrets.token_bytes(32) if key is None else key
         self.index: dict[bytes, Node] = {}
         self._roots: dict[Scope, Node] = {}
-        # First tokens → the first blocks that begin with them → how often each scope has them.
-        self._firsts: dict[int, dict[tuple[int, ...], Counter[Scope]]] = {}
+        self._after: dict[bytes, Continuations] = {}  # indexed nodes by the key of the prefix before them
+        self._anywhere: dict[bytes, Continuations] = {}  # those of all scopes, by its content
         self.evictions = Evictions(remembered)
 
     def root(self, scope: Scope) -> Node:
@@ -92,9 +86,9 @@ class PrefixTree:
         if known is None:
             text = "\x00".join(f"{len(part)}:{part}" if part is not None else "" for part in scope)
             digest = blake2b(text.encode(), key=self._secret, digest_size=16).digest()
-            known = self._roots[scope] = Node(digest, (), None, scope)
+            known = self._roots[scope] = Node(digest, b"", (), None, scope)
             if len(self._roots) > 4096:  # salts come from outside: forget those that nothing hangs on
-                self._roots = {s: node for s, node in self._roots.items() if node.children or s == scope}
+                self._roots = {s: node for s, node in self._roots.items() if node.key in self._after or s == scope}
         return known
 
     def find(self, parent: Node, tokens: Sequence[int]) -> Node:
@@ -102,9 +96,9 @@ class PrefixTree:
         content = tuple(tokens)
         key = self.key(parent, content)
         known = self.index.get(key)
-        return (
-            known if known is not None and known.follows(parent, content) else Node(key, content, parent, parent.scope)
-        )
+        if known is not None and known.follows(parent, content):
+            return known
+        return Node(key, self._content(parent, content), content, parent, parent.scope)
 
     def add(self, node: Node) -> bool:
         """Index a node whose block is set; False if its place is taken, by itself or by a colliding prefix."""
@@ -112,68 +106,58 @@ class PrefixTree:
             return False
         self.index[node.key] = node
         assert node.parent is not None
-        node.parent.children[node.key] = node
-        if not node.parent.tokens:
-            self._firsts.setdefault(node.tokens[0], {}).setdefault(node.tokens, Counter())[node.scope] += 1
+        self._after.setdefault(node.parent.key, Continuations()).add(node)
+        self._anywhere.setdefault(node.parent.content, Continuations()).add(node)
         self.evictions.drop(node.key)
         return True
 
     def remove(self, node: Node) -> None:
         """Forget a node; what follows it stays indexed, out of reach until the node comes back."""
         del self.index[node.key]
-        parent = node.parent
-        if parent is not None:
-            parent.children.pop(node.key, None)
-            if not parent.tokens:
-                self._drop_first(node)
+        assert node.parent is not None
+        _drop(self._after, node.parent.key, node)
+        _drop(self._anywhere, node.parent.content, node)
         self.evictions.add(node)
 
     def clear(self) -> None:
         """Forget all nodes."""
         for node in self.index.values():
-            node.children.clear()
-        for node in self._roots.values():
-            node.children.clear()
-        for node in self.index.values():
             self.evictions.add(node)
         self.index.clear()
-        self._firsts.clear()
+        self._after.clear()
+        self._anywhere.clear()
 
-    def elsewhere(self, node: Node, chain: Sequence[Node], tokens: Sequence[int]) -> Scope | None:
-        """Another scope that has a prefix which begins with the ``tokens`` after those of ``chain``, which ``node`` ends."""
-        more = tuple(tokens)
-        found = islice(self._others(node.scope, chain[0].tokens if chain else more), _SCOPES)
-        return next((scope for scope in found if not chain or self._continues(scope, chain, more)), None)
+    def after(self, node: Node) -> Iterator[Node]:
+        """The nodes that go on from a node's prefix."""
+        return (one for one in list(self._after.get(node.key, ())) if one.follows(node, one.tokens))
 
-    def _others(self, scope: Scope, first: tuple[int, ...]) -> Iterator[Scope]:
-        """The other scopes with a first block that begins with ``first``."""
-        if len(self._roots) > 1:
-            for tokens, scopes in islice(reversed(self._firsts.get(first[0], {}).items()), LOOKED_AT):
-                if tokens[: len(first)] == first:
-                    yield from (other for other in scopes if other != scope)
+    def alike(self, node: Node, tokens: Sequence[int]) -> Iterator[tuple[int, Node]]:
+        """As :meth:`after`, those that begin as ``tokens`` do, and in how many; the most alike first."""
+        known = self._after.get(node.key, _NOTHING).alike(tokens)
+        return ((common, one) for common, one in known if one.follows(node, one.tokens))
 
-    def _continues(self, scope: Scope, chain: Sequence[Node], more: tuple[int, ...]) -> bool:
-        node: Node | None = self.root(scope)
-        for known in chain:
-            assert node is not None
-            node = self.index.get(self.key(node, known.tokens))
-            if node is None:
-                return False
-        assert node is not None
-        return any(one.tokens[: len(more)] == more for one in islice(reversed(node.children.values()), LOOKED_AT))
+    def elsewhere(self, node: Node, tokens: Sequence[int]) -> Scope | None:
+        """Another scope of whose prefixes one goes on with ``tokens`` after the tokens of the prefix that ``node`` ends."""
+        for common, one in self._anywhere.get(node.content, _NOTHING).alike(tokens):
+            if common < len(tokens):
+                break
+            if one.scope != node.scope:
+                return one.scope
+        return None
 
     def key(self, parent: Node, tokens: tuple[int, ...]) -> bytes:
         chain = blake2b(parent.key, key=self._secret, digest_size=16)
         chain.update(array("q", tokens).tobytes())
         return chain.digest()
 
-    def _drop_first(self, node: Node) -> None:
-        blocks = self._firsts[node.tokens[0]]
-        scopes = blocks[node.tokens]
-        scopes[node.scope] -= 1
-        if scopes[node.scope] <= 0:
-            del scopes[node.scope]
-        if not scopes:
-            del blocks[node.tokens]
-        if not blocks:
-            del self._firsts[node.tokens[0]]
+    def _content(self, parent: Node, tokens: tuple[int, ...]) -> bytes:
+        chain = blake2b(parent.content, key=self._secret, digest_size=16)
+        chain.update(array("q", tokens).tobytes())
+        return chain.digest()
+
+
+def _drop(known: dict[bytes, Continuations], prefix: bytes, node: Node) -> None:
+    of_prefix = known[prefix]
+    of_prefix.remove(node)
+    if not of_prefix:
+        del known[prefix]

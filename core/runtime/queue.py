@@ -19,11 +19,11 @@ class WaitingQueue:
         insort(self._requests, request, key=_rank)
 
     def remove(self, request: Request) -> None:
-        """Out of the queue, wherever it stands."""
+        """Out of the queue, wherever it stands, if it is there."""
         at = bisect_left(self._requests, request.rank, key=_rank)
-        while self._requests[at] is not request:
+        while at < len(self._requests) and self._requests[at] is not request:
             at += 1
-        del self._requests[at]
+        del self._requests[at : at + 1]
 
     def __iter__(self) -> Iterator[Request]:
         return iter(self._requests)

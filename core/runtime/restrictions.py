@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from typing import NamedTuple
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple, cast
 
 import numpy as np
 
 from bestiary.core.runtime.bad_words import BadWords
 from bestiary.core.runtime.batch import Batch
 from bestiary.core.runtime.bitmasks import Bitmask, bitmask, words
-from bestiary.core.runtime.containment import contained
+from bestiary.core.runtime.containment import PluginFailure, cause, contained
 from bestiary.core.runtime.messages import Bans, History, Ints, Masks, SampleMessage
 from bestiary.core.runtime.ngrams import NgramIndex
 from bestiary.core.runtime.request import Request
@@ -33,8 +35,33 @@ class Guide(NamedTuple):
     seconds: float = 0.0
 
     def fork(self) -> Guide:
-        """For another answer to the same prompt."""
-        return Guide(self.matcher.fork(), self.plugin)
+        """For another answer to the same prompt.
+
+        Raises:
+            PluginFailure: the matcher's ``fork`` raised, or gave no matcher.
+        """
+        with blamed(self.plugin):
+            return Guide(a_matcher(self.matcher.fork(), "fork"), self.plugin)
+
+
+@contextmanager
+def blamed(plugin: str) -> Iterator[None]:
+    """What is raised in the block is a grammar's failure: it names it. Ctrl-C is not."""
+    try:
+        yield
+    except PluginFailure:
+        raise
+    except BaseException as error:
+        raise PluginFailure(plugin, cause(contained(error))) from error
+
+
+def a_matcher(given: object, method: str) -> GrammarMatcher:
+    """What a grammar's ``method`` returned, if it has what a matcher needs. Raises TypeError."""
+    lacking = [name for name in ("accept", "fill", "fork") if not callable(getattr(given, name, None))]
+    if lacking:
+        kind = "None" if given is None else f"a {type(given).__name__}"
+        raise TypeError(f"{method} returned {kind}, which is no GrammarMatcher: it has no {', '.join(lacking)}")
+    return cast(GrammarMatcher, given)
 
 
 class Restriction:
@@ -51,7 +78,7 @@ class Restriction:
         self._matcher = None if guide is None else guide.matcher
         self.plugin, self.seconds = "" if guide is None else guide.plugin, 0.0
         self._seen = request.prompt_length
-        self._ngrams = NgramIndex(params.no_repeat_ngram_size, request.prompt) if params.no_repeat_ngram_size else None
+        self._ngrams: NgramIndex | None = None  # made when it is first asked, not while the request waits
         self._bad_words = BadWords(params.bad_token_ids) if params.bad_token_ids else None
         self.allowed: Bitmask | None = None
         if params.allowed_token_ids is not None:
@@ -61,11 +88,13 @@ class Restriction:
         """Tokens that are out for the next step.
 
         Raises:
-            ValueError: the grammar does not admit a token that was chosen.
+            PluginFailure: the grammar does not admit a token that was chosen, or failed.
         """
         self.seconds = 0.0
-        self._catch_up()
         params, found = self._request.params, set[int]()
+        if self._ngrams is None and params.no_repeat_ngram_size:
+            self._ngrams = NgramIndex(params.no_repeat_ngram_size, self._request.tokens[: self._seen].tolist())
+        self._catch_up()
         if self._seen - self._request.prompt_length < params.min_tokens:
             found |= params.end_token_ids
         if self._ngrams is not None:
@@ -75,17 +104,18 @@ class Restriction:
         return found
 
     def guided(self) -> Bitmask | None:
-        """The tokens that its grammar allows next; None without one."""
+        """The tokens that its grammar allows next; None without one.
+
+        Raises:
+            PluginFailure: it allows none, or failed.
+        """
         if self._matcher is None:
             return None
         row = np.zeros(words(self._vocab_size), np.int32)
-        began = time.perf_counter()
-        try:
+        with self._in_grammar():
             self._matcher.fill(row)
-        finally:
-            self.seconds += time.perf_counter() - began
         if not row.any():
-            raise ValueError("the grammar allows no token here")
+            raise PluginFailure(self.plugin, "the grammar allows no token here")
         return row
 
     def history(self, row: int) -> History | None:
@@ -102,13 +132,19 @@ class Restriction:
             self._seen += 1
             if self._ngrams is not None:
                 self._ngrams.append(token)
-            if self._matcher is not None and not self._accepts(self._matcher, token):
-                raise ValueError(f"the grammar does not admit token {token}, which was chosen")
+            if self._matcher is None:
+                continue
+            with self._in_grammar():
+                accepted = self._matcher.accept(token)
+            if not accepted:
+                raise PluginFailure(self.plugin, f"the grammar does not admit token {token}, which was chosen")
 
-    def _accepts(self, matcher: GrammarMatcher, token: int) -> bool:
+    @contextmanager
+    def _in_grammar(self) -> Iterator[None]:
         began = time.perf_counter()
         try:
-            return matcher.accept(token)
+            with blamed(self.plugin):
+                yield
         finally:
             self.seconds += time.perf_counter() - began
 
@@ -173,23 +209,23 @@ class Restrictions:
         for row, request in rows:
             restriction = self._known[request.id]
             try:
-                bans += [(row, token) for token in restriction.bans()]
-                mask = restriction.guided()
+                banned = [(row, token) for token in restriction.bans()]
+                mask, history = restriction.guided(), restriction.history(row)
             except BaseException as error:
                 failed.append((request, contained(error)))
                 continue
             finally:
                 self._slow_calls.saw(restriction.plugin, request.id, restriction.seconds)
+            bans += banned
             if mask is not None:
                 guided.append((row, mask))
             if restriction.allowed is not None:
                 allowed.append((row, restriction.allowed))
-            history = restriction.history(row)
             if history is not None:
                 histories.append(history)
         pairs: Ints = np.array(bans, np.int32).reshape(-1, 2)
-        banned = Bans(pairs[:, 0], pairs[:, 1]) if bans else None
-        return StepRestrictions(banned, _masks(allowed), tuple(histories), _masks(guided), failed)
+        out = Bans(pairs[:, 0], pairs[:, 1]) if bans else None
+        return StepRestrictions(out, _masks(allowed), tuple(histories), _masks(guided), failed)
 
 
 class StepRestrictions(NamedTuple):

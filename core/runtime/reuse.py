@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import islice
 from typing import NamedTuple
 
 from bestiary.core.runtime.blocks import BlockPool
 from bestiary.core.runtime.cache_groups import CacheGroup
 from bestiary.core.runtime.messages import Ints
-from bestiary.core.runtime.prefixes import LOOKED_AT, Node
+from bestiary.core.runtime.prefixes import Node
 from bestiary.core.runtime.request import Request, State
 
 
@@ -39,13 +38,12 @@ class Hit(NamedTuple):
 
 
 class _Look(NamedTuple):
-    """What a group has after a prefix: how many of the wanted tokens can be copied, and from which block; how many are there
-    at all; and how many are there whose time is over."""
+    """What a group has after a prefix: how many of the wanted tokens can be copied, and from which block; and how many are
+    there at all."""
 
     copied: int
     block: int
-    live: int
-    expired: int
+    there: int
 
 
 def nothing(groups: Sequence[CacheGroup], miss: str | None) -> Hit:
@@ -63,6 +61,8 @@ def match(request: Request, groups: Sequence[CacheGroup], pools: Sequence[BlockP
     """
     tokens = request.tokens
     most = len(tokens) - 1
+    for pool in pools:
+        pool.expire()
     walks = [_walk(group, pool, request, tokens, most) for group, pool in zip(groups, pools, strict=True)]
     length = next(
         (
@@ -82,7 +82,7 @@ def match(request: Request, groups: Sequence[CacheGroup], pools: Sequence[BlockP
     looks = [_look(pool, end, wanted, step) for pool, end in zip(pools, ends, strict=True)]
     tail, sources = _tail(groups, looks)
     missed = length + tail < most
-    miss = _miss(pools, ends, looks, chains[0], wanted[: tail + 1]) if missed else None
+    miss = _miss(pools, ends, looks, wanted[: tail + 1]) if missed else None
     return Hit(length, blocks, chains, tail, sources, miss)
 
 
@@ -118,7 +118,7 @@ def _walk(
     listed = tokens[: most // size * size].tolist()
     for start in range(0, len(listed), size):
         parent = pool.tree.find(parent, listed[start : start + size])
-        length = length + 1 if pool.is_live(parent) else 0
+        length = length + 1 if parent.block >= 0 else 0
         if length == 0 and group.window is None:
             break
         chain.append(parent)
@@ -133,16 +133,12 @@ def _covers(group: CacheGroup, run: list[int], length: int) -> bool:
 
 def _look(pool: BlockPool, parent: Node, wanted: list[int], step: int) -> _Look:
     """Compare what follows a prefix with the tokens that a request has after it."""
-    copied, block, live, expired = 0, -1, 0, 0
-    for node in islice(reversed(parent.children.values()), LOOKED_AT):
-        common = _common(node.tokens, wanted)
-        if not pool.is_live(node):
-            expired = max(expired, common)
-            continue
-        live = max(live, common)
-        if common > copied and node.born < step:
-            copied, block = common, node.block
-    return _Look(copied, block, live, expired)
+    there = 0
+    for common, node in pool.tree.alike(parent, wanted):
+        there = max(there, common)
+        if node.born < step:  # the others are of this step's requests
+            return _Look(common, node.block, there)
+    return _Look(0, -1, there)
 
 
 def _tail(groups: Sequence[CacheGroup], looks: list[_Look]) -> tuple[int, tuple[int, ...]]:
@@ -151,31 +147,20 @@ def _tail(groups: Sequence[CacheGroup], looks: list[_Look]) -> tuple[int, tuple[
     return (tail, tuple(look.block for look in looks)) if tail else (0, ())
 
 
-def _common(left: Sequence[int], right: Sequence[int]) -> int:
-    for index, (a, b) in enumerate(zip(left, right, strict=False)):
-        if a != b:
-            return index
-    return min(len(left), len(right))
-
-
-def _miss(pools: Sequence[BlockPool], ends: list[Node], looks: list[_Look], chain: list[Node], more: list[int]) -> str:
+def _miss(pools: Sequence[BlockPool], ends: list[Node], looks: list[_Look], more: list[int]) -> str:
     """Why not one token more is taken over.
 
     Args:
         ends: per group the prefix whose continuation is missed.
-        chain: the nodes of the first group up to there.
         more: the tokens after it, up to the first that is not taken over.
     """
-    there = [look.live >= len(more) for look in looks]
+    there = [look.there >= len(more) for look in looks]
     if all(there):
         return "partial block"
-    # What has outlived its time is still there until its block is needed; what one group has, the others had.
-    if any(there) or any(
-        look.expired >= len(more) or pool.tree.evictions.had(end, more)
-        for pool, end, look in zip(pools, ends, looks, strict=True)
-    ):
+    # What one group has, the others had.
+    if any(there) or any(pool.tree.evictions.had(end, more) for pool, end in zip(pools, ends, strict=True)):
         return "evicted"
-    other = pools[0].tree.elsewhere(ends[0], chain, more)
+    other = pools[0].tree.elsewhere(ends[0], more)
     if other is None:
         return "unseen"
     return "salt" if other.salt != ends[0].scope.salt else "adapter"

@@ -16,7 +16,7 @@ _CONTEXT: Final = 6
 class StopSearch:
     """Finds the stop string that is complete first, and holds back what may still become one.
 
-    The result does not depend on how the text is cut into pieces.
+    The result does not depend on how the text is cut into pieces, but for where the first searched one begins.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -24,14 +24,18 @@ class StopSearch:
         self._longest = max((len(stop) for stop in stops), default=0)
         self._held = ""
 
-    def push(self, text: str) -> tuple[str, str | None]:
-        """Text that is certain now, and the stop string that ended it, if one did."""
+    def push(self, text: str, *, search: bool = True) -> tuple[str, str | None]:
+        """Text that is certain now, and the stop string that ended it, if one did.
+
+        Args:
+            search: a stop string may end within ``text``, wherever it began; else only within a later one.
+        """
         if not self._stops:
             return text, None
         held = self._held + text
         best: tuple[int, int, str] | None = None
-        for stop in self._stops:
-            at = held.find(stop)
+        for stop in self._stops if search else ():
+            at = held.find(stop, max(0, len(self._held) - len(stop) + 1))
             if at >= 0 and (best is None or (at + len(stop), at) < best[:2]):
                 best = (at + len(stop), at, stop)
         if best is not None:
@@ -85,16 +89,18 @@ class Detokenizer:
         self.text = ""
 
     def push(self, tokens: Sequence[int], *, search: bool = True) -> str | None:
-        """Take in tokens; ``text`` grows by what is certain. The stop string that ended it, if one did and ``search``."""
+        """Take in tokens; ``text`` grows by what is certain. The stop string that ended it, if one did and ``search``: one
+        may end within the text of these tokens."""
         new = list(tokens)
         self._ids += new
         piece = self._step(new)
         return self._add(piece, search) if piece else None
 
-    def finish(self) -> str | None:
-        """No more tokens follow: let go of held text, incomplete characters as U+FFFD. A stop string may still be found."""
+    def finish(self, *, search: bool = True) -> str | None:
+        """No more tokens follow: let go of held text, incomplete characters as U+FFFD. A stop string may still be found, if
+        ``search``."""
         whole = self._tokenizer.decode(self._ids, skip_special_tokens=self._skip)
-        stop = self._add(whole[self._decoded :])
+        stop = self._add(whole[self._decoded :], search)
         if stop is None:
             self.text += self._search.flush()
         return stop
@@ -109,11 +115,8 @@ class Detokenizer:
             self._stream = DecodeStream(ids=list(self._ids), skip_special_tokens=self._skip)
             return whole[self._decoded :]
 
-    def _add(self, piece: str, search: bool = True) -> str | None:
+    def _add(self, piece: str, search: bool) -> str | None:
         self._decoded += len(piece)
-        if not search:
-            self.text += piece
-            return None
-        text, stop = self._search.push(piece)
+        text, stop = self._search.push(piece, search=search)
         self.text += text + stop if stop is not None and self._include_stop else text
         return stop

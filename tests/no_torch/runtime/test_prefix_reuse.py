@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import pytest
 from canary import Engine
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bestiary.core.errors import EngineError
 from bestiary.core.runtime.blocks import BlockPool
 from bestiary.core.runtime.cache_groups import CacheGroup
-from bestiary.core.runtime.prefixes import PrefixTree, Scope
+from bestiary.core.runtime.continuations import Continuations
+from bestiary.core.runtime.prefixes import Node, PrefixTree, Scope
 
 FOUR = [CacheGroup(32, 4)]
 TEXT = [(31 * i * i + 7) % 4093 for i in range(64)]
@@ -190,6 +193,24 @@ def test_a_prefix_lives_as_long_as_the_one_who_wants_it_longest_wishes():
     assert run(engine, TEXT[:9], cache_ttl=1.0)[0] == 8, "someone wanted it without an end"
 
 
+def test_reuse_leaves_no_more_of_times_to_live_than_there_are_blocks():
+    now = [0.0]
+    engine = Engine([CacheGroup(16, 4)], clock=lambda: now[0])
+    pool = engine.scheduler.tables.pools[0]
+    for _ in range(200):
+        now[0] += 0.01
+        assert run(engine, TEXT[:33], cache_ttl=10.0)[1] in (None, "unseen")
+    assert len(pool._expiring) == 9, "the eight blocks that are reused each time, and the last"
+    for turn in range(200):  # no block is reused, each is taken for something else
+        now[0] += 0.01
+        run(engine, [turn] * 33, cache_ttl=1000.0 - turn)
+    assert len(pool._expiring) <= 2 * 16
+    assert run(engine, [199] * 33) == (32, None)
+    now[0] += 5000.0
+    pool.expire()
+    assert not pool._expiring and pool.num_cached == 9, "the last prompt's, which someone wanted without an end"
+
+
 def test_a_block_whose_time_is_over_while_it_is_held_stays_with_its_holder():
     now = [0.0]
     engine = Engine(FOUR, clock=lambda: now[0])
@@ -238,6 +259,70 @@ def test_the_rest_of_a_prompt_is_told_of_other_salts():
     run(engine, TEXT[:30], cache_salt="a")
     assert run(engine, TEXT[:30], cache_salt="b") == (20, "salt"), "whole blocks more"
     assert run(engine, [*TEXT[:20], 1, 2, 3], cache_salt="b") == (20, "unseen")
+
+
+def test_what_goes_on_from_a_prefix_is_found_among_any_number():
+    engine = Engine([CacheGroup(1400, 4)])
+    first = [*TEXT[:4], 7, 8, 9]
+    run(engine, first)
+    for token in range(600):
+        run(engine, [*TEXT[:4], 1000 + token, 1, 1])
+    assert run(engine, [*first, 1, 2]) == (7, "unseen")
+    assert run(engine, [*TEXT[:4], 7, 8, 1, 2]) == (6, "unseen")
+
+
+def test_what_went_is_remembered_among_any_number_that_went():
+    engine = Engine([CacheGroup(1400, 4)])
+    run(engine, [*TEXT[:4], 7, 8, 9])
+    for token in range(600):
+        run(engine, [*TEXT[:4], 1000 + token, 1, 1])
+    engine.scheduler.reset_prefix_cache()
+    run(engine, TEXT[:4])
+    assert run(engine, [*TEXT[:4], 7, 8, 9, 1]) == (4, "evicted")
+    assert run(engine, [*TEXT[:4], 6, 8, 9, 1]) == (4, "unseen")
+
+
+def test_another_salt_is_told_among_any_number():
+    engine = Engine([CacheGroup(3000, 4)])
+    for salt in range(300):
+        run(engine, [*TEXT[:8], salt, 5, 6], cache_salt=str(salt))
+    run(engine, TEXT[:9], cache_salt="mine")
+    for salt in (0, 150, 299):
+        assert run(engine, [*TEXT[:8], salt, 5, 6], cache_salt="mine") == (8, "salt")
+    assert run(engine, [*TEXT[:8], 300, 5, 6], cache_salt="mine") == (8, "unseen")
+    assert run(engine, [*TEXT[:6], 9, 9], cache_salt="other") == (0, "salt")
+
+
+def test_what_goes_on_from_a_prefix_is_found_when_the_prefix_was_evicted_and_came_back():
+    engine = Engine(FOUR)
+    run(engine, TEXT[:10])
+    pool = engine.scheduler.tables.pools[0]
+    first = next(node for node in pool.tree.index.values() if node.tokens == tuple(TEXT[:4]))
+    pool.forget(first.block)
+    run(engine, TEXT[:4])
+    assert run(engine, [*TEXT[:6], 1, 2]) == (6, "unseen"), "of the second block, which stayed"
+
+
+_few = st.lists(st.integers(0, 2), min_size=1, max_size=5).map(tuple)
+
+
+@given(given_=st.lists(_few, max_size=12), gone=st.data(), wanted=_few)
+def test_the_most_alike_come_first_and_all_that_are_alike(given_, gone, wanted):
+    found, nodes = Continuations(), []
+    for number, tokens in enumerate(given_):
+        nodes.append(Node(bytes([number % 3]), b"", tokens, None, Scope()))
+        found.add(nodes[-1])
+    for node in gone.draw(st.lists(st.sampled_from(nodes), unique=True)) if nodes else ():
+        found.remove(node)
+        nodes = [one for one in nodes if one is not node]
+    alike = [
+        (max(n for n in range(len(wanted) + 1) if node.tokens[:n] == wanted[:n] and n <= len(node.tokens)), node)
+        for node in nodes
+    ]
+    seen = list(found.alike(wanted))
+    assert [common for common, _ in seen] == sorted((common for common, _ in alike if common), reverse=True)
+    assert {id(node): common for common, node in seen} == {id(node): common for common, node in alike if common}
+    assert len(found) == len(nodes) == len(list(found))
 
 
 def test_what_only_one_group_has_lost_is_evicted():

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
+from canary import Engine
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bestiary.core.outputs import Logprob
+from bestiary.core.runtime import restrictions
 from bestiary.core.runtime.bad_words import BadWords
 from bestiary.core.runtime.bitmasks import bitmask, words
 from bestiary.core.runtime.logprob_dicts import logprob_dict
@@ -33,6 +37,34 @@ def test_an_index_knows_the_runs_of_a_growing_text(text, known, n):
 
 def test_runs_longer_than_the_text_ban_nothing():
     assert NgramIndex(2**31 - 1, [1] * 50).banned() == set()
+
+
+def test_an_index_of_long_runs_holds_little_for_each_token():
+    """With the runs themselves it would be n times as much: 60 MB here."""
+    text = [(i * i * 7919 + i) % 50_000 for i in range(6000)]
+    tracemalloc.start()
+    try:
+        index = NgramIndex(3000, text)
+        held, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held <= most < 400 * len(text)
+    assert index.banned() == set()
+    for token in text[1000:4500]:
+        index.append(token)
+    assert index.banned() == {text[4500]}
+
+
+def test_an_index_is_not_made_for_requests_that_wait(monkeypatch):
+    engine, made = Engine(batch=1), []
+    monkeypatch.setattr(restrictions, "NgramIndex", lambda *given: made.append(given) or NgramIndex(*given))
+    for first in range(5):
+        engine.submit([first, 2, 3], 4, no_repeat_ngram_size=2)
+    assert not made
+    engine.step()
+    assert made == [(2, [0, 2, 3])]
+    engine.drain()
+    assert [tokens for _, tokens in made] == [[first, 2, 3] for first in range(5)]
 
 
 @given(sequences=st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=4), max_size=8), text=texts)

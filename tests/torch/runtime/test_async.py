@@ -15,6 +15,7 @@ from reciter_model import SCRIPT, TEXT
 
 from bestiary import LLM, EngineError, SamplingParams, UsageError
 from bestiary.core.async_answer import AsyncAnswer
+from bestiary.core.jobs import SamplingJob
 from bestiary.core.runtime.cache_groups import CacheGroup
 from bestiary.core.text.detokenize import Detokenizer
 
@@ -408,7 +409,7 @@ def test_an_answer_that_ends_while_its_piece_is_made_has_one_last_piece(reciter,
 def test_an_answer_whose_text_fails_is_never_seen_as_one_that_went_well(reciter, monkeypatch):
     seen = []
 
-    def fails(self):
+    def fails(self, *, search):
         raise ValueError("no such word")
 
     def listener(answer):
@@ -426,3 +427,92 @@ def test_an_answer_whose_text_fails_is_never_seen_as_one_that_went_well(reciter,
     out = run(main())
     assert (out.finish_reason, out.stop_reason) == ("error", "ValueError: no such word")
     assert seen[-1] == (True, "error")
+
+
+class Undecodable(RuntimeError):
+    pass
+
+
+@pytest.fixture
+def undecodable(reciter, monkeypatch):
+    """The text of a prompt of one token breaks at the fourth token of its answer."""
+    push, begin = Detokenizer.push, Detokenizer.__init__
+
+    def noted(self, tokenizer, prompt, **said):
+        self.breaks, self.count = len(prompt) == 1, 0
+        begin(self, tokenizer, prompt, **said)
+
+    def breaks(self, tokens, **said):
+        self.count += len(tokens)
+        if self.breaks and self.count > 3:
+            raise Undecodable("no such piece")
+        return push(self, tokens, **said)
+
+    monkeypatch.setattr(Detokenizer, "__init__", noted)
+    monkeypatch.setattr(Detokenizer, "push", breaks)
+    return reciter
+
+
+CAUSE = "Undecodable: no such piece"
+
+
+def test_a_text_that_breaks_while_it_is_read_ends_its_request_with_a_piece_that_says_why(undecodable):
+    async def main():
+        other = undecodable.generate_async([1, 2], greedy(100))
+        answer = undecodable.generate_async([1], greedy(100, ignore_eos=True))
+        pieces = [piece async for piece in answer]
+        assert [(p.finish_reason, p.stop_reason) for p in pieces if p.finish_reason] == [("error", CAUSE)]
+        out = (await answer).outputs[0]
+        assert (out.finish_reason, out.stop_reason, out.token_ids) == ("error", CAUSE, SCRIPT[: len(out.token_ids)])
+        assert "".join(str(piece) for piece in pieces) == out.text == TEXT[: len(out.text)]
+        assert (await other).outputs[0].text == TEXT
+        await freed(undecodable)
+
+    run(main())
+    assert undecodable.stats().finished == {"error": 1, "stop": 1}
+
+
+def test_a_stream_whose_text_breaks_ends_at_the_next_token_with_a_piece_that_says_why(undecodable):
+    pieces = list(undecodable.stream([1], greedy(100, ignore_eos=True)))
+    assert [(p.finish_reason, p.stop_reason) for p in pieces if p.finish_reason] == [("error", CAUSE)]
+    assert [token for piece in pieces for token in piece.token_ids] == SCRIPT[:5], "it goes on though its text is lost"
+    assert undecodable.stats().blocks_used == 0 and undecodable.stats().finished == {"error": 1}
+
+
+def test_a_reader_who_is_interrupted_while_text_is_made_may_go_on(reciter, monkeypatch):
+    push, calls = Detokenizer.push, []
+
+    def interrupted(self, tokens, **said):
+        calls.append(tokens)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return push(self, tokens, **said)
+
+    monkeypatch.setattr(Detokenizer, "push", interrupted)
+    stream = reciter.stream("x", greedy(100))
+    with pytest.raises(KeyboardInterrupt):
+        list(stream)
+    assert reciter.stats().finished == {"abort": 1} and reciter.stats().blocks_used == 0
+
+
+@pytest.mark.parametrize("way", ["async", "stream"])
+def test_an_answer_that_ends_after_its_pieces_were_taken_has_its_last_piece_all_the_same(reciter, monkeypatch, way):
+    driver = reciter._driver
+    monkeypatch.setattr(driver, "start", lambda: None)
+
+    def ends_at_once(self):
+        found = pieces(self)
+        driver.run(lambda: self.finished)
+        return found
+
+    pieces = SamplingJob.pieces
+    monkeypatch.setattr(SamplingJob, "pieces", ends_at_once)
+
+    async def main():
+        if way == "stream":
+            return list(reciter.stream("x", greedy(100)))
+        return [piece async for piece in reciter.generate_async("x", greedy(100))]
+
+    found = run(main())
+    assert "".join(piece.text for piece in found) == TEXT
+    assert [piece.finish_reason for piece in found if piece.finish_reason] == ["stop"]

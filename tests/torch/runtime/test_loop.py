@@ -11,8 +11,15 @@ import pytest
 import torch
 from canary_numbers import VOCAB, alone
 
-from bestiary import LLM, Guided, SamplingParams, hookimpl
+from bestiary import LLM, BeamSearchParams, EngineError, Guided, SamplingParams, hookimpl
+from bestiary.core.jobs import SamplingJob
+from bestiary.core.runtime import restrictions
+from bestiary.core.runtime.admission import Admission
+from bestiary.core.runtime.answers import Answers
 from bestiary.core.runtime.cache_groups import CacheGroup
+from bestiary.core.runtime.messages import StepMessage, TableChanges
+from bestiary.core.runtime.queue import WaitingQueue
+from bestiary.core.runtime.scheduler import Scheduler
 from bestiary.spec import Grammar, LogitsProcessor
 
 ONE = [CacheGroup(1, 1)]
@@ -37,15 +44,27 @@ class Matcher:
             raise KeyError("no such state")
         row[:] = 0 if self.spec == "nothing allowed" and self.seen == 2 else 0x55555555
 
-    def fork(self) -> Matcher:
-        return Matcher(self.spec)
+    def fork(self) -> Matcher | None:
+        if self.spec == "fork raises":
+            raise KeyError("no such state")
+        return None if self.spec == "fork gives none" else Matcher(self.spec)
 
 
 class Provider:
-    def compile(self, guided: Guided, vocabulary: object) -> Matcher:
+    def compile(self, guided: Guided, vocabulary: object) -> Matcher | str | None:
         if guided.spec == "no grammar":
             raise ValueError("not a grammar")
-        return Matcher(guided.spec or "")
+        if guided.spec == "compile raises":
+            raise KeyError("no such rule")
+        if guided.spec == "compile exits":
+            raise SystemExit(3)
+        other = {"compile gives none": None, "compile gives text": "text"}
+        return other[guided.spec] if guided.spec in other else Matcher(guided.spec or "")
+
+
+class Unmade:
+    def __init__(self) -> None:
+        raise OSError("no such file")
 
 
 def odd_only(prompt, output, logits):
@@ -57,6 +76,7 @@ class Hooks:
     @hookimpl
     def bestiary_register_grammars(self, register):
         register(Grammar(name="even", provider="canary_hooks:Provider"))
+        register(Grammar(name="unmade", provider="canary_hooks:Unmade"))
 
     @hookimpl
     def bestiary_register_logits_processors(self, register):
@@ -113,7 +133,95 @@ def failed(victim):
 )
 def test_a_grammar_that_breaks_ends_its_request_only(llm, spec, cause, count):
     victim = among_others(llm, greedy(guided=Guided(spec=spec, provider="even")))
-    assert cause in failed(victim) and len(victim.outputs[0].token_ids) == count
+    assert failed(victim).startswith(f"grammar even ({__name__}.Hooks unversioned): {cause}")
+    assert len(victim.outputs[0].token_ids) == count
+
+
+@pytest.mark.parametrize(
+    ("spec", "n", "cause"),
+    [
+        ("compile raises", 1, "KeyError: 'no such rule'"),
+        ("compile exits", 1, "SystemExit: 3"),
+        ("compile gives none", 1, "compile returned None, which is no GrammarMatcher: it has no accept, fill, fork"),
+        ("compile gives text", 1, "compile returned a str, which is no GrammarMatcher"),
+        ("fork raises", 2, "KeyError: 'no such state'"),
+        ("fork gives none", 2, "fork returned None, which is no GrammarMatcher"),
+        ("__init__", 1, "OSError: no such file"),
+    ],
+)
+def test_a_grammar_that_breaks_before_its_request_begins_ends_that_one_only(llm, spec, n, cause):
+    guided = Guided(spec=spec, provider="unmade" if spec == "__init__" else "even")
+    victim = among_others(llm, SamplingParams(temperature=n - 1, n=n, max_tokens=8, guided=guided))
+    reasons = [out.stop_reason for out in victim.outputs]
+    assert (
+        failed(victim).startswith(f"grammar {guided.provider} ({__name__}.Hooks unversioned): ") and cause in reasons[0]
+    )
+    assert reasons == [reasons[0]] * n and not any(out.token_ids for out in victim.outputs)
+    assert llm.stats().finished == {"length": 64, "error": n} and llm._driver.loop.idle
+    pieces = list(llm.stream([[1]], SamplingParams(guided=guided, temperature=n - 1, n=n)))
+    assert [(piece.finish_reason, piece.stop_reason) for piece in pieces] == [("error", reasons[0])] * n
+
+
+def no_memory(*given, **said):
+    raise MemoryError("no memory is left")
+
+
+def at_call(number, function):
+    """Fails at its call of this number only."""
+    count = [0]
+
+    def sometimes(*given, **said):
+        count[0] += 1
+        return no_memory() if count[0] == number else function(*given, **said)
+
+    return sometimes
+
+
+PARTS = [
+    (Answers, "add", 33),
+    (Admission, "add", 33),
+    (WaitingQueue, "add", 33),
+    (Scheduler, "admissible", 98),  # each is looked at before the first is taken in
+    (restrictions.Restriction, "__init__", 1),
+    (restrictions.NgramIndex, "__init__", 1),
+    (restrictions.NgramIndex, "append", 5),
+    (restrictions.Restriction, "history", 2),
+    (restrictions, "bitmask", 1),
+]
+
+
+@pytest.mark.parametrize(("where", "name", "number"), PARTS, ids=lambda one: getattr(one, "__name__", str(one)))
+def test_no_memory_on_the_host_for_one_request_ends_that_one_only(llm, monkeypatch, where, name, number):
+    """C17: in all that is done for a request when it is taken in, and what is kept of it for each token."""
+    monkeypatch.setattr(where, name, at_call(number, getattr(where, name)))
+    params = greedy(no_repeat_ngram_size=2, allowed_token_ids=range(VOCAB), logits_processors=[odd_only])
+    assert failed(among_others(llm, params)) == "MemoryError: no memory is left"
+    assert llm.stats().finished == {"length": 64, "error": 1} and llm._driver.loop.idle
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 6], ids=lambda number: f"request {number} of it")
+@pytest.mark.parametrize(("where", "name"), [(Answers, "add"), (Admission, "add"), (Scheduler, "admissible")])
+def test_no_memory_on_the_host_for_a_beam_ends_its_search_only(llm, monkeypatch, where, name, number):
+    """C17."""
+    plain = getattr(where, name)
+
+    def sometimes(self, request, *given):
+        return of_beams(self, request, *given) if request.part else plain(self, request, *given)
+
+    of_beams = at_call(number, plain)
+    monkeypatch.setattr(where, name, sometimes)
+    victim = among_others(llm, BeamSearchParams(beam_width=3, max_tokens=5))
+    assert failed(victim) == "MemoryError: no memory is left"
+    assert llm.stats().finished == {"length": 64, "error": 1} and llm._driver.loop.idle
+
+
+def test_a_request_that_gets_lost_is_missed(llm, monkeypatch):
+    """C17: whatever is at fault, nobody waits for ever."""
+    monkeypatch.setattr(SamplingJob, "start", lambda self, loop: None)
+    with pytest.raises(EngineError, match="E-RUN-LOST"):
+        llm.generate([[1], [2]], greedy(), use_tqdm=False)
+    with pytest.raises(EngineError, match="E-RUN-LOST"):
+        list(llm.stream([[1]], greedy()))
 
 
 def test_a_grammar_rules_every_token(llm):
@@ -211,10 +319,11 @@ def test_broken_logits_end_their_request_and_what_it_stored_is_scrubbed(llm, bad
     forward, store = runner.forward, runner.inputs.store.tensors
 
     def poisoned(step):
-        outputs = forward(step)
         clean = step.tables[0].scrubbed.tolist()
-        given_on = [block for block in clean if block in step.tables[0].blocks.tolist()]
-        assert not any(tensor[[b for b in clean if b not in given_on]].any() for tensor in store.values())
+        for tensor in store.values():
+            tensor[clean] = 1e6  # what nobody stores
+        outputs = forward(step)
+        assert not any((tensor[clean] == 1e6).any() for tensor in store.values()), "not scrubbed on the device"
         scrubbed.update(clean)
         requests = llm._driver.loop.scheduler.slots.requests
         rows = range(len(step.slots)) if step.rows is None else None
@@ -232,6 +341,18 @@ def test_broken_logits_end_their_request_and_what_it_stored_is_scrubbed(llm, bad
     assert broken[0][-1] in scrubbed, "the last one, which no good token has shown to be sound"
     again = llm.generate([list(range(300, 320))], greedy(4), use_tqdm=False)[0]
     assert again.num_cached_tokens == 19 and again.outputs[0].token_ids == alone(ONE, range(300, 320), 4)
+
+
+def test_a_device_scrubs_blocks_before_it_copies_any(llm):
+    """So what is copied into a scrubbed block stays, and what is copied out of one is zeros."""
+    inputs = llm.engine.runner.inputs
+    for tensor in inputs.store.tensors.values():
+        tensor[:6] = torch.arange(1.0, 7.0).view(6, 1, 1, 1)
+    ints = [np.array(each, np.int32) for each in ([], [], [], [1, 4], [3, 5], [2, 3, 4])]
+    none = np.zeros(0, np.int32)
+    inputs.change(StepMessage(1, none, none, 0, none, None, (), (TableChanges(*ints),), 0))
+    for tensor in inputs.store.tensors.values():
+        assert [set(block.flatten().tolist()) for block in tensor[:6]] == [{1.0}, {2.0}, {0.0}, {2.0}, {0.0}, {0.0}]
 
 
 def test_several_answers_share_the_prompt(llm):
