@@ -13,6 +13,7 @@ from bestiary.core import device as devices
 from bestiary.core.checkpoint.parameters import parse_config
 from bestiary.core.diff.bisect import Outcome, bisect, variants
 from bestiary.core.diff.compare import Comparison, Prompt, Standard, compare, standards
+from bestiary.core.diff.lengths import within
 from bestiary.core.diff.open import Request, Setting, open_sides
 from bestiary.core.diff.patterns import Finding
 from bestiary.core.diff.verdict import Verdict, describe, judge, origin_of
@@ -86,7 +87,8 @@ def diff(request: Request, texts: Texts, *, host: PluginHost, progress: Progress
     """
     with tempfile.TemporaryDirectory(prefix="bestiary-diff-") as folder:
         setting = open_sides(request, host=host, folder=Path(folder), progress=progress)
-        sequences = _sequences(setting, texts)
+        own = not texts.prompts and texts.tokens is None
+        sequences = within(_sequences(setting, texts), setting.ours, cut=own)
         longest = max(len(tokens) for tokens in sequences)
         with step(progress, "load") as note:
             side = setting.ours.load(longest)

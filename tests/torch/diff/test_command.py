@@ -115,6 +115,15 @@ def test_prompts_of_a_file_and_deep_models(capsys, tmp_path):
     assert diff(capsys, tmp_path / "hf", "--device", "cpu", "--all")[1].count("attention_norm") == 6
 
 
+def test_tokens_that_nobody_named_fit_into_the_model_and_named_ones_must(capsys, tmp_path):
+    make_hf(tmp_path / "hf", num_hidden_layers=1, max_position_embeddings=20)
+    status, out, err = diff(capsys, tmp_path / "hf", "--device", "cpu")
+    assert status == 0, err
+    assert "tokens     1 prompt of 20 tokens" in out
+    status, out, err = diff(capsys, tmp_path / "hf", "--device", "cpu", "--tokens", "21", "--against", "reference")
+    assert status == 2 and "prompt: is longer than the sequences that the engine runs; found 21 tokens" in err
+
+
 @pytest.mark.parametrize(
     ("words", "status", "text"),
     [
