@@ -497,7 +497,9 @@ def test_a_conftest_that_loses_a_check_is_seen_by_plain_pytest(
     tmp_path: Path, way: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     body, status, said = OUTSIDE[way]
-    (tmp_path / "test_family.py").write_text(f"{CLASS}\nclass TestFamily(Family):\n    plugins = ('broken_families',)\n")
+    (tmp_path / "test_family.py").write_text(
+        f"{CLASS}\nclass TestFamily(Family):\n    plugins = ('broken_families',)\n"
+    )
     (tmp_path / "conftest.py").write_text(dedent(body))
     options = ["-p", "no:cacheprovider", "-c", os.devnull, "--import-mode=importlib", "--rootdir", str(tmp_path)]
     assert pytest.main([*options, str(tmp_path)]) == status
