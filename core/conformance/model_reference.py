@@ -37,9 +37,20 @@ def make(config: Mapping[str, Any], model: Model, reference: Reference | None, d
 
 
 def logits(module: nn.Module, tokens: Sequence[int]) -> Tensor:
-    """[T, V] float32, of tokens in one pass."""
-    with torch.no_grad():
-        made = module(torch.tensor([tokens]))
+    """[T, V] float32, of tokens in one pass.
+
+    Raises:
+        AssertionError: the reference can't run them; that is no fault of the plugin's.
+    """
+    try:
+        with torch.no_grad():
+            made = module(torch.tensor([tokens]))
+    except Exception as error:
+        dtype = str(next(module.parameters()).dtype).removeprefix("torch.")
+        raise AssertionError(
+            f"the reference itself can't run this config in {dtype} (give it other sizes): {type(error).__name__}: "
+            f"{str(error).partition(chr(10))[0]}"
+        ) from error
     rows: Tensor = getattr(made, "logits", made)[0].float()
     return rows
 
@@ -49,7 +60,16 @@ def narrowed(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     made = copy.deepcopy(module)
     for parameter in made.parameters():
         parameter.data = parameter.data.to(dtype)
+    if any(_uneven(parameter) for parameter in made.parameters()) and hasattr(made, "set_experts_implementation"):
+        made.set_experts_implementation("eager")  # type: ignore[operator]
     return made
+
+
+def _uneven(parameter: nn.Parameter) -> bool:
+    """Whether it is of experts, and grouped products, which transformers prefers, refuse it: they want rows of whole 16
+    bytes of their matrices, whichever way these lie.
+    """
+    return parameter.dim() == 3 and any(size * parameter.itemsize % 16 for size in parameter.shape[1:])
 
 
 def _of_transformers(config: dict[str, Any]) -> nn.Module:
