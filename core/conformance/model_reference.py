@@ -31,6 +31,7 @@ def make(config: Mapping[str, Any], model: Model, reference: Reference | None, d
                 parameter.add_(torch.randn_like(parameter) * 0.2)
     if reference is None:
         module.save_pretrained(directory)  # type: ignore[operator]
+        _unsay(said, directory / "config.json")
     else:
         _save(module, said, directory)
     return module
@@ -87,6 +88,13 @@ def _of_transformers(config: dict[str, Any]) -> nn.Module:
     kind = found.config_class
     module: nn.Module = found(kind(**{key: value for key, value in config.items() if key != "model_type"}))
     return module
+
+
+def _unsay(said: Mapping[str, Any], path: Path) -> None:
+    """Make null again what was null: transformers writes what it made of it, and hides from which keys."""
+    written = json.loads(path.read_text())
+    nulls = {key: None for key, value in said.items() if value is None and written.get(key) is not None}
+    path.write_text(json.dumps({**written, **nulls}, indent=2))
 
 
 def _save(module: nn.Module, config: Mapping[str, Any], directory: Path) -> None:

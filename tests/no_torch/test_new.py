@@ -152,6 +152,7 @@ NOT_NAMES += [
     "bestiary",
     "llama",
     "{{ 7 }}",
+    *("torch", "numpy", "pytest", "pip", "conftest", "plugin"),
 ]
 
 

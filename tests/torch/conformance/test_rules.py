@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 from broken_families import TINY, reference
 
+from bestiary.core.conformance.findings import Findings
+from bestiary.core.conformance.model_answers import preemption
 from bestiary.core.conformance.model_case import Suite
 from bestiary.core.conformance.model_rules import check_class, checks_of
 from bestiary.core.conformance.model_run import Check
@@ -505,6 +507,22 @@ def test_a_conftest_that_loses_a_check_is_seen_by_plain_pytest(
     assert pytest.main([*options, str(tmp_path)]) == status
     out, err = capfd.readouterr()
     assert said in out + err
+
+
+@pytest.mark.parametrize("window", [1, 2])
+def test_where_windows_of_one_token_preempt_nobody_the_kit_says_so(window: int, tmp_path: Path) -> None:
+    config = {**TINY, "sliding_window": window}
+    cls = type(ModelConformance)(
+        "Short",
+        (ModelConformance,),
+        {"model": "windowed", "configs": {"tiny": config}, "reference": staticmethod(reference)}
+        | {"plugins": ("broken_families",)},
+    )
+    case = Suite(cls, tmp_path).cases["tiny"]
+    properties: list[tuple[str, Any]] = []
+    case.findings = Findings(properties)
+    preemption(case, case.findings)
+    assert dict(properties).get("note") == ("windows of one token: nobody is ever preempted" if window == 1 else None)
 
 
 @pytest.mark.parametrize("check", [check for check in checks_of(ModelConformance) if not check.endswith("_parallel")])
