@@ -41,9 +41,7 @@ def test_a_window_that_is_not_said_is_that_of_transformers(
     assert kind.parse({**BASE, **said}).sliding_window == window
 
 
-@pytest.mark.parametrize(
-    ("kind", "theta"), [(MistralConfig, 1e4), (MinistralConfig, 1e4), (MixtralConfig, 1e6)], ids=lambda one: str(one)
-)
+@pytest.mark.parametrize(("kind", "theta"), [(MistralConfig, 1e4), (MinistralConfig, 1e4), (MixtralConfig, 1e6)])
 def test_a_theta_that_is_not_said_is_that_of_transformers(kind: type[BaseConfig], theta: float) -> None:
     assert kind.parse(BASE).rope.theta == theta
 
