@@ -350,6 +350,13 @@ def test_a_fixture_that_would_lose_a_check_fails_it(way: str, tmp_path: Path) ->
     assert len(failed) == 2 and all(complaint in text for text in failed), failed  # of two ops
 
 
+def test_a_plugin_without_ops_has_none_to_check(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    head = "from bestiary.testing import KernelConformance\nclass TestKernels(KernelConformance):\n"
+    (tmp_path / "test_without_ops.py").write_text(f"{head}    plugin = 'batch_kernels'\n")
+    assert pytest.main(["-p", "no:cacheprovider", "-c", os.devnull, "-k", "test_op", str(tmp_path)]) == 0
+    assert "1 skipped" in capfd.readouterr().out
+
+
 @pytest.mark.parametrize("devices", [(), [], "cpu", None], ids=repr)
 def test_a_class_without_devices_is_refused(devices: object) -> None:
     with pytest.raises(TypeError, match=r"Nowhere\.devices: needs at least one, like \('cpu',\), and has"):
