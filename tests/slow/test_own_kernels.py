@@ -40,7 +40,7 @@ def test_the_command_prints_the_table_and_fails_with_the_plugin(
     shown = capsys.readouterr()
     assert "faulty_kernels: 36 of 44 reports fail" in shown.err
     rows = {row.split()[0]: row for row in shown.out.splitlines() if row.startswith("faulty::") and ": " not in row}
-    assert len(rows) == 42
+    assert len(rows) == 44
     assert rows["faulty::scale=right"].split()[-1] == "pass" and rows["faulty::scale=short"].split()[-1] == "fail"
     assert "claimed, NO" in rows["faulty::scale=social"]
     reports = json.loads((tmp_path / "out.json").read_text())["reports"]
