@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -269,6 +269,19 @@ def full_precision() -> Iterator[None]:
 def available() -> tuple[str, ...]:
     """The kinds of devices that are here: ``cpu``, and ``cuda`` where there is a GPU."""
     return ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+
+
+def random_states(device: torch.device) -> tuple[Tensor, ...]:
+    """The states of torch's own generators, uint8: the processor's, and the device's if it is another."""
+    host = torch.get_rng_state()
+    return (host, torch.cuda.get_rng_state(device)) if device.type == "cuda" else (host,)
+
+
+def set_random_states(device: torch.device, states: Sequence[Tensor]) -> None:
+    """Make the generators' states what :func:`random_states` said of them."""
+    torch.set_rng_state(states[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)
 
 
 def synchronize(device: torch.device) -> None:

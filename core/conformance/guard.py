@@ -1,23 +1,33 @@
-"""What a kit's checks are held to while they run: that they are the kit's own, unchanged, and that they measured something."""
+"""What a kit's checks are held to while pytest runs: that they are the kit's own, that they measured something, and that
+nobody dropped or skipped one.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from inspect import getattr_static, isfunction
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 #: What the kit's own fixtures gave to a check, by the fixture's name.
 GIVEN = pytest.StashKey[dict[str, Any]]()
+#: Set where the kit itself skips a check that is waived.
+_EXCUSED = pytest.StashKey[bool]()
 _PACKAGE = "bestiary.core.conformance."
 
 
 def give(item: Any, name: str, value: Any) -> None:
     """Note what a fixture of the kit gives to a check."""
     item.stash.setdefault(GIVEN, {})[name] = value
+
+
+def excuse(item: Any, reason: str) -> NoReturn:
+    """Skip a check, from a fixture of the kit."""
+    item.stash[_EXCUSED] = True
+    pytest.skip(reason)
 
 
 class Guard:
@@ -30,6 +40,7 @@ class Guard:
         fixtures: its fixtures, whose values must reach the checks as they are.
         proof: how much the check has looked at so far; None for checks that leave no trace.
         parts: of the kit's code, as :func:`parts` found them when it was imported.
+        optional: the checks that may skip themselves.
     """
 
     def __init__(
@@ -38,8 +49,12 @@ class Guard:
         fixtures: tuple[str, ...],
         proof: Callable[[Any], int | None],
         parts: Mapping[tuple[str, str], Any],
+        optional: Collection[str],
     ) -> None:
         self._kit, self._fixtures, self._proof, self._parts = kit, fixtures, proof, parts
+        self._optional = optional
+        self._collected: dict[str, Any] = {}
+        self._deselected: set[str] = set()
         #: Node ids of the checks that the kit's code ran to their end.
         self.concluded: set[str] = set()
 
@@ -52,6 +67,40 @@ class Guard:
         """Watch this run of pytest, once."""
         if not config.pluginmanager.has_plugin(self.name):
             config.pluginmanager.register(self, self.name)
+
+    def pytest_itemcollected(self, item: Any) -> None:
+        if self._concerns(item):
+            self._collected[item.nodeid] = item
+
+    def pytest_deselected(self, items: Sequence[Any]) -> None:
+        """What -k, -m and others leave out in the open: pytest counts it."""
+        self._deselected.update(item.nodeid for item in items)
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Refuse to run where somebody took checks away and did not say so (UsageError)."""
+        kept = {item.nodeid for item in session.items}
+        lost = [nodeid for nodeid in self._collected if nodeid not in kept and nodeid not in self._deselected]
+        if lost:
+            raise pytest.UsageError(
+                f"{len(lost)} of {len(self._collected)} checks of {self._kit.__name__} were dropped after they were "
+                f"collected, by a conftest.py or a plugin of pytest: {', '.join(lost[:3])}{', …' if lost[3:] else ''}"
+            )
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_makereport(self, item: Any) -> Generator[None, Any, Any]:
+        """A check that somebody else skips, or expects to fail, failed."""
+        report = yield
+        if not report.skipped or not self._concerns(item) or item.stash.get(_EXCUSED, False):
+            return report
+        said = report.longrepr[2] if isinstance(report.longrepr, tuple) else getattr(report, "wasxfail", "")
+        reason = str(said).removeprefix("Skipped: ")
+        own = report.when == "call" or reason.startswith(
+            "got empty parameter set"
+        )  # pytest's own, of a plugin without ops
+        if not (own and item.originalname in self._optional):
+            report.outcome, report.longrepr = "failed", f"skipped without a waiver: {reason}"
+            vars(report).pop("wasxfail", None)
+        return report
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_call(self, item: Any) -> Generator[None, Any, Any]:

@@ -17,11 +17,15 @@ from bestiary.core.program.calls import load_op
 from bestiary.core.program.compare import layout
 from bestiary.spec import Call, Kernel, TensorFacts
 
-#: Numbers of rows that batches are made with: none, one, and more than a tile, a warp, a block and a build's steps have,
-#: all odd.
-ROWS = (0, 1, 7, 17, 65, 129, 257, 513)
+#: Numbers of rows that batches are made with: none, one, whole tiles, and a row more than a tile, a warp, a block and a
+#: build's steps have.
+ROWS = (0, 1, 7, 17, 64, 65, 128, 256, 513)
 #: The most for ops that derive a batch with a function of their own, which is slow: sequences for attention.
 MOST_DERIVED = 65
+#: An input with a tensor of more elements is large, as a model's are. Batches made of it, which take long, have so many
+#: rows: a step's single token, and a tile of them.
+LARGE = 2**16
+ROWS_OF_LARGE = (1, 64)
 
 
 @dataclass(frozen=True)
@@ -99,13 +103,18 @@ def batches(op: OpDeclaration[..., Any], device: torch.device, dtype: torch.dtyp
         yield own
         count = row_count(op, own.args)
         if count:
-            for rows in sizes(op):
+            for rows in sizes(op, large=large(own)):
                 yield take(op, own, [number % count for number in range(rows)])
 
 
-def sizes(op: OpDeclaration[..., Any]) -> list[int]:
-    """How many rows the batches made of an op's own inputs have, in order."""
-    return [rows for rows in ROWS if rows <= MOST_DERIVED or not callable(op.rows)]
+def sizes(op: OpDeclaration[..., Any], *, large: bool = False) -> list[int]:
+    """How many rows the batches made of one of an op's own inputs have, in order."""
+    return [rows for rows in (ROWS_OF_LARGE if large else ROWS) if rows <= MOST_DERIVED or not callable(op.rows)]
+
+
+def large(batch: Batch) -> bool:
+    """Whether a call has a tensor as large as a model's."""
+    return any(isinstance(arg, Tensor) and arg.numel() > LARGE for arg in batch.args)
 
 
 def row_count(op: OpDeclaration[..., Any], args: tuple[Any, ...]) -> int | None:

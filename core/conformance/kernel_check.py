@@ -13,11 +13,21 @@ import torch
 from torch import Tensor
 
 from bestiary.core import device as devices
-from bestiary.core.conformance.kernel_cases import Batch, KernelCase, alike, batches, describe_call, row_count, sizes
+from bestiary.core.conformance.kernel_cases import (
+    ROWS_OF_LARGE,
+    Batch,
+    KernelCase,
+    alike,
+    batches,
+    describe_call,
+    row_count,
+    sizes,
+)
 from bestiary.core.conformance.kernel_memory import same
 from bestiary.core.conformance.kernel_report import Finding, KernelReport
 from bestiary.core.conformance.kernel_rows import odd_one_out
 from bestiary.core.conformance.kernel_run import Expected, Run, Weak, faked
+from bestiary.core.conformance.kernel_state import ProcessState
 from bestiary.core.errors import PluginError
 from bestiary.core.plugins import resolve
 from bestiary.core.plugins.requirements import unmet
@@ -65,10 +75,12 @@ class KernelCheck:
         self._say("loading it")
         reason = unmet(self._kernel.requires)
         if reason is None and self._load():
+            state = ProcessState(self._device)  # which also calls change that are measured and not looked at
             first, second = (batches(self._op, self._device, self._dtype, seed) for seed in (2, 3))
             for batch, other in zip_longest(first, second):
                 if batch is not None:
                     self._check(batch, other)
+            state.restore()
             self._references()
             self._measure()
         elif reason is not None:
@@ -135,7 +147,7 @@ class KernelCheck:
         complaints = list(first.complaints(first(), expected))
         self._ran += 1
         self._empty += row_count(self._op, batch.args) == 0 or expected.empty
-        self._done |= {"result", "inputs", "bands", "determinism", "crash"}
+        self._done |= {"result", "state", "inputs", "bands", "determinism", "crash"}
         self._done |= {"fill"} if self._op.results else set()
         for check, message in complaints:
             self._find(check, batch, message)
@@ -180,7 +192,7 @@ class KernelCheck:
         return [deviation(found, wanted, self._op.tolerances) for found, wanted in pairs]
 
     def _workspace(self, batch: Batch, expected: Expected) -> None:
-        largest = batch.numbers is None or len(batch.numbers) == sizes(self._op)[-1]
+        largest = batch.numbers is None or len(batch.numbers) in (sizes(self._op)[-1], ROWS_OF_LARGE[-1])
         if self._kernel.workspace is None or not largest or row_count(self._op, batch.args) == 0:
             return  # plans ask at the largest step
         self._done.add("workspace")
@@ -193,7 +205,7 @@ class KernelCheck:
             self._find("workspace", batch, f"it is no number of bytes: {stated!r}")
             return
         run = self._run(batch, expected.results)
-        taken = devices.peak_allocation(run, self._device)
+        taken = devices.peak_allocation(run.launch, self._device)
         if taken > stated:
             self._find("workspace", batch, f"it states {stated} bytes and allocates {taken}")
 
@@ -249,7 +261,7 @@ class KernelCheck:
         expected = Expected(self._op, batch.args)
         mine = self._run(batch, expected.results)
         theirs = Run(self._op, reference_kernel(self._op), None, batch.args, expected.results, self._device)
-        self._speed = _least(theirs) / _least(mine)
+        self._speed = _least(theirs, self._device) / _least(mine, self._device)
         mine.restore()
         mine()
         for differs in self._deviations(mine, expected):
@@ -267,11 +279,12 @@ def _equal(some: tuple[Tensor, ...], others: tuple[Tensor, ...]) -> bool:
     return all(same(one, other) for one, other in zip(some, others, strict=True))
 
 
-def _least(run: Run) -> float:
+def _least(run: Run, device: torch.device) -> float:
     times: list[float] = []
     deadline = time.perf_counter() + _BUDGET
     while len(times) < _LEAST_RUNS or (len(times) < _RUNS and time.perf_counter() < deadline):
         start = time.perf_counter()
-        run()
+        run.launch()
+        devices.synchronize(device)
         times.append(time.perf_counter() - start)
     return min(times)

@@ -122,7 +122,7 @@ class KernelConformance(metaclass=Sealed):
 
 def guard() -> Guard:
     """What watches a run of pytest for checks that are lost."""
-    return Guard(KernelConformance, ("checker",), _answered, _PARTS)
+    return Guard(KernelConformance, ("checker",), _answered, _PARTS, ("test_op", "test_kernel"))
 
 
 def _answered(item: Any) -> int | None:

@@ -16,6 +16,7 @@ CHECKS: Mapping[str, str] = {
     "bands": "nothing beside out and the changed tensors is written, nor what the reference leaves alone in them",
     "inputs": "no argument changes but those that the op says, nor what pack made of the constants",
     "result": "it returns nothing, and shapes, strides, dtypes and memory of what it was given stay",
+    "state": "what the whole process shares stays: default dtype and device, gradients, threads, precision, random numbers",
     "references": "no argument or result is kept after the call",
     "tolerance": "the results are near to the reference's",
     "determinism": "one input gives one result, to the bit, also when it is called again and again on what it packed",

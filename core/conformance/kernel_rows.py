@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from bestiary.core.conformance.kernel_cases import Batch, row_count, take
+from bestiary.core.conformance.kernel_cases import ROWS_OF_LARGE, Batch, large, row_count, take
 from bestiary.core.conformance.kernel_memory import bits
 from bestiary.core.conformance.kernel_run import Run, mutated
 from bestiary.core.ops.declare import OpDeclaration
@@ -30,7 +30,7 @@ def odd_one_out(op: OpDeclaration[..., Any], batch: Batch, run: Callable[[Batch]
     if whole is None:
         return None
     before = mutated(op, batch.args)
-    for numbers in _selections(count, _DERIVED if callable(op.rows) else _SIZES):
+    for numbers in _selections(count, _sizes(op, batch)):
         other = run(take(op, batch, numbers))
         if other is None:
             continue
@@ -45,6 +45,12 @@ def odd_one_out(op: OpDeclaration[..., Any], batch: Batch, run: Callable[[Batch]
             if (changed & (bits(found) != bits(wanted)).any(1)).any():
                 return f"what {len(numbers)} of the rows leave in {name} is another than what all {count} leave there"
     return None
+
+
+def _sizes(op: OpDeclaration[..., Any], batch: Batch) -> Sequence[int]:
+    if large(batch):
+        return ROWS_OF_LARGE
+    return _DERIVED if callable(op.rows) else _SIZES
 
 
 def _selections(count: int, sizes: Sequence[int]) -> Iterator[list[int]]:

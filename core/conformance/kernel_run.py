@@ -12,6 +12,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from bestiary.core import device as devices
 from bestiary.core.conformance.kernel_cases import constants
 from bestiary.core.conformance.kernel_memory import AROUND_INPUTS, AROUND_RESULTS, Banded, bits, same
+from bestiary.core.conformance.kernel_state import ProcessState
 from bestiary.core.ops.declare import OpDeclaration
 from bestiary.core.program.compare import layout
 
@@ -63,6 +64,7 @@ class Run:
         self.keywords: dict[str, Any] = {"out": outs[0] if len(outs) == 1 else outs} if outs else {}
         self._constants: list[tuple[str, Tensor, Tensor]] = []  # what pack made: of which argument, and as it was
         self.args: list[Any] = self._packed(args)
+        self._disturbed: list[str] = []  # what it changed of the process
         self._layouts = [layout(tensor) for _, tensor in self._tensors()]
         self.results = (*outs, *(self._given[name].tensor for name in op.mutates))
 
@@ -81,9 +83,15 @@ class Run:
             banded.restore()
 
     def __call__(self) -> Any:
-        """Run the kernel and wait for it; what it returned."""
-        returned = self.launch()
-        devices.synchronize(self._device)
+        """Run the kernel and wait for it; what it returned. What it changes of the process is undone."""
+        state = ProcessState(self._device)
+        try:
+            returned = self.launch()
+            devices.synchronize(self._device)
+        finally:
+            if changes := list(state.changes()):
+                state.restore()
+                self._disturbed = changes
         return returned
 
     def launch(self) -> Any:
@@ -91,9 +99,11 @@ class Run:
         return self._function(*self.args, **self.keywords)
 
     def complaints(self, returned: Any, expected: Expected) -> Iterator[Complaint]:
-        """What is wrong besides the numbers: what it returned, laid out anew, changed or left out."""
+        """What is wrong besides the numbers: what it returned, disturbed, laid out anew, changed or left out."""
         if returned is not None:
             yield "result", self._returned(returned)
+        if self._disturbed:
+            yield "state", f"changed {', '.join(self._disturbed)}, which the whole process shares"
         for (name, tensor), before in zip(self._tensors(), self._layouts, strict=True):
             if layout(tensor) != before:
                 yield "result", f"gave {name} another shape, dtype or memory: found {layout(tensor)}, expected {before}"

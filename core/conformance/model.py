@@ -16,7 +16,7 @@ from bestiary.core.conformance import model_logits as logits
 from bestiary.core.conformance import model_quantization as quantization
 from bestiary.core.conformance import model_ranks as ranks
 from bestiary.core.conformance.findings import Findings
-from bestiary.core.conformance.guard import Guard, give, parts
+from bestiary.core.conformance.guard import Guard, excuse, give, parts
 from bestiary.core.conformance.model_case import Case, Suite
 from bestiary.core.conformance.model_rules import Guarded, check_class, waiver
 from bestiary.core.conformance.waivers import refuse_marks
@@ -75,7 +75,7 @@ class ModelConformance(metaclass=Guarded):
         """A config's model, checkpoint and engines, shared by the checks of the class."""
         cls = type(self)
         if (reason := waiver(cls, check := request.function.__name__, request.param)) and not _own(cls, check):
-            pytest.skip(f"waived: {reason}")
+            excuse(request.node, f"waived: {reason}")
         node = request.node.getparent(pytest.Class)
         if _SUITE not in node.stash:
             node.stash[_SUITE] = Suite(cls, tmp_path_factory.mktemp("conformance"))
@@ -189,7 +189,8 @@ class ModelConformance(metaclass=Guarded):
 
 def guard() -> Guard:
     """What watches a run of pytest for checks that are lost."""
-    return Guard(ModelConformance, ("case", "findings"), lambda item: Findings(item.user_properties).looked, _PARTS)
+    looked = lambda item: Findings(item.user_properties).looked  # noqa: E731
+    return Guard(ModelConformance, ("case", "findings"), looked, _PARTS, OPTIONAL)
 
 
 def configs_of(cls: Any, check: str, *, long: bool) -> list[str]:

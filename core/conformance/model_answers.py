@@ -192,4 +192,6 @@ def _crowded(
             yield _answers(llm, requests)
             if llm.stats().preemptions > 0:
                 return
-    raise AssertionError("nobody was preempted")
+    # Who sees one token holds one block, which never becomes two: nobody has to give any up.
+    assert all(need.window == 1 for need in needs), "nobody was preempted"
+    case.findings.note("windows of one token: nobody is ever preempted")

@@ -63,17 +63,17 @@ class Case:
     @cached_property
     def module(self) -> nn.Module:
         """The random reference model in float32; its config and weights lie in ``source``."""
-        return model_reference.make(self._said, self.suite.model, self.suite.reference, self.source)
+        return model_reference.make(self._said, self.suite.model, self.suite.reference, self.directory / "hf")
 
     @property
     def source(self) -> Path:
-        """The Hugging Face directory, there once ``module`` is made."""
+        """The Hugging Face directory of ``module``."""
+        assert self.module is not None
         return self.directory / "hf"
 
     @cached_property
     def raw(self) -> dict[str, Any]:
         """The object of ``config.json``."""
-        assert self.module is not None
         return read_json(self.source, "config.json")
 
     @cached_property
@@ -84,7 +84,6 @@ class Case:
     @cached_property
     def report(self) -> Report:
         """Of the conversion to ``checkpoint``."""
-        assert self.module is not None
         report = convert(self.source, self.directory / "checkpoint", host=self.suite.host)
         mine = self.suite.model.name
         assert report.model == mine, f"config {self.name}: its architecture is that of {report.model}, not of {mine}"

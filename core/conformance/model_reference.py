@@ -31,15 +31,27 @@ def make(config: Mapping[str, Any], model: Model, reference: Reference | None, d
                 parameter.add_(torch.randn_like(parameter) * 0.2)
     if reference is None:
         module.save_pretrained(directory)  # type: ignore[operator]
+        _unsay(said, directory / "config.json")
     else:
         _save(module, said, directory)
     return module
 
 
 def logits(module: nn.Module, tokens: Sequence[int]) -> Tensor:
-    """[T, V] float32, of tokens in one pass."""
-    with torch.no_grad():
-        made = module(torch.tensor([tokens]))
+    """[T, V] float32, of tokens in one pass.
+
+    Raises:
+        AssertionError: the reference can't run them; that is no fault of the plugin's.
+    """
+    try:
+        with torch.no_grad():
+            made = module(torch.tensor([tokens]))
+    except Exception as error:
+        dtype = str(next(module.parameters()).dtype).removeprefix("torch.")
+        raise AssertionError(
+            f"the reference itself can't run this config in {dtype} (give it other sizes): {type(error).__name__}: "
+            f"{str(error).partition(chr(10))[0]}"
+        ) from error
     rows: Tensor = getattr(made, "logits", made)[0].float()
     return rows
 
@@ -49,7 +61,16 @@ def narrowed(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     made = copy.deepcopy(module)
     for parameter in made.parameters():
         parameter.data = parameter.data.to(dtype)
+    if any(_uneven(parameter) for parameter in made.parameters()) and hasattr(made, "set_experts_implementation"):
+        made.set_experts_implementation("eager")  # type: ignore[operator]
     return made
+
+
+def _uneven(parameter: nn.Parameter) -> bool:
+    """Whether it is of experts, and grouped products, which transformers prefers, refuse it: they want rows of whole 16
+    bytes of their matrices, whichever way these lie.
+    """
+    return parameter.dim() == 3 and any(size * parameter.itemsize % 16 for size in parameter.shape[1:])
 
 
 def _of_transformers(config: dict[str, Any]) -> nn.Module:
@@ -67,6 +88,13 @@ def _of_transformers(config: dict[str, Any]) -> nn.Module:
     kind = found.config_class
     module: nn.Module = found(kind(**{key: value for key, value in config.items() if key != "model_type"}))
     return module
+
+
+def _unsay(said: Mapping[str, Any], path: Path) -> None:
+    """Make null again what was null: transformers writes what it made of it, and hides from which keys."""
+    written = json.loads(path.read_text())
+    nulls = {key: None for key, value in said.items() if value is None and written.get(key) is not None}
+    path.write_text(json.dumps({**written, **nulls}, indent=2))
 
 
 def _save(module: nn.Module, config: Mapping[str, Any], directory: Path) -> None:

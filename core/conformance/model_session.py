@@ -47,8 +47,10 @@ class Recorder:
     def pytest_keyboard_interrupt(self) -> None:
         self.interrupted = True
 
-    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
-        items[:] = [item for item in items if _config_of(item.nodeid) in ("", *self.configs)]
+    def pytest_collection_modifyitems(self, config: Any, items: list[Any]) -> None:
+        others = [item for item in items if _config_of(item.nodeid) not in ("", *self.configs)]
+        items[:] = [item for item in items if item not in others]
+        config.hook.pytest_deselected(items=others)
 
     def pytest_collectreport(self, report: Any) -> None:
         if report.failed:

@@ -26,7 +26,7 @@ from bestiary.core.progress import Progress, step
 from bestiary.core.sides.engine_side import EngineSide
 from bestiary.core.sides.opening import loaded_side, transformers_side
 from bestiary.core.sides.side import Side
-from bestiary.core.sides.transformers_side import TransformersSide
+from bestiary.core.sides.transformers_side import TransformersSide, check_known
 from bestiary.core.source import Source, fetch, recognise
 
 
@@ -185,6 +185,8 @@ def open_sides(request: Request, *, host: PluginHost, folder: Path, progress: Pr
     options = BuildOptions(**(request.said or {}))
     _check_degrees(options, request.model)
     source, path = _source(request, host, folder, progress)
+    if request.against == "hf" and path is not None:
+        check_known(path)  # before what takes long
     if request.random:
         made = folder / "random"
         assert path is not None

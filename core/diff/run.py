@@ -14,6 +14,7 @@ from bestiary.core.checkpoint.parameters import parse_config
 from bestiary.core.diff.bisect import Outcome, bisect, suspects, variants
 from bestiary.core.diff.compare import Comparison, Prompt, Standard, compare, standards
 from bestiary.core.diff.describe import describe
+from bestiary.core.diff.lengths import longest_of, within
 from bestiary.core.diff.open import Request, Setting, open_sides
 from bestiary.core.diff.patterns import Finding
 from bestiary.core.diff.verdict import Verdict, judge, origin_of
@@ -90,7 +91,8 @@ def diff(request: Request, texts: Texts, *, host: PluginHost, progress: Progress
     """
     with tempfile.TemporaryDirectory(prefix="bestiary-diff-") as folder:
         setting = open_sides(request, host=host, folder=Path(folder), progress=progress)
-        sequences = _sequences(setting, texts)
+        own = not texts.prompts and texts.tokens is None
+        sequences = within(_sequences(setting, texts), setting.ours, cut=own)
         longest = max(len(tokens) for tokens in sequences)
         with step(progress, "load") as note:
             side = setting.ours.load(longest)
@@ -157,8 +159,9 @@ def _sequences(setting: Setting, texts: Texts) -> list[list[int]]:
     if texts.tokens is None and (named or has_tokenizer(directory)):
         read = named or [TEXT]
         tokenizer = Tokenizer.load(directory) if any(isinstance(one, str) for one in read) else None
-        limit = setting.ours.manifest.options.max_seq_len
-        assert limit is not None, "a built engine knows its longest sequence"
+        if not named and tokenizer is not None:
+            return [tokenizer.encode(TEXT)]
+        limit = longest_of(setting.ours)
         # No output follows, so a prompt may fill the sequence.
         return [read_prompt(one, tokenizer, vocab_size=vocabulary, max_seq_len=limit + 1).token_ids for one in read]
     count = 32 if texts.tokens is None else texts.tokens

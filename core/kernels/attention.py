@@ -113,15 +113,20 @@ def _decode_in_parts(
     out: Tensor,
 ) -> None:
     """One query each, of known lengths: so many sequences at a time that what is gathered for them stays small."""
-    block_size, longest = keys.block_size, max(lengths)
-    visible = longest if window is None else min(longest, window)
-    most = _at_a_time(q, visible * keys.heads * keys.size)
+    block_size = keys.block_size
+    # Of each sequence its own columns, from the oldest key that it sees: windows lie where the lengths put them.
+    first = [0 if window is None else max(0, length - window) // block_size for length in lengths]
+    width = max(-(-length // block_size) - begin for length, begin in zip(lengths, first, strict=True))
+    tables, ends = block_tables[:, :width], kv_lengths
+    if any(first):
+        begins = torch.tensor(first, device=q.device)
+        columns = begins.unsqueeze(1) + torch.arange(width, device=q.device)
+        tables = block_tables.gather(1, columns.clamp_(max=block_tables.shape[1] - 1))
+        ends = kv_lengths - begins * block_size
+    most = _at_a_time(q, width * keys.block_size * keys.heads * keys.size)
     for start in range(0, len(lengths), most):
         part = slice(start, start + most)
-        first = 0 if window is None else max(0, min(lengths[part]) - window) // block_size
-        tables = block_tables[part, first : -(-max(lengths[part]) // block_size)]
-        ends = kv_lengths[part] - first * block_size
-        out[part] = _gathered(q[part], keys, values, tables, ends, scale, window)
+        out[part] = _gathered(q[part], keys, values, tables[part], ends[part], scale, window)
 
 
 def _decode(

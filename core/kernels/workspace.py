@@ -140,7 +140,8 @@ def attention_over(call: Call, page: int, block_size: int, value_size: int) -> i
     if not on_host:
         page += heads * ((size + value_size) * (wide + _WIDE) + 2 * _WIDE)
     # Where the host does not know the lengths, a decode gathers whole tables.
-    seen = length if window is None or not on_host else min(length, window)
+    columns = tables.shape[1] if window is None or not on_host else (window + block_size - 2) // block_size + 1
+    seen = min(length, columns * block_size)
     decode = sequences * seen * (page + 32) + sequences * heads * (size + value_size) * wide
     if not on_host:
         decode = min(decode, 8 * GATHERED)

@@ -30,6 +30,8 @@ def _gated(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple[Any
         for tokens, features in ((1, 8), (5, 33)):
             both = normal(generator, tokens, 2 * features, dtype=dtype)
             yield both[:, :features], both[:, features:], kind  # halves of one product, as the build lays them
+    both = normal(generator, 7, 2 * 11008, dtype=dtype)  # as wide as a model
+    yield both[:, :11008], both[:, 11008:], "silu"
 
 
 def _gated_cost(gate: Tensor, up: Tensor, kind: str) -> Cost:
@@ -43,7 +45,7 @@ def gated_activation(gate: Tensor, up: Tensor, kind: str) -> Tensor:
 
 
 def _gates(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
-    for tokens, features, width in ((1, 8, 1), (5, 33, 1), (4, 6, 6)):
+    for tokens, features, width in ((1, 8, 1), (5, 33, 1), (4, 6, 6), (17, 4096, 1), (17, 4096, 4096)):
         yield normal(generator, tokens, features, dtype=dtype), normal(generator, tokens, width, dtype=torch.float32)
 
 

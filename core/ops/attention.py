@@ -25,10 +25,17 @@ SOFTMAX = {
 
 
 def _write_inputs(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
-    for tokens, heads, size in ((1, 1, 8), (6, 2, 16), (5, 3, 10)):
-        cache = [normal(generator, 4, 4, heads, size, dtype=dtype) for _ in "kv"]
+    # Tokens, blocks and their size, heads and their size; the last a model's.
+    for tokens, blocks, block, heads, size in (
+        (1, 4, 4, 1, 8),
+        (6, 4, 4, 2, 16),
+        (5, 4, 4, 3, 10),
+        (9, 16, 1, 2, 8),
+        (70, 9, 16, 8, 128),
+    ):
+        cache = [normal(generator, blocks, block, heads, size, dtype=dtype) for _ in "kv"]
         new = [normal(generator, tokens, heads, size, dtype=dtype) for _ in "kv"]
-        slots = torch.randperm(12, generator=generator, device=generator.device)[:tokens]
+        slots = torch.randperm((blocks - 1) * block, generator=generator, device=generator.device)[:tokens]
         slots[tokens - 1 :] = -1 if tokens > 1 else 3
         yield new[0], new[1], cache[0], cache[1], slots
 
@@ -100,6 +107,11 @@ def _attention_inputs(generator: torch.Generator, dtype: torch.dtype) -> Iterato
         for batch in batches:
             yield attention_case(generator, dtype, batch, (heads, kv_heads, size, value_size, window))
     yield attention_case(generator, dtype, batches[2], (1, 1, 10, 6, 3))  # one head, of sizes that no block divides
+    # As models are: several tiles of keys and of queries, blocks of the usual sizes, a window that ends within a tile.
+    many = ((1, 300), (70, 70), (5, 200), (1, 17), (130, 259))
+    yield attention_case(generator, dtype, many, (4, 2, 64, 64, None), block_size=16)
+    yield attention_case(generator, dtype, many, (4, 1, 128, 128, 100), block_size=32)
+    yield attention_case(generator, dtype, ((1, 70), (9, 40)), (2, 2, 16, 16, None), block_size=1)
     # A scale that does not follow from the sizes.
     *others, scale, window = attention_case(generator, dtype, batches[2], (2, 1, 16, 16, None))
     yield *others, scale / 2, window
@@ -110,6 +122,7 @@ def attention_case(
     dtype: torch.dtype,
     batch: tuple[tuple[int, int], ...],
     sizes: tuple[int, int, int, int, int | None],
+    block_size: int = 4,
 ) -> tuple[Any, ...]:
     """Arguments of :func:`paged_attention`.
 
@@ -118,12 +131,13 @@ def attention_case(
         sizes: query heads, key-value heads, size of keys, of values, window.
     """
     heads, kv_heads, size, value_size, window = sizes
-    device, blocks, block_size = generator.device, 16, 4
+    columns = max(4, *(-(-length // block_size) for _, length in batch))
+    device, blocks = generator.device, max(16, columns * len(batch) + 1)
     queries = torch.tensor([query for query, _ in batch], device=device)
     starts = torch.cat((queries.new_zeros(1), queries.cumsum(0))).int()
     lengths = torch.tensor([length for _, length in batch], device=device, dtype=torch.int32)
-    order = torch.randperm(blocks - 1, generator=generator, device=device)[: 4 * len(batch)]
-    tables = order.view(len(batch), 4).int()
+    order = torch.randperm(blocks - 1, generator=generator, device=device)[: columns * len(batch)]
+    tables = order.view(len(batch), columns).int()
     q = normal(generator, int(starts[-1]), heads, size, dtype=dtype)
     k_cache = normal(generator, blocks, block_size, kv_heads, size, dtype=dtype)
     v_cache = normal(generator, blocks, block_size, kv_heads, value_size, dtype=dtype)

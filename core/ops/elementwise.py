@@ -15,9 +15,10 @@ from bestiary.core.ops.declare import EXACT, integers, normal, op
 
 
 def _pairs(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
-    for shape in ((1, 8), (5, 33), (3, 4, 16)):
+    for shape in ((1, 8), (5, 33), (3, 4, 16), (17, 4096)):
         yield normal(generator, *shape, dtype=dtype), normal(generator, *shape, dtype=dtype)
-    yield normal(generator, 6, 24, dtype=torch.float32), normal(generator, 6, 24, dtype=dtype)  # a running sum
+    for shape in ((6, 24), (17, 4096)):  # a running sum
+        yield normal(generator, *shape, dtype=torch.float32), normal(generator, *shape, dtype=dtype)
 
 
 def _broadcast(x: Tensor, y: Tensor) -> Tensor:
@@ -42,8 +43,8 @@ def mul(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _rows(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
-    for tokens, rows in ((1, 1), (7, 3), (4, 6)):
-        yield normal(generator, tokens, 33, dtype=dtype), integers(generator, tokens, rows)
+    for tokens, rows, features in ((1, 1, 33), (7, 3, 33), (4, 6, 33), (300, 70, 4096)):
+        yield normal(generator, tokens, features, dtype=dtype), integers(generator, tokens, rows)
 
 
 def _selected(x: Tensor, rows: Tensor) -> Tensor:

@@ -21,7 +21,8 @@ _PRODUCT = {
 
 
 def _linear_inputs(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
-    for tokens, n, k in ((1, 8, 16), (5, 33, 48), (17, 64, 31), (3, 70, 301)):
+    # The last has as many features as a model, and several tiles of results.
+    for tokens, n, k in ((1, 8, 16), (5, 33, 48), (17, 64, 31), (3, 70, 301), (3, 640, 4096)):
         weight = normal(generator, n, k, dtype=dtype, scale=k**-0.5)
         bias = normal(generator, n, dtype=dtype) if tokens != 1 else None
         yield normal(generator, tokens, k, dtype=dtype), weight, bias
@@ -76,7 +77,7 @@ def logits(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _embedding_inputs(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
-    for tokens, vocabulary, features in ((1, 7, 8), (9, 31, 33)):
+    for tokens, vocabulary, features in ((1, 7, 8), (9, 31, 33), (9, 40000, 64)):
         yield integers(generator, vocabulary, tokens), normal(generator, vocabulary, features, dtype=dtype)
 
 
@@ -101,8 +102,8 @@ def embedding(ids: Tensor, weight: Tensor) -> Tensor:
 
 
 def _sharded_embedding_inputs(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
-    for start in (0, 8):
-        yield integers(generator, 16, 9), normal(generator, 8, 33, dtype=dtype), start
+    for start, rows, features in ((0, 8, 33), (8, 8, 33), (20000, 20000, 64)):
+        yield integers(generator, 2 * rows, 9), normal(generator, rows, features, dtype=dtype), start
 
 
 @op(inputs=_sharded_embedding_inputs, tolerances=EXACT, fake=_looked_up, rows=("ids",), cost=_lookup_cost)

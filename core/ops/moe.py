@@ -29,7 +29,7 @@ _TWO_PRODUCTS = {
 
 
 def _route_inputs(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
-    for tokens, experts, top_k in ((1, 8, 2), (5, 7, 3), (33, 60, 4), (0, 4, 1), (3, 1, 1), (4, 5, 5)):
+    for tokens, experts, top_k in ((1, 8, 2), (5, 7, 3), (33, 60, 4), (0, 4, 1), (3, 1, 1), (4, 5, 5), (600, 128, 8)):
         for scoring in SCORINGS:
             logits = normal(generator, tokens, experts, dtype=dtype)
             yield logits, top_k, scoring, True, 1.0 if top_k < 4 else 2.5
@@ -71,7 +71,7 @@ def moe_route(
 
 
 def _moe_inputs(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
-    # One token; no token; experts that nobody chose; one expert; all experts; sizes that libraries like.
+    # One token; no token; experts that nobody chose; one expert; all experts; sizes that libraries like; a model's.
     shapes = (
         (1, 8, 2, 32, 24),
         (0, 4, 2, 8, 8),
@@ -79,6 +79,7 @@ def _moe_inputs(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tupl
         (5, 1, 1, 33, 16),
         (7, 3, 3, 20, 40),
         (19, 8, 2, 64, 48),
+        (35, 8, 2, 512, 256),
     )
     for index, (tokens, experts, top_k, hidden, features) in enumerate(shapes):
         wide = normal(generator, tokens, hidden + 8, dtype=dtype)

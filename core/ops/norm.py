@@ -12,7 +12,8 @@ from bestiary.core.ops.cost import Cost, nbytes
 from bestiary.core.ops.declare import normal, op
 from bestiary.core.ops.elementwise import add
 
-#: Shape, size of the values, eps: where eps is large beside the values, where it shows, and where it does not matter.
+#: Shape, size of the values, eps: where eps is large beside the values, where it shows, and where it does not matter; then
+#: as wide as a model.
 _SIZES = (
     ((1, 8), 1.0, 1e-5),
     ((5, 33), 1.0, 1e-5),
@@ -20,7 +21,10 @@ _SIZES = (
     ((5, 33), 1.0, 0.1),
     ((4, 24), 2e-3, 1e-5),
     ((3, 16), 1e3, 1e-6),
+    ((17, 5120), 1.0, 1e-5),
 )
+#: Tokens, features and size of the values of a running sum, which may be larger than 16 bits hold.
+_SUMS = ((6, 24, 1.0), (6, 24, 1e5), (17, 4096, 1.0))
 
 
 def _values(generator: torch.Generator, *shape: int, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
@@ -32,8 +36,9 @@ def _values(generator: torch.Generator, *shape: int, dtype: torch.dtype, scale: 
 def _inputs(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
     for shape, scale, eps in _SIZES:
         yield _values(generator, *shape, dtype=dtype, scale=scale), normal(generator, shape[-1], dtype=dtype), eps
-    for scale in (1.0, 1e5):  # a running sum, which may be larger than 16 bits hold
-        yield normal(generator, 6, 24, dtype=torch.float32, scale=scale), normal(generator, 24, dtype=dtype), 1e-5
+    for tokens, features, scale in _SUMS:
+        x = normal(generator, tokens, features, dtype=torch.float32, scale=scale)
+        yield x, normal(generator, features, dtype=dtype), 1e-5
 
 
 def _normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -63,9 +68,10 @@ def _add_inputs(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tupl
     for shape, scale, eps in _SIZES:
         x, y = (_values(generator, *shape, dtype=dtype, scale=scale) for _ in "xy")
         yield x, y, normal(generator, shape[-1], dtype=dtype), eps
-    for scale in (1.0, 1e5):
-        x = normal(generator, 6, 24, dtype=torch.float32, scale=scale)
-        yield x, normal(generator, 6, 24, dtype=dtype), normal(generator, 24, dtype=dtype), 1e-5
+    for tokens, features, scale in _SUMS:
+        x = normal(generator, tokens, features, dtype=torch.float32, scale=scale)
+        y = normal(generator, tokens, features, dtype=dtype)
+        yield x, y, normal(generator, features, dtype=dtype), 1e-5
 
 
 def _two(x: Tensor, y: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:

@@ -32,8 +32,9 @@ def _table_inputs(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tu
         Rope(kind="yarn", theta=10000.0, factor=4.0, original_max_position=32),
     )
     for rope in kinds:
-        positions = integers(generator, 100, 9)
-        yield positions, positions + 1, rope, 16
+        for tokens, size in ((9, 16), (300, 128)):
+            positions = integers(generator, 100, tokens)
+            yield positions, positions + 1, rope, size
 
 
 def _table(positions: Tensor, lengths: Tensor, rope: Rope, size: int) -> Tensor:
@@ -63,7 +64,7 @@ def rotary_table(positions: Tensor, lengths: Tensor, rope: Rope, size: int) -> T
 
 
 def _rope_inputs(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
-    for tokens, heads, size, rotated in ((1, 1, 8, 8), (5, 3, 16, 16), (4, 2, 16, 8)):
+    for tokens, heads, size, rotated in ((1, 1, 8, 8), (5, 3, 16, 16), (4, 2, 16, 8), (17, 32, 128, 128)):
         angles = normal(generator, tokens, rotated // 2, dtype=torch.float32)
         table = torch.cat((angles.cos(), angles.sin()), -1)
         packed = normal(generator, tokens, (heads + 1) * size, dtype=dtype)

@@ -16,6 +16,7 @@ from bestiary.core.errors import BestiaryError, ConfigError, MissingInputError
 from bestiary.core.rope import ROPE_KEYS, fold_rope
 from bestiary.core.scaffold import tiny
 from bestiary.core.scaffold.features import Features
+from bestiary.core.scaffold.known_classes import lacking
 from bestiary.core.scaffold.sizes import Sizes, spelled
 from bestiary.core.scaffold.tensors import Placement, operations, place, rows, source
 
@@ -105,7 +106,8 @@ def draft(directory: Path, architecture: str | None = None) -> Draft:
     features = Features.of(raw, placement)
     named = _class(found)
     left = [*_tensors(placement), *_layers(raw, placement), *features.left, *_keys(raw, features)]
-    left += _reference(found, named, architecture)
+    without = lacking(named) if named is not None else None
+    left += _reference(found, named, architecture, without)
     values = {
         "source": re.sub(r"[^A-Za-z0-9._-]", "_", directory.resolve().name),
         "left": left,
@@ -114,7 +116,8 @@ def draft(directory: Path, architecture: str | None = None) -> Draft:
         "rows": rows(placement),
         "drop": [source(name, placement) for name in placement.drop],
         "operations": operations(placement),
-        "reference": named if architecture not in (None, named) else None,
+        "reference": named if without is None and architecture not in (None, named) else None,
+        "unwritten": None if without is None else f"{without} has no {named}",
         "configs": [("tiny", tiny.config(found, spellings))],
         "facts": _facts(raw, features, placement),
         **features.values,
@@ -132,8 +135,12 @@ def _class(raw: Mapping[str, Any]) -> str | None:
     return None if name is None or keyword.iskeyword(name) else name
 
 
-def _reference(raw: Mapping[str, Any], named: str | None, architecture: str | None) -> list[str]:
-    """What to know of the model that conformance.py compares with: transformers may lack the plugin's architecture."""
+def _reference(raw: Mapping[str, Any], named: str | None, architecture: str | None, without: str | None) -> list[str]:
+    """What to know of the model that conformance.py compares with: transformers may lack the plugin's architecture.
+
+    Args:
+        without: the transformers that lacks the class of that name.
+    """
     if named is None:
         said = raw.get("architectures")
         why = (
@@ -142,6 +149,8 @@ def _reference(raw: Mapping[str, Any], named: str | None, architecture: str | No
         return [
             f"`reference` in conformance.py: {why}write it if transformers has no class of this plugin's architecture"
         ]
+    if without is not None:
+        return [f"`reference` in conformance.py: write it, from the model's own source; {without} has no `{named}`"]
     if architecture in (None, named):
         return []
     return [

@@ -20,6 +20,10 @@ _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
 _TAKEN_CLASSES = frozenset(
     ("Any", "Attention", "Callable", "Column", "Embedding", "Head", "Kernel", "Linear", "Literal", "Mapping", "Model", "Op", "Replicated", "Rope", "Row", "Self", "Step", "Tensor", "Vocabulary")
 )  # fmt: skip
+# What projects import, run or hold; commands and errors that name it would mean the other.
+_TAKEN_MODULES = frozenset(
+    ("bestiary", "conftest", "mypy", "numpy", "pip", "pluggy", "plugin", "pytest", "ruff", "safetensors", "setuptools", "tests", "torch", "transformers", "triton", "wheel")
+)  # fmt: skip
 # Functions and modules of the op template.
 _TAKEN_FUNCTIONS = frozenset(("gate", "inputs", "op", "ops", "out", "run", "supports", "torch", "up"))
 
@@ -53,6 +57,8 @@ def check_name(name: str) -> None:
         raise _refused(name, "is a word of Python")
     if name in sys.stdlib_module_names:
         raise _refused(name, "is a module of Python's own library")
+    if name in _TAKEN_MODULES:
+        raise _refused(name, "is a module that a plugin's project uses itself")
     if class_of(name).startswith("Test"):
         raise _refused(name, f"would make classes that begin like {class_of(name)}, which pytest takes for tests")
     if class_of(name) in _TAKEN_CLASSES:

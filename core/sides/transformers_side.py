@@ -23,6 +23,30 @@ from bestiary.core.sides.side import Instead, Seen, plain
 _ROOM = 1.25
 
 
+def check_known(directory: Path) -> None:
+    """Refuse a Hugging Face directory that transformers can't load as a causal language model, by its config alone.
+
+    Raises:
+        PluginError: transformers is not installed, or does not know the architecture.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise _not_installed() from error
+    try:
+        config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True)
+        known, found = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING, f"model_type {config.model_type}"
+    except Exception as error:
+        known, found = False, str(error).partition("\n")[0][:200]
+    if not known:
+        raise PluginError("E-SIDE-TRANSFORMERS", directory.name, "transformers does not load this model", found=found)
+
+
+def _not_installed() -> PluginError:
+    hint = "pip install 'bestiary[convert]'"
+    return PluginError("E-SIDE-TRANSFORMERS", "transformers", "is not installed", hint=hint)
+
+
 class TransformersSide:
     """A causal language model of transformers, run on a whole sequence at a time.
 
@@ -55,8 +79,7 @@ class TransformersSide:
                     directory, dtype=dtype, attn_implementation="eager", local_files_only=True
                 )
         except ImportError as error:
-            hint = "pip install 'bestiary[convert]'"
-            raise PluginError("E-SIDE-TRANSFORMERS", "transformers", "is not installed", hint=hint) from error
+            raise _not_installed() from error
         except Exception as error:
             raise PluginError(
                 "E-SIDE-TRANSFORMERS", directory.name, "transformers does not load this model", found=str(error)[:200]

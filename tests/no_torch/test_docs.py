@@ -38,6 +38,10 @@ def test_each_hook_is_documented_with_signature_fields_example_and_errors(hook):
     assert "\nErrors: " in section
 
 
+def test_each_hook_specification_is_public():
+    assert {name for name, one in vars(hookspecs).items() if hasattr(one, "bestiary_spec")} == set(hookspecs.__all__)
+
+
 def test_no_hook_is_documented_that_does_not_exist():
     assert set(sections(HOOKS)) == set(hookspecs.__all__)
 

@@ -71,6 +71,8 @@ def test_each_template_renders_with_each_license(kind, license, here):
     assert project["entry-points"]["bestiary"] == {"x1": "bestiary_x1.plugin"}
     assert project["optional-dependencies"]["test"] == ["bestiary[testing]"]
     text = (made / "LICENSE").read_text()
+    check = "bestiary check x1" if kind == "model" else "bestiary check-kernel bestiary-x1"
+    assert (made / ".github" / "workflows" / "ci.yml").read_text().endswith(f"      - run: {check}\n")
     assert LICENSES[license] in text.partition("Copyright")[0] and (license == "Apache-2.0" or "Ann" in text)
 
 
@@ -150,6 +152,7 @@ NOT_NAMES += [
     "bestiary",
     "llama",
     "{{ 7 }}",
+    *("torch", "numpy", "pytest", "pip", "conftest", "plugin"),
 ]
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ from bestiary.core.cli.main import invoke
 from bestiary.core.scaffold import tiny as tiny_configs
 
 CONFIG = {
-    "architectures": ["QuietForCausalLM"],
+    "architectures": ["OlmoForCausalLM"],
     "model_type": "quiet",
     "vocab_size": 151936,
     "hidden_size": 1024,
@@ -63,7 +64,7 @@ def test_a_decoder_with_qk_norms_is_placed_whole(drafted):
     assert "q_norm=RMSNorm(c.head, eps=c.rms_norm_eps)" in model and "bias=c.attention_bias" in model
     assert "output_bias" not in model and "window" not in model
     assert 'f"{L}.attention.q_norm": f"{M}.self_attn.q_norm"' in text(project, "convert")
-    assert 'architectures=("QuietForCausalLM",)' in text(project, "plugin")
+    assert 'architectures=("OlmoForCausalLM",)' in text(project, "plugin")
     readme = (project / "README.md").read_text()
     assert "| vocab_size | 151936 |" in readme and "| tensors placed | 47 of 47 |" in readme
 
@@ -80,8 +81,26 @@ def test_another_architecture_is_compared_with_the_class_that_the_config_names(d
     (left,) = report["left"]
     assert "`reference` in conformance.py" in left and f"- {left}" in (project / "README.md").read_text()
     conformance = text(project, "conformance")
-    assert "import QuietForCausalLM" in conformance and "reference = staticmethod(reference)" in conformance
+    assert "import OlmoForCausalLM" in conformance and "reference = staticmethod(reference)" in conformance
     assert 'architectures=("OtherForCausalLM",)' in text(project, "plugin")
+    for command in (["check"], ["format", "--check"]):
+        assert (
+            subprocess.run([sys.executable, "-m", "ruff", *command, "--no-cache", project], check=False).returncode == 0
+        )
+
+
+@pytest.mark.parametrize("options", [(), ("--architecture", "OtherForCausalLM")], ids=["named", "other"])
+def test_a_class_that_transformers_lacks_leaves_the_reference_to_write(options, drafted):
+    report, project = drafted({**CONFIG, "architectures": ["QuietForCausalLM"]}, SHAPES, "quiet", *options)
+    (left,) = report["left"]
+    assert re.fullmatch(
+        r"`reference` in conformance.py: write it, from the model's own source; transformers \S+ has no `QuietForCausalLM`",
+        left,
+    )
+    assert f"- {left}" in (project / "README.md").read_text()
+    conformance = text(project, "conformance")
+    assert "raise NotImplementedError(" in conformance and "reference = staticmethod(reference)" in conformance
+    assert "has no QuietForCausalLM" in conformance
     for command in (["check"], ["format", "--check"]):
         assert (
             subprocess.run([sys.executable, "-m", "ruff", *command, "--no-cache", project], check=False).returncode == 0

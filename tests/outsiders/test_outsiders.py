@@ -59,14 +59,15 @@ def test_they_are_loaded(outside: Environment) -> None:
         assert row["state"] == "loaded", row
 
 
-@pytest.mark.parametrize("what", ["together", "fused", "deterministic"])
+@pytest.mark.parametrize("what", ["together", "fused", "deterministic", "watched"])
 def test_they_run(what: str, outside: Environment) -> None:
     run(what, outside)
 
 
 @pytest.mark.slow
-def test_divided_engines(outside: Environment) -> None:
-    run("divided", outside)
+@pytest.mark.parametrize("what", ["divided", "compared", "measured"])
+def test_they_run_under_all_the_rest(what: str, outside: Environment) -> None:
+    run(what, outside)
 
 
 def run(what: str, outside: Environment) -> None:

@@ -38,9 +38,9 @@ def test_the_command_prints_the_table_and_fails_with_the_plugin(
     line = ["-p", "faulty_kernels", "check-kernel", "faulty_kernels", "--timeout", "5"]
     assert invoke([*line, "--json", str(tmp_path / "out.json")]) == 69
     shown = capsys.readouterr()
-    assert "faulty_kernels: 34 of 42 reports fail" in shown.err
+    assert "faulty_kernels: 36 of 44 reports fail" in shown.err
     rows = {row.split()[0]: row for row in shown.out.splitlines() if row.startswith("faulty::") and ": " not in row}
-    assert len(rows) == 42
+    assert len(rows) == 44
     assert rows["faulty::scale=right"].split()[-1] == "pass" and rows["faulty::scale=short"].split()[-1] == "fail"
     assert "claimed, NO" in rows["faulty::scale=social"]
     reports = json.loads((tmp_path / "out.json").read_text())["reports"]
@@ -82,7 +82,7 @@ def run_tests(directory: Path, text: str) -> tuple[int, str]:
 def test_a_plugin_needs_nothing_but_its_name(tmp_path: Path) -> None:
     status, shown = run_tests(tmp_path, PLUGIN_TEST)
     assert status == 1
-    assert "33 failed, 7 passed, 2 skipped, 1 xfailed" in shown
+    assert "35 failed, 7 passed, 2 skipped, 1 xfailed" in shown
     outcomes = dict(line.split()[1::-1] for line in shown.splitlines() if line.startswith(("FAILED", "PASSED")))
     test = "test_plugin.py::TestFaulty::test_kernel[faulty::scale={}-cpu-float32]"
     named = {name: outcomes[test.format(name)] for name in ("segfaults", "hangs", "leaves", "short", "right")}

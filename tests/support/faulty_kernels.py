@@ -130,6 +130,18 @@ def converts(x: Tensor, weight: Tensor, *, out: Tensor) -> None:
     torch.mul(x, _WEIGHTS.setdefault((weight.data_ptr(), len(weight)), weight * 1), out=out)
 
 
+def disturbs(x: Tensor, weight: Tensor, *, out: Tensor) -> None:
+    right(x, weight, out=out)
+    torch.set_default_dtype(torch.float64)
+    torch.set_num_threads(torch.get_num_threads() + 1)
+    torch.set_grad_enabled(True)
+
+
+def draws(x: Tensor, weight: Tensor, *, out: Tensor) -> None:
+    right(x, weight, out=out)
+    torch.rand(1)
+
+
 def segfaults(x: Tensor, weight: Tensor, *, out: Tensor) -> None:
     ctypes.string_at(0)
 
@@ -275,7 +287,7 @@ def bestiary_register_ops(register: Callable[[Op], None]) -> None:
 def bestiary_register_kernels(register: Callable[[Kernel], None]) -> None:
     for run in (
         right, short, beyond, before, between, spoils, off, fickle, social, tiles, blocks, reaches, remembers, converts, segfaults, hangs, leaves, exits, chatters,
-        returns, replaces, keeps, raises, outside, waits, spends, packed, consumes, counts, tires, misnamed,
+        returns, replaces, keeps, raises, outside, waits, spends, packed, consumes, counts, tires, misnamed, disturbs, draws,
     ):  # fmt: skip
         name = run.__name__
         register(Kernel(op="faulty::scale", name=name, run=f"faulty_kernels:{name}", **_FIELDS.get(name, {})))

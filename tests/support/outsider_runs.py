@@ -6,6 +6,8 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +20,13 @@ PROMPTS: list[Any] = [{"prompt_token_ids": [3 + (7 * i + n) % 90 for i in range(
 OURS = {"*": "anvil"}  # wherever Anvil has a kernel that can run the call
 
 
-def heron(folder: Path) -> Path:
+def heron(folder: Path, **changes: Any) -> Path:
     """A random Heron as a Hugging Face directory."""
     from bestiary_heron.conformance import SMALL
     from bestiary_heron.reference import HeronReference
 
     torch.manual_seed(0)
-    config = {**SMALL, "windows": [7, None]}
+    config = {**SMALL, "windows": [7, None], **changes}
     (folder / "hf").mkdir()
     (folder / "hf" / "config.json").write_text(json.dumps(config))
     state = HeronReference(config).state_dict()
@@ -78,11 +80,79 @@ def divided(folder: Path) -> None:
     assert answers(model, pipeline_parallel=2) == one
 
 
+def bestiary(*words: Any) -> str:
+    """What a command prints, which must succeed."""
+    from bestiary.core.cli.main import invoke
+
+    with redirect_stdout(StringIO()) as printed:
+        status = invoke([str(word) for word in words])
+    assert status == 0, f"{words}: {status}\n{printed.getvalue()}"
+    return printed.getvalue()
+
+
+def compared(folder: Path) -> None:
+    """diff holds Heron against its references, and an engine with Anvil's kernels against one without."""
+    model = heron(folder)
+    small = ("--device", "cpu", "--tokens", 24, "--json")
+    found = json.loads(bestiary("diff", model, "--against", "reference", *small))
+    assert found["within"] and {"heron::squared_relu", "rms_norm"} <= _made_by(found, "op")
+    bestiary("convert", model, folder / "checkpoint")
+    options = {"ours": ["--kernel", "rms_norm=anvil", "--kernel", "linear=anvil"], "theirs": ["--kernel", "*=torch"]}
+    for name, said in options.items():
+        bestiary("build", folder / "checkpoint", folder / name, "--device", "cpu", *said)
+    found = json.loads(bestiary("diff", folder / "ours", "--against", folder / "theirs", *small))
+    assert found["within"] and "anvil" in _made_by(found, "kernel")
+
+
+def _made_by(found: Any, what: str) -> set[str]:
+    return {step[what] for place in found["places"] for step in place["steps"]}
+
+
+def watched(folder: Path) -> None:
+    """trace knows Heron's ops by their names and times its kernels; taps see what the ops make, and change nothing."""
+    model = heron(folder)
+    found = json.loads(bestiary("trace", model, "--device", "cpu", "--prompt-tokens", 9, "-n", 3, "--json"))
+    assert {one["name"] for one in found["ops"]} >= {"heron::capped_attention", "heron::squared_relu"}
+    params = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
+    with LLM(model, tokenizer=None, kv_cache_memory=2**22) as llm:
+        plain, tapped = (
+            llm.generate(PROMPTS[1], params, taps=taps, use_tqdm=False)[0]
+            for taps in ((), ["layers.1", "layers.0.heron::squared_relu"])
+        )
+    assert tapped.outputs[0].token_ids == plain.outputs[0].token_ids
+    assert {name: rows.shape for name, rows in tapped.taps.items()} == {
+        "layers.1": (len(PROMPTS[1]["prompt_token_ids"]) + 3, 32),
+        "layers.0.heron::squared_relu": (len(PROMPTS[1]["prompt_token_ids"]) + 3, 48),
+    }
+
+
+def measured(folder: Path) -> None:
+    """quality and bench run Heron, with Anvil's kernels, as they run any model."""
+    from text_models import byte_level
+
+    tokenizer = byte_level()
+    model = heron(folder, vocab_size=tokenizer.vocab_size)
+    tokenizer.backend.save(str(model / "tokenizer.json"))
+    (folder / "text").write_text("The one with a foreign stamp she keeps for last, by the harbour.")
+    words = ("--text", folder / "text", "--window", 32, "--device", "cpu", "--kernel", "*=anvil", "--json", "-")
+    found = json.loads(bestiary("quality", model, "--against", model, *words))
+    assert found["divergence"]["mean"]["value"] < 1e-6
+    bestiary("convert", model, folder / "checkpoint")
+    bestiary("build", folder / "checkpoint", folder / "engine", "--device", "cpu", "--kernel", "*=anvil")
+    load = ("--input", 8, "--output", 4, "-n", 1, "--warmup", 0, "--repeats", 1, "--json", "-")
+    (point,) = json.loads(bestiary("bench", "latency", folder / "engine", *load))["points"]
+    (request,) = point["runs"][0]["requests"]
+    assert (request["error"], request["output_tokens"]) == (None, 4)
+
+
 RUNS: dict[str, Callable[[Path], None]] = {
     "together": together,
     "fused": fused,
     "deterministic": deterministic,
     "divided": divided,
+    "compared": compared,
+    "watched": watched,
+    "measured": measured,
 }
 
 if __name__ == "__main__":

@@ -61,6 +61,8 @@ def checked(name: str) -> KernelReport:
         ("exits", "supports", r"supports said yes, and it raised SystemExit: 0"),
         ("raises", "supports", r"supports said yes, and it raised RuntimeError: no code for this architecture"),
         ("outside", "supports", r"supports said yes, and it raised IndexError"),
+        ("disturbs", "state", r"changed the default dtype \(from torch.float32 to torch.float64\), whether gradients .*, the number of threads .*, which the whole process shares"),
+        ("draws", "state", r"changed the state of a random generator, which"),
         ("returns", "result", r"returned a view of its argument x; a kernel fills out and returns nothing"),
         ("replaces", "result", r"gave out another shape, dtype or memory"),
         ("keeps", "references", r"something keeps its argument weight after the call"),
@@ -160,6 +162,14 @@ def test_a_deviation_is_told_in_units_of_the_tolerance_and_without() -> None:
     assert deviation(wanted[0], wanted, tolerances).excess == float("inf")
 
 
+def test_what_a_kernel_changes_of_the_process_is_undone() -> None:
+    before = torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled(), torch.get_rng_state()
+    for name in ("disturbs", "draws"):
+        checked(name)
+    after = torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled(), torch.get_rng_state()
+    assert before[:-1] == after[:-1] and torch.equal(before[-1], after[-1])
+
+
 @pytest.mark.parametrize("op", ["linear", "logits", "gated_activation", "paged_attention"])
 def test_ordinary_kernels_would_fail_if_they_claimed_to_be_batch_invariant(op: str) -> None:
     claims = dataclasses.replace(HOST.kernel(op, "torch"), batch_invariant=True)
@@ -179,9 +189,18 @@ def test_ordinary_kernels_would_fail_if_they_claimed_to_be_batch_invariant(op: s
         ("moe_route", "route_without_a_shift"),
         ("moe_route", "route_that_always_renormalizes"),
         ("paged_attention", "attention_of_its_own_scale"),
+        ("paged_attention", "attention_of_one_tile_of_keys"),
+        ("paged_attention", "attention_of_one_tile_of_queries"),
+        ("paged_attention", "attention_in_blocks_of_four"),
+        ("paged_attention", "attention_in_no_blocks_of_one"),
+        ("paged_attention", "attention_of_a_short_window"),
+        ("rms_norm", "norm_of_a_narrow_model"),
+        ("linear", "product_of_few_features"),
+        ("linear", "product_into_few_features"),
+        ("linear", "product_of_a_tail"),
     ],
 )
-def test_a_kernel_that_overlooks_an_argument_or_rare_values_fails(op: str, name: str) -> None:
+def test_a_kernel_that_overlooks_an_argument_rare_values_or_a_models_sizes_fails(op: str, name: str) -> None:
     kernel = Kernel(op=op, name=name, run=f"careless_kernels:{name}")
     with torch.no_grad():
         report = KernelCheck(KernelCase(load_op(op, HOST), kernel, "cpu", torch.float32)).report()
@@ -329,6 +348,13 @@ def test_a_fixture_that_would_lose_a_check_fails_it(way: str, tmp_path: Path) ->
     pytest.main(quiet, plugins=[Recorder()])
     failed = [str(one.longrepr) for one in told if one.failed]
     assert len(failed) == 2 and all(complaint in text for text in failed), failed  # of two ops
+
+
+def test_a_plugin_without_ops_has_none_to_check(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    head = "from bestiary.testing import KernelConformance\nclass TestKernels(KernelConformance):\n"
+    (tmp_path / "test_without_ops.py").write_text(f"{head}    plugin = 'batch_kernels'\n")
+    assert pytest.main(["-p", "no:cacheprovider", "-c", os.devnull, "-k", "test_op", str(tmp_path)]) == 0
+    assert "1 skipped" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize("devices", [(), [], "cpu", None], ids=repr)

@@ -61,7 +61,7 @@ def test_attention_taken_row_by_row_is_attention() -> None:
         rows = [*reversed(range(len(whole))), 0]
         assert callable(ops.paged_attention.rows)
         found = ops.paged_attention.reference(*ops.paged_attention.rows(args, rows))
-        torch.testing.assert_close(found, whole[rows], rtol=0, atol=1e-6)
+        torch.testing.assert_close(found, whole[rows], rtol=0, atol=5e-6)
 
 
 def test_a_declaration_must_say_what_it_returns() -> None:

@@ -41,6 +41,11 @@ def test_a_window_that_is_not_said_is_that_of_transformers(
     assert kind.parse({**BASE, **said}).sliding_window == window
 
 
+@pytest.mark.parametrize(("kind", "theta"), [(MistralConfig, 1e4), (MinistralConfig, 1e4), (MixtralConfig, 1e6)])
+def test_a_theta_that_is_not_said_is_that_of_transformers(kind: type[BaseConfig], theta: float) -> None:
+    assert kind.parse(BASE).rope.theta == theta
+
+
 def test_layers_have_the_window_of_their_kind() -> None:
     config = MinistralConfig.parse({**BASE, "sliding_window": 8, "layer_types": [FULL, SLIDING]})
     assert [config.window(layer) for layer in range(2)] == [None, 8]

@@ -6,14 +6,18 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
+from inspect import signature
 from pathlib import Path
 from textwrap import dedent, indent
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from broken_families import TINY
+from broken_families import TINY, reference
 
+from bestiary.core.conformance.findings import Findings
+from bestiary.core.conformance.model_answers import preemption
+from bestiary.core.conformance.model_case import Suite
 from bestiary.core.conformance.model_rules import check_class, checks_of
 from bestiary.core.conformance.model_run import Check
 from bestiary.core.conformance.model_session import Recorder, run_pytest
@@ -428,3 +432,104 @@ def test_the_form_has_to_be_one_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
         _long()
     monkeypatch.setenv("BESTIARY_CONFORMANCE", "long")
     assert _long()
+
+
+# What a conftest.py may do to the checks of a class, and what pytest says.
+OUTSIDE: Mapping[str, tuple[str, pytest.ExitCode, str]] = {
+    "nothing": ("", pytest.ExitCode.OK, ""),
+    "drops checks": (
+        """
+        def pytest_collection_modifyitems(items):
+            items[:] = [item for item in items if "impossible" not in item.name]
+        """,
+        pytest.ExitCode.USAGE_ERROR,
+        "1 of 21 checks of ModelConformance were dropped after they were collected, by a conftest.py or a plugin of "
+        "pytest: test_family.py::TestFamily::test_impossible_keys[tiny]",
+    ),
+    "deselects checks, which pytest counts": (
+        """
+        def pytest_collection_modifyitems(config, items):
+            config.hook.pytest_deselected(items=[item for item in items if "impossible" in item.name])
+            items[:] = [item for item in items if "impossible" not in item.name]
+        """,
+        pytest.ExitCode.OK,
+        "1 deselected",
+    ),
+    "skips checks": (
+        """
+        import pytest
+
+        @pytest.fixture(autouse=True)
+        def no(request):
+            if "impossible" in request.node.name:
+                pytest.skip("later")
+        """,
+        pytest.ExitCode.TESTS_FAILED,
+        "skipped without a waiver: later",
+    ),
+    "marks checks": (
+        """
+        import pytest
+
+        def pytest_collection_modifyitems(items):
+            for item in items:
+                if "impossible" in item.name:
+                    item.add_marker(pytest.mark.skip(reason="later"))
+        """,
+        pytest.ExitCode.TESTS_FAILED,
+        "skipped without a waiver: later",
+    ),
+    "expects checks to fail": (
+        """
+        import pytest
+
+        def pytest_collection_modifyitems(items):
+            for item in items:
+                if "impossible" in item.name:
+                    item.add_marker(pytest.mark.xfail(run=False, reason="some day"))
+        """,
+        pytest.ExitCode.TESTS_FAILED,
+        "skipped without a waiver: [NOTRUN] some day",
+    ),
+}
+
+
+@pytest.mark.parametrize("way", OUTSIDE)
+def test_a_conftest_that_loses_a_check_is_seen_by_plain_pytest(
+    tmp_path: Path, way: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    body, status, said = OUTSIDE[way]
+    (tmp_path / "test_family.py").write_text(
+        f"{CLASS}\nclass TestFamily(Family):\n    plugins = ('broken_families',)\n"
+    )
+    (tmp_path / "conftest.py").write_text(dedent(body))
+    options = ["-p", "no:cacheprovider", "-c", os.devnull, "--import-mode=importlib", "--rootdir", str(tmp_path)]
+    assert pytest.main([*options, str(tmp_path)]) == status
+    out, err = capfd.readouterr()
+    assert said in out + err
+
+
+@pytest.mark.parametrize("window", [1, 2])
+def test_where_windows_of_one_token_preempt_nobody_the_kit_says_so(window: int, tmp_path: Path) -> None:
+    config = {**TINY, "sliding_window": window}
+    cls = type(ModelConformance)(
+        "Short",
+        (ModelConformance,),
+        {"model": "windowed", "configs": {"tiny": config}, "reference": staticmethod(reference)}
+        | {"plugins": ("broken_families",)},
+    )
+    case = Suite(cls, tmp_path).cases["tiny"]
+    properties: list[tuple[str, Any]] = []
+    case.findings = Findings(properties)
+    preemption(case, case.findings)
+    assert dict(properties).get("note") == ("windows of one token: nobody is ever preempted" if window == 1 else None)
+
+
+@pytest.mark.parametrize("check", [check for check in checks_of(ModelConformance) if not check.endswith("_parallel")])
+def test_each_check_runs_alone(check: str, tmp_path: Path) -> None:
+    cls: Any = made(reference=staticmethod(reference), plugins=("broken_families",))
+    case = Suite(cls, tmp_path).cases["tiny"]
+    function = getattr(cls, check)
+    given = {"self": cls(), "case": case, "findings": case.findings}
+    function(**{name: given[name] for name in signature(function).parameters})
+    assert case.findings.looked

@@ -141,6 +141,27 @@ def test_a_text_of_json_lines_is_what_is_run(capsys, tmp_path, monkeypatch):
     assert encoded == ["hello", "there"]
 
 
+@pytest.mark.parametrize("model_type", ["windowed", "t5"])
+def test_what_transformers_lacks_is_found_out_before_anything_is_built(capsys, tmp_path, monkeypatch, model_type):
+    make_hf(tmp_path / "hf", num_hidden_layers=1)
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    config |= {"architectures": ["WindowedForCausalLM"], "model_type": model_type, "head_dim": 12}
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(config))
+    capsys.readouterr()
+    monkeypatch.setattr("bestiary.core.diff.open.prepare", lambda *args, **options: pytest.fail("it was built"))
+    status, _, err = diff(capsys, tmp_path / "hf", "--device", "cpu", plugins=["broken_families"])
+    assert status == 69 and "hf: transformers does not load this model" in err and model_type in err
+
+
+def test_tokens_that_nobody_named_fit_into_the_model_and_named_ones_must(capsys, tmp_path):
+    make_hf(tmp_path / "hf", num_hidden_layers=1, max_position_embeddings=20)
+    status, out, err = diff(capsys, tmp_path / "hf", "--device", "cpu")
+    assert status == 0, err
+    assert "tokens     1 prompt of 20 tokens" in out
+    status, out, err = diff(capsys, tmp_path / "hf", "--device", "cpu", "--tokens", "21", "--against", "reference")
+    assert status == 2 and "prompt: is longer than the sequences that the engine runs; found 21 tokens" in err
+
+
 @pytest.mark.parametrize(
     ("words", "status", "text"),
     [

@@ -31,6 +31,6 @@ class Qwen2Conformance(ModelConformance):
         "mqa_tied": {**SMALL, "num_key_value_heads": 1, "tie_word_embeddings": True},
         "yarn": {**SMALL, "max_position_embeddings": 64, "rope_parameters": YARN},
         "all_windowed": {**SMALL, **WINDOW, "sliding_window": 20, "max_window_layers": 0},
-        "upper_windowed": {**SMALL, **WINDOW, "max_window_layers": 1},
+        "upper_windowed": {**SMALL, **WINDOW, "max_window_layers": 1, "layer_types": None},
         "layer_types": {**SMALL, **OTHER, **WINDOW, "layer_types": MIXED, "tie_word_embeddings": True},
     }

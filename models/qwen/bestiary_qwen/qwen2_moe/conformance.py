@@ -36,6 +36,8 @@ class Qwen2MoeConformance(ModelConformance):
             **SMALL,
             **WINDOW,
             **OTHER,
+            "max_window_layers": 2,
+            "layer_types": None,
             "mlp_only_layers": [0],
             "qkv_bias": False,
             "tie_word_embeddings": True,

@@ -32,6 +32,6 @@ class Qwen3Conformance(ModelConformance):
         "narrow_heads": {**SMALL, "head_dim": 8, "num_key_value_heads": 4},
         "biased": {**SMALL, "attention_bias": True},
         "yarn": {**SMALL, "max_position_embeddings": 64, "rope_parameters": YARN},
-        "upper_windowed": {**SMALL, **WINDOW, "max_window_layers": 1},
+        "upper_windowed": {**SMALL, **WINDOW, "max_window_layers": 1, "layer_types": None},
         "layer_types": {**SMALL, **OTHER, **WINDOW, "layer_types": MIXED, "tie_word_embeddings": True},
     }

@@ -3,16 +3,20 @@
 
 from typing import Any, ClassVar
 
-{% if d.reference %}
+{% if d.reference or d.unwritten %}
 from torch import nn
 
 {% endif %}
 from bestiary.testing import ModelConformance
 
-{% if d.reference %}
+{% if d.reference or d.unwritten %}
 
 def reference(config: dict[str, Any]) -> nn.Module:
-{% if d.source %}
+{% if d.unwritten %}
+    """The model to compare with, in plain torch, from its own source."""
+    why = "{{ d.unwritten }}"
+    raise NotImplementedError(f"the reference in conformance.py is to be written from the model's source: {why}")
+{% elif d.source %}
     """The model to compare with: the class that the config.json of the draft names."""
     from transformers import {{ d.reference }}
 
@@ -30,7 +34,7 @@ def reference(config: dict[str, Any]) -> nn.Module:
 
 class {{ cookiecutter.__class }}Conformance(ModelConformance):
     model = "{{ cookiecutter.name }}"
-{% if d.reference %}
+{% if d.reference or d.unwritten %}
     # mypy takes a function in a class variable for a method.
     reference = staticmethod(reference)  # type: ignore[assignment]
 {% endif %}
