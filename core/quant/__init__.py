@@ -1,0 +1,1 @@
+"""Quantization: which method each weight gets, how methods store, make and use weights. No kernel lives here."""
