@@ -7,7 +7,7 @@ from typing import Any
 
 from bestiary import Fusion, Kernel, Op, Reader, hookimpl
 from bestiary.core.kernels import invariant_workspace, moe_workspace, quantized_workspace, workspace
-from bestiary.spec import Call
+from bestiary.spec import Call, Quantization
 
 _OPS = {
     "activation": ("gated_activation", "sigmoid_gate"),
@@ -164,6 +164,12 @@ def bestiary_register_fusions(register: Callable[[Fusion], None]) -> None:
     register(Fusion(name="rotary_cache", op="rope_kv_write"))
     for read in ("linear", "logits", "embedding", "moe"):
         register(Fusion(name=f"quantized_{read}", op=f"quantized_{read}"))
+
+
+@hookimpl
+def bestiary_register_quantizations(register: Callable[[Quantization], None]) -> None:
+    for name, method in (("int8", "Int8"), ("int4", "Int4"), ("w8a8", "W8A8"), ("fp8", "FP8")):
+        register(Quantization(name=name, method=f"bestiary.core.quant.methods:{method}"))
 
 
 @hookimpl

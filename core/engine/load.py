@@ -12,9 +12,9 @@ from bestiary.core import device as devices
 from bestiary.core.checkpoint.mapped import MappedFiles
 from bestiary.core.checkpoint.parameters import check_names, parse_config
 from bestiary.core.checkpoint.weights import Weights
-from bestiary.core.config import Rope
+from bestiary.core.config import ModelConfig, Rope
 from bestiary.core.engine.cache_plan import plan_cache
-from bestiary.core.engine.constants import Constants, at_random, from_files
+from bestiary.core.engine.constants import Constants, RandomTensors, constants_of
 from bestiary.core.engine.engine import EngineManifest, plan_file
 from bestiary.core.engine.fallback import announce, check_fallback
 from bestiary.core.engine.family import config_of, family_of
@@ -32,6 +32,7 @@ from bestiary.core.program.bound import StepProgram
 from bestiary.core.program.plan import Plan
 from bestiary.core.program.program import Program
 from bestiary.core.progress import Progress, Silent, step
+from bestiary.core.quant.choose import Methods, chosen, methods_in
 from bestiary.core.runtime.cache_groups import CacheGroup
 from bestiary.core.runtime.graphs import DecodeGraphs
 from bestiary.core.runtime.inputs import StepInputs
@@ -84,6 +85,7 @@ def load_engine(
     without_fusions: Collection[str] = (),
     dtype: str | None = None,
     deterministic: bool | None = None,
+    quantization: str | None = None,
     reference: bool = False,
     progress: Progress | None = None,
 ) -> LoadedEngine:
@@ -102,6 +104,7 @@ def load_engine(
             the tensors.
         dtype: of weights, activations and cache, in place of the build's; nothing was measured for another.
         deterministic: in place of the build's, which then has no plan.
+        quantization: rules for an engine whose weights are not quantized: they are as they are read.
         reference: run the model's own forward on the ops' references, without a step program.
 
     Raises:
@@ -118,6 +121,7 @@ def load_engine(
         "dtype": dtype,
         "kv_dtype": dtype,
         "deterministic": deterministic,
+        "quantization": quantization,
     }
     options = replace(manifest.options, **{name: value for name, value in changes.items() if value is not None})
     options = replace(options, kernels={**options.kernels, **(kernels or {})})
@@ -126,6 +130,7 @@ def load_engine(
     check_names(model, manifest.checkpoint.model_format)
     check_fallback(model, options, memory_limit)
     config = parse_config(model, manifest.checkpoint.config)
+    methods = _methods(manifest, quantization, model, config, host)
     with step(progress or Silent(), "load") as note:
         network = make_network(
             model,
@@ -136,11 +141,12 @@ def load_engine(
             place=place,
             taps=taps,
             without_fusions=without_fusions,
+            methods=methods,
         )
         manifest.check_lock(host)
         plan = _plan(directory, network, options)
         files = Weights.open(directory)
-        constants = Constants(from_files(files, network.target.dtype, network.target.device), files.forget)
+        constants = constants_of(files, files.entries, network, methods)
         cap = MemoryCap.of(network, options, host, mapped_dtypes(files), memory_limit, reference)
         constants.make(() if reference else network.program.weights())
         note.text = f"{constants.nbytes / 1e6:,.0f} MB of weights"
@@ -173,11 +179,13 @@ def random_engine(
     raw = config_of(directory)
     model, config = family_of(raw, host)
     check_fallback(model, options, memory_limit)
+    methods = chosen(options.quantization, model, config, host)
     with step(progress or Silent(), "make weights") as note:
         dtype = config.dtype or "float32"
-        network = make_network(model, config, options, checkpoint_dtype=dtype, host=host, taps=taps)
+        network = make_network(model, config, options, checkpoint_dtype=dtype, host=host, taps=taps, methods=methods)
         shapes = {name: tuple(p.shape) for name, p in network.module.named_parameters()}
-        constants = Constants(at_random(seed, shapes, network.target.dtype, network.target.device))
+        made = RandomTensors(seed, shapes, network.target.dtype, network.target.device)
+        constants = constants_of(made, shapes, network, methods)
         plan = Plan(devices.label(network.target.device), deterministic=options.deterministic)
         cap = MemoryCap.of(network, options, host, {}, memory_limit, reference)
         constants.make(() if reference else network.program.weights())
@@ -247,6 +255,22 @@ def _assemble(
         weight_files=weight_files,
         taps=taps,
     )
+
+
+def _methods(
+    manifest: EngineManifest, rules: str | None, model: Model, config: ModelConfig, host: PluginHost
+) -> Methods:
+    """The method of each quantized parameter: as the engine's files are, or as rules for plain ones say."""
+    stored = {name: one.method for name, one in methods_in(manifest.checkpoint.quantization, host).items()}
+    if rules is None or rules == manifest.options.quantization:
+        return stored
+    if stored:
+        raise ConfigError(
+            "E-ENGINE-OPTION", "quantization", "the engine's weights are quantized already", found=rules,
+            expected=manifest.options.quantization or f"{len(stored)} quantized weights as they are",
+            hint="build an engine of the plain checkpoint",
+        )  # fmt: skip
+    return chosen(rules, model, config, host)
 
 
 def _length_dependent(program: Program) -> bool:

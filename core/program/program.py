@@ -56,7 +56,8 @@ class Weight(Value):
     def dtype(self, default: torch.dtype) -> torch.dtype:
         """Its dtype in an engine that computes in ``default``."""
         stored = self.parts[0].dtype
-        return default if stored is None else getattr(torch, stored)  # type: ignore[no-any-return]
+        found: torch.dtype = default if stored is None else getattr(torch, stored)
+        return found
 
 
 @dataclass(eq=False, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -28,7 +28,8 @@ class Affine(Method):
     """``w = scale · code``, with or without a zero: groups of a row's columns share scale and zero."""
 
     quantizer: Literal["nearest", "awq", "gptq"] = Field(
-        "nearest", description="nearest: round; awq: scale channels by what activations need, then round; gptq: let later columns make up for what rounding does"
+        "nearest",
+        description="nearest: round; awq: scale channels by what activations need, then round; gptq: let later columns make up for what rounding does",
     )
     clip: bool = Field(False, description="shrink each group's range to where its error is least (always with awq)")
     order: bool = Field(False, description="gptq: the columns with the largest inputs first (act-order)")

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
@@ -14,23 +13,8 @@ from bestiary.core.errors import ConfigError
 from bestiary.core.ops.linear import linear
 from bestiary.core.quant.layout import Piece, Shape, Stored, sliced
 
-
-@dataclass(frozen=True)
-class Inputs:
-    """What calibration saw of the rows ``[*, K]`` that a weight is multiplied with; what was not asked for is None.
-
-    Attributes:
-        rows: how many there were.
-        hessian: the mean of ``x xᵀ``, ``[K, K]`` fp32.
-        mean_abs, max_abs: of each column, ``[K]`` fp32.
-        sample: some of the rows, ``[R, K]`` fp32.
-    """
-
-    rows: int
-    hessian: Tensor | None = None
-    mean_abs: Tensor | None = None
-    max_abs: Tensor | None = None
-    sample: Tensor | None = None
+if TYPE_CHECKING:
+    from bestiary.core.quant.inputs import Inputs
 
 
 class Method(BaseModel, ABC):
@@ -68,7 +52,7 @@ class Method(BaseModel, ABC):
 
     @property
     def wants(self) -> frozenset[str]:
-        """What :meth:`quantize` and :meth:`scales` need of calibration: names of :class:`Inputs`' fields. Empty: nothing."""
+        """What :meth:`quantize` and :meth:`scales` need of a calibration: ``"inputs"``, and ``"hessian"`` in them. Empty: nothing."""
         return frozenset()
 
     @abstractmethod

@@ -6,14 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor
 
-from bestiary.core.ops.linear import linear
-from bestiary.core.ops.quantized import dequantize
+from bestiary.core.ops.quantized import dequantize, spread
 from bestiary.core.ops.quantized_rows import KINDS, codes_of, quantize_rows, quantize_with, scaled_linear
-from bestiary.core.ops.quantized import spread
-from bestiary.core.quant.affine import GROUPS, Affine
+from bestiary.core.quant.affine import Affine
 from bestiary.core.quant.layout import Shape, Stored
 from bestiary.core.quant.method import Method
 from bestiary.core.quant.rounding import Grid
@@ -74,7 +72,7 @@ class _Activations(Method):
     def quantize(self, weight: Tensor, inputs: Inputs | Sequence[Inputs] | None = None) -> dict[str, Tensor]:
         largest, dtype = KINDS[self.kind]
         rows, columns = self.block(tuple(weight.shape))
-        *lead, height, width = weight.shape
+        height, width = weight.shape[-2:]
         padded = torch.nn.functional.pad(weight, (0, -width % columns, 0, -height % rows))
         blocks = padded.unflatten(-2, (-1, rows)).unflatten(-1, (-1, columns))
         scale = blocks.abs().amax((-3, -1)) / largest
@@ -108,7 +106,10 @@ class W8A8(_Activations):
     bound: ClassVar[float] = 0.1
     kind: ClassVar[str] = "int8"
     smooth: float = Field(
-        0.0, ge=0.0, le=1.0, description="SmoothQuant's migration strength, calibrated; 0 leaves activations as they are"
+        0.0,
+        ge=0.0,
+        le=1.0,
+        description="SmoothQuant's migration strength, calibrated; 0 leaves activations as they are",
     )
 
     @property
@@ -127,13 +128,9 @@ class FP8(_Activations):
     bound: ClassVar[float] = 0.25
     kind: ClassVar[str] = "fp8"
     weights: Literal["row", "tensor", "block"] = Field(
-        "row", description="what shares a scale: a row, the whole weight, or a block of 128 × 128 (and 128 columns of a token)"
+        "row",
+        description="what shares a scale: a row, the whole weight, or a block of 128 × 128 (and 128 columns of a token)",
     )
-
-    @field_validator("weights")
-    @classmethod
-    def _static_blocks(cls, value: str, info: object) -> str:
-        return value
 
     def block(self, shape: Shape) -> tuple[int, int]:
         return {"row": (1, shape[-1]), "tensor": (shape[-2], shape[-1]), "block": (128, 128)}[self.weights]

@@ -12,13 +12,9 @@ from bestiary.core.errors import PluginError
 from bestiary.core.ops.declare import OpDeclaration
 from bestiary.core.ops.linear import linear
 from bestiary.core.program.program import Instruction, Part, Program, Result, Value, Weight
-from bestiary.core.quant.layout import Shape
+from bestiary.core.quant.layout import Piece, Shape, Stored
 from bestiary.core.quant.method import Method
-
-
-def stored_name(parameter: str, tensor: str) -> str:
-    """The name in a checkpoint of one of the tensors that a quantized parameter is stored as."""
-    return f"{parameter}.{tensor}"
+from bestiary.core.quant.tensors import stored_name
 
 
 class Quantizer:
@@ -106,7 +102,8 @@ class Quantizer:
     def _cut(self, method: Method, part: Part) -> tuple[Method, dict[str, Part]]:
         """A slice of a quantized parameter: its method, and the slices of its stored tensors."""
         whole = self._shapes[part.parameter]
-        layout, pieces = method.layout(whole), {}
+        layout: Mapping[str, Stored] = method.layout(whole)
+        pieces: dict[str, Piece] = {}
         if part.axis is not None:
             method, pieces = method.cut(whole, part.axis, part.start, part.stop, part.parameter)
         found = {}
@@ -163,7 +160,12 @@ def _spliced(
         else:
             raise _not_ops(method, f"it calls {node.target}")
     last = instructions[-1] if instructions else None
-    if last is None or not isinstance(returned, fx.Proxy) or values[returned.node] is not last.results[0] or len(last.results) != 1:
+    if (
+        last is None
+        or not isinstance(returned, fx.Proxy)
+        or values[returned.node] is not last.results[0]
+        or len(last.results) != 1
+    ):
         raise _not_ops(method, "it does not return what its last op makes")
     last.results = results
     return instructions
