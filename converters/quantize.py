@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bestiary.converters.cast import cast, tensor_bytes
 from bestiary.converters.convert import Report
 from bestiary.converters.write import Group, check_place, check_space, shards, total_bytes, write_index, write_shards
 from bestiary.core.checkpoint.checkpoint import Checkpoint
-from bestiary.core.checkpoint.files import digest_file
+from bestiary.core.checkpoint.files import digest_file, json_bytes
 from bestiary.core.checkpoint.manifest import FileDigest, Manifest
 from bestiary.core.checkpoint.parameters import check_names, parameters, parse_config
-from bestiary.core.checkpoint.safetensors import ITEMSIZE, Slot
-from bestiary.core.checkpoint.transaction import check_target, new_directory
+from bestiary.core.checkpoint.safetensors import ITEMSIZE, SafetensorsWriter, Slot
+from bestiary.core.checkpoint.transaction import check_target, new_directory, scratch_beside
 from bestiary.core.checkpoint.verify import verify
-from bestiary.core.checkpoint.weights import INDEX
+from bestiary.core.checkpoint.weights import INDEX, Weights
 from bestiary.core.errors import ConfigError, DataError
 from bestiary.core.progress import Progress, Silent, step
 
@@ -34,20 +37,25 @@ def quantize(
     *,
     host: PluginHost,
     rules: str,
+    calibration: Calibration | None = None,
     overwrite: bool = False,
     verified: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """Write a checkpoint, whose digests are checked first, with the weights quantized that ``rules`` name.
 
+    Without a calibration one weight is in memory at a time, with one one layer, and what the text makes in it.
+
     Args:
         rules: ``"int4:group=64, lm_head=int8, *.down_proj=none"``.
+        calibration: the text that methods are calibrated with; needed by those that want one.
         verified: this process has just checked the digests.
 
     Raises:
-        ConfigError: the rules don't fit the model, or a method needs a calibration.
+        ConfigError: the rules don't fit the model, or there is no calibration where one is needed.
         BestiaryError: of the kind that fits; nothing is left at ``target``.
     """
+    from bestiary.core.quant.calibration import sequences_of
     from bestiary.core.quant.choose import chosen, methods_for
 
     progress = progress or Silent()
@@ -60,14 +68,25 @@ def quantize(
     model = host.model(manifest.model)
     check_names(model, manifest.model_format)
     config = parse_config(model, manifest.config)
-    chosen(rules, model, config, host)
     methods = methods_for(rules, model, config, host)
+    if calibration is None:
+        chosen(rules, model, config, host)
     if not verified:
         verify(checkpoint, host=host, progress=progress)
-    groups = list(quantized_groups(_groups(source, parameters(model, config).shapes), methods))
-    total = total_bytes(groups)
-    check_space(target, total)
-    with new_directory(target, overwrite=overwrite) as directory:
+    plain = _groups(source, parameters(model, config).shapes)
+    with ExitStack() as stack:
+        if calibration is None:
+            groups = list(quantized_groups(plain, methods))
+        else:
+            sequences = sequences_of(
+                calibration.file, checkpoint, samples=calibration.samples, length=calibration.length
+            )
+            scratch = stack.enter_context(scratch_beside(target))
+            spooled = _calibrate(source, host, methods, sequences, scratch, progress)
+            groups = [_replaced(group, spooled, methods) for group in plain]
+        total = total_bytes(groups)
+        check_space(target, total)
+        directory = stack.enter_context(new_directory(target, overwrite=overwrite))
         with step(progress, "quantize", total, "B") as note:
             digests = write_weights(directory, groups, progress)
             note.text = f"{len(methods)} weights, {total / 1e9:.2f} GB"
@@ -82,6 +101,21 @@ def quantize(
         model=manifest.model, reader="bestiary", dtype=manifest.dtype, tensors=sum(len(g.slots) for g in groups),
         parameters=sum(e.nbytes for e in source.weights.entries.values()), bytes=total, files=tuple(files),
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The text that stands for a model's use.
+
+    Args:
+        file: text, or JSON lines with ``text``, ``prompt`` or ``tokens``.
+        samples: most sequences taken of it.
+        length: most tokens of one.
+    """
+
+    file: Path
+    samples: int = 128
+    length: int = 512
 
 
 def already_quantized(manifest: Manifest, name: str) -> ConfigError:
@@ -131,6 +165,60 @@ def _quantized(group: Group, methods: Mapping[str, Chosen]) -> Group:
         return made
 
     return Group(tuple(slots), make, group.origin)
+
+
+def _calibrate(
+    source: Checkpoint,
+    host: PluginHost,
+    methods: Mapping[str, Chosen],
+    sequences: Sequence[Sequence[int]],
+    scratch: Path,
+    progress: Progress,
+) -> Weights:
+    """What the layers' parameters become, in a directory of its own: a layer is written and let go before the next is made."""
+    from bestiary.core.quant.calibrated import quantize_layers
+    from bestiary.core.quant.tensors import stored_name
+
+    places: dict[str, str] = {}
+    for number, layer in enumerate(quantize_layers(source, host, methods, sequences, progress=progress)):
+        made = {
+            stored_name(parameter, name): tensor
+            for parameter, stored in layer.stored.items()
+            for name, tensor in stored.items()
+        }
+        for name, tensor in layer.changed.items():
+            made[name] = cast(tensor, source.weights.entries[name].dtype, f"parameter {name}")
+        if made:
+            file = f"layer-{number:05d}.safetensors"
+            _spool(scratch / file, made)
+            places |= dict.fromkeys(made, file)
+    (scratch / INDEX).write_bytes(json_bytes({"weight_map": places}))
+    return Weights.open(scratch)
+
+
+def _spool(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    slots = [Slot(name, str(t.dtype).removeprefix("torch."), tuple(t.shape)) for name, t in tensors.items()]
+    slots.sort(key=lambda slot: -ITEMSIZE[slot.dtype])
+    with SafetensorsWriter(path, slots) as writer:
+        for slot in slots:
+            writer.write(slot.name, [tensor_bytes(tensors[slot.name].contiguous())])
+        writer.finish()
+
+
+def _replaced(group: Group, spooled: Weights, methods: Mapping[str, Chosen]) -> Group:
+    """A parameter's group with what calibration made of it."""
+    from bestiary.core.quant.tensors import stored_name
+
+    (slot,) = group.slots
+    if slot.name in methods:
+        layout = _widest_first(methods[slot.name].method.layout(slot.shape))
+        names = [stored_name(slot.name, name) for name, _ in layout]
+        slots = [Slot(name, one.dtype, one.shape(slot.shape)) for name, (_, one) in zip(names, layout, strict=True)]
+    elif slot.name in spooled.entries:
+        names, slots = [slot.name], [slot]
+    else:
+        return group
+    return Group(tuple(slots), lambda: [spooled.tensor(name) for name in names], group.origin)
 
 
 def _widest_first(layout: Mapping[str, Stored]) -> list[tuple[str, Stored]]:
