@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -10,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bestiary.converters.cast import cast, tensor_bytes
-from bestiary.converters.convert import Report
 from bestiary.converters.write import Group, check_place, check_space, shards, total_bytes, write_index, write_shards
 from bestiary.core.checkpoint.checkpoint import Checkpoint
 from bestiary.core.checkpoint.files import digest_file, json_bytes
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from bestiary.core.plugins import PluginHost
     from bestiary.core.quant.choose import Chosen
     from bestiary.core.quant.layout import Stored
+    from bestiary.core.quant.report import QuantizeReport
 
 
 def quantize(
@@ -41,7 +43,7 @@ def quantize(
     overwrite: bool = False,
     verified: bool = False,
     progress: Progress | None = None,
-) -> Report:
+) -> QuantizeReport:
     """Write a checkpoint, whose digests are checked first, with the weights quantized that ``rules`` name.
 
     Without a calibration one weight is in memory at a time, with one one layer, and what the text makes in it.
@@ -56,7 +58,8 @@ def quantize(
         BestiaryError: of the kind that fits; nothing is left at ``target``.
     """
     from bestiary.core.quant.calibration import sequences_of
-    from bestiary.core.quant.choose import chosen, methods_for
+    from bestiary.core.quant.choose import methods_for, uncalibrated
+    from bestiary.core.quant.report import QuantizeReport
 
     progress = progress or Silent()
     check_target(target, overwrite=overwrite)
@@ -68,12 +71,11 @@ def quantize(
     model = host.model(manifest.model)
     check_names(model, manifest.model_format)
     config = parse_config(model, manifest.config)
-    methods = methods_for(rules, model, config, host)
-    if calibration is None:
-        chosen(rules, model, config, host)
+    methods = (uncalibrated if calibration is None else methods_for)(rules, model, config, host)
     if not verified:
         verify(checkpoint, host=host, progress=progress)
-    plain = _groups(source, parameters(model, config).shapes)
+    shapes = parameters(model, config).shapes
+    plain = _groups(source, shapes)
     with ExitStack() as stack:
         if calibration is None:
             groups = list(quantized_groups(plain, methods))
@@ -97,9 +99,11 @@ def quantize(
         records = {name: one.record() for name, one in methods.items()}
         made = manifest.model_copy(update={"quantization": records, "files": files})
         made.write(directory)
-    return Report(
-        model=manifest.model, reader="bestiary", dtype=manifest.dtype, tensors=sum(len(g.slots) for g in groups),
-        parameters=sum(e.nbytes for e in source.weights.entries.values()), bytes=total, files=tuple(files),
+    names = Counter(one.name for one in methods.values())
+    return QuantizeReport(
+        checkpoint=target.name, model=manifest.model, parameters=sum(map(math.prod, shapes.values())),
+        quantized=dict(sorted(names.items())), plain=len(shapes) - len(methods),
+        bytes_before=sum(entry.nbytes for entry in source.weights.entries.values()), bytes=total,
     )  # fmt: skip
 
 

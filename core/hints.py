@@ -131,6 +131,7 @@ HINTS = {
     "E-PLG-REFERENCE": _AUTHOR,
     "E-PLG-UNKNOWN": "register it through the plugin's hook",
     "E-PLG-VERSION": "install a version of the plugin that fits this bestiary",
+    "E-QUANT-METHOD": _AUTHOR,
     "E-QUALITY-TEXT": "give a longer text",
     "E-QUALITY-VOCABULARY": "compare models with one tokenizer",
     "E-REQ-CHAT": "pass messages as a list of objects with role and content, and load the model with its tokenizer",

@@ -130,7 +130,7 @@ def load_engine(
     check_names(model, manifest.checkpoint.model_format)
     check_fallback(model, options, memory_limit)
     config = parse_config(model, manifest.checkpoint.config)
-    methods = _methods(manifest, quantization, model, config, host)
+    methods = methods_of(manifest, quantization, model, config, host)
     with step(progress or Silent(), "load") as note:
         network = make_network(
             model,
@@ -147,7 +147,8 @@ def load_engine(
         plan = _plan(directory, network, options)
         files = Weights.open(directory)
         constants = constants_of(files, files.entries, network, methods)
-        cap = MemoryCap.of(network, options, host, mapped_dtypes(files), memory_limit, reference)
+        mapped = {name: dtype for name, dtype in mapped_dtypes(files).items() if name not in methods}
+        cap = MemoryCap.of(network, options, host, mapped, memory_limit, reference)
         constants.make(() if reference else network.program.weights())
         note.text = f"{constants.nbytes / 1e6:,.0f} MB of weights"
         groups = plan_cache(network, options, cap.cache_memory(kv_cache_memory), num_blocks, place)
@@ -257,12 +258,21 @@ def _assemble(
     )
 
 
-def _methods(
+def methods_of(
     manifest: EngineManifest, rules: str | None, model: Model, config: ModelConfig, host: PluginHost
 ) -> Methods:
-    """The method of each quantized parameter: as the engine's files are, or as rules for plain ones say."""
+    """The method of each quantized parameter of an engine: as its files are, or as rules for plain ones say.
+
+    Args:
+        rules: what its user said; None: what its build was told.
+
+    Raises:
+        ConfigError: rules for weights that are quantized by others already, or that don't fit the model.
+        DataError, PluginError: as :func:`~bestiary.core.quant.choose.methods_in`.
+    """
     stored = {name: one.method for name, one in methods_in(manifest.checkpoint.quantization, host).items()}
-    if rules is None or rules == manifest.options.quantization:
+    rules = manifest.options.quantization if rules is None else rules
+    if rules is None or (stored and rules == manifest.options.quantization):
         return stored
     if stored:
         raise ConfigError(

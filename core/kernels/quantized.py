@@ -61,19 +61,11 @@ def quantized_embedding(
     out: Tensor,
 ) -> None:
     """The rows alone are restored."""
-    chosen = [
-        None if one is None else one.index_select(0, ids if block[0] == 1 else ids // block[0]) for one in (scale, zero)
-    ]
-    out.copy_(
-        dequantized.reference(
-            codes.view(torch.uint8).index_select(0, ids).view(codes.dtype),
-            chosen[0],
-            chosen[1],
-            (1, block[1]),
-            columns,
-            dtype,
-        )
-    )
+    rows = codes.view(torch.uint8).index_select(0, ids).view(codes.dtype)
+    blocks = ids if block[0] == 1 else ids // block[0]
+    zeros = None if zero is None else zero.index_select(0, blocks)
+    scales = scale.index_select(0, blocks)
+    out.copy_(dequantized.reference(rows, scales, zeros, (1, block[1]), columns, dtype))
 
 
 def invariant_linear(
@@ -162,7 +154,7 @@ def quantize_rows(x: Tensor, kind: str, group: int, *, out: tuple[Tensor, Tensor
     wide = x.float()
     if x.shape[-1] % group:
         wide = torch.nn.functional.pad(wide, (0, -x.shape[-1] % group))
-    grouped = wide.unflatten(-1, (-1, group))
+    grouped = wide.reshape(x.shape[0], -(-x.shape[-1] // group), group)
     torch.div(grouped.abs().amax(-1), largest, out=scale)
     scale.masked_fill_(~scale.isfinite(), torch.nan)
     divisor = torch.where(scale > 0, scale, 1.0).unsqueeze(-1)

@@ -44,7 +44,7 @@ def quantize_rows(x: Tensor, kind: str, group: int) -> tuple[Tensor, Tensor]:
     """
     largest, dtype = KINDS[kind]
     wide, columns = x.float(), x.shape[-1]
-    padded = torch.nn.functional.pad(wide, (0, -columns % group)).unflatten(-1, (-1, group))
+    padded = torch.nn.functional.pad(wide, (0, -columns % group)).reshape(x.shape[0], -(-columns // group), group)
     scale = padded.abs().amax(-1) / largest
     scale = torch.where(scale.isfinite(), scale, torch.nan)
     divisor = torch.where(scale > 0, scale, 1.0)

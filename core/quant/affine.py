@@ -63,12 +63,12 @@ class Affine(Method):
         zero = Stored("uint8", block) if grid.zeros == "integer" else scales
         return {"codes": codes, "scale": scales, "zero": zero}
 
-    def quantize(self, weight: Tensor, inputs: Inputs | Sequence[Inputs] | None = None) -> dict[str, Tensor]:
+    def quantize(self, weight: Tensor, inputs: Sequence[Inputs] = ()) -> dict[str, Tensor]:
         if weight.ndim > 2:
-            each = inputs if isinstance(inputs, Sequence) and not hasattr(inputs, "rows") else [inputs] * len(weight)
-            parts = [self.quantize(one, seen) for one, seen in zip(weight, each, strict=True)]  # type: ignore[arg-type]
+            each: list[tuple[Inputs, ...]] = [(seen,) for seen in inputs] or [()] * len(weight)
+            parts = [self.quantize(one, seen) for one, seen in zip(weight, each, strict=True)]
             return {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
-        codes = self._codes(weight, inputs)  # type: ignore[arg-type]
+        codes = self._codes(weight, inputs[0] if inputs else None)
         packed = codes.codes
         if self.grid.bits == 4:
             packed = pack(packed + 8 if codes.zero is None else packed)
@@ -78,8 +78,7 @@ class Affine(Method):
     def _codes(self, weight: Tensor, inputs: Inputs | None) -> Codes:
         if self.quantizer == "nearest":
             return clipped(weight, self.grid) if self.clip else round_to_nearest(weight, self.grid)
-        assert inputs is not None
-        if not inputs.rows:  # an expert that no token of the text chose
+        if inputs is None or not inputs.rows:  # an embedding, or an expert that no token of the text chose
             return round_to_nearest(weight, self.grid)
         if self.quantizer == "awq":
             return awq.clip(weight, inputs.sample.to(weight.device), self.grid)
@@ -92,10 +91,9 @@ class Affine(Method):
         readers = [awq.Reader(weight, inputs.sample.to(weight.device)) for weight in weights]
         return awq.search_scales(readers, inputs.mean.to(weights[0].device), self.grid)
 
-    def weight(self, stored: Mapping[str, Tensor | None], shape: Shape, dtype: str) -> Tensor:
-        codes, scale = stored["codes"], stored["scale"]
-        assert codes is not None and scale is not None
-        return dequantize(codes, scale, stored.get("zero"), (1, self.grid.width(shape[-1])), shape[-1], dtype)
+    def weight(self, stored: Mapping[str, Tensor], shape: Shape, dtype: str) -> Tensor:
+        block = (1, self.grid.width(shape[-1]))
+        return dequantize(stored["codes"], stored["scale"], stored.get("zero"), block, shape[-1], dtype)
 
     def cut(self, shape: Shape, axis: int, start: int, stop: int, subject: str) -> tuple[Method, dict[str, Piece]]:
         """A slice that cuts a group in two makes smaller groups of the same scales."""

@@ -75,7 +75,7 @@ class _Work:
             weight = self._weights.pop(name) if name in self._weights else self._plain(name)
             check_finite(weight, name)
             seen = [scaled(one, self._scales.get(name)) for one in self._layer.inputs.get(name, ())]
-            made.stored[name] = method.quantize(weight, seen[0] if weight.ndim == 2 and seen else seen or None)
+            made.stored[name] = method.quantize(weight, seen)
             restored = method.weight(made.stored[name], tuple(weight.shape), "float32")
             self._layer.put({name: restored})
         made.changed = {name: weight for name, weight in self._weights.items() if name not in self._methods}

@@ -47,14 +47,14 @@ def methods_for(text: str, model: Model, config: ModelConfig, host: PluginHost) 
         ConfigError: a rule is wrong or matches nothing, a method is unknown, an option is, or a weight's shape does not fit.
     """
     rules = parse_rules(text)
-    made = {rule: _method(rule, host) for rule in map(_Key, rules) if rule.rule.method != NONE}
+    made = {rule: _method(rule, host) for rule in rules if rule.method != NONE}
     from bestiary.core.engine.network import make_module  # which imports this
 
     program = trace(make_module(model, config))
     names = _names(model, config, program)
     default = frozenset(name for name, ops in _readers(program).items() if ops & set(_BY_DEFAULT))
     shapes = parameters(model, config).shapes
-    found = {name: made[_Key(rule)] for name, rule in choose(rules, names, default, text).items()}
+    found = {name: made[rule] for name, rule in choose(rules, names, default, text).items()}
     for name, one in found.items():
         check_layout(one.method, name, shapes[name])
     return found
@@ -66,21 +66,31 @@ def chosen(text: str | None, model: Model, config: ModelConfig, host: PluginHost
     Raises:
         ConfigError: as ``methods_for``; or a method needs calibration, for which there is no text.
     """
-    found = {} if text is None else methods_for(text, model, config, host)
+    found = {} if text is None else uncalibrated(text, model, config, host)
+    return {name: one.method for name, one in found.items()}
+
+
+def uncalibrated(text: str, model: Model, config: ModelConfig, host: PluginHost) -> dict[str, Chosen]:
+    """As ``methods_for``, where there is no text to calibrate with.
+
+    Raises:
+        ConfigError: a method needs one.
+    """
+    found = methods_for(text, model, config, host)
     for name, one in found.items():
         if one.method.wants:
             raise ConfigError(
                 "E-BUILD-QUANTIZATION", f"quantization {text!r}, parameter {name}", "needs a calibration",
                 found=one.name, hint="quantize the checkpoint first: bestiary quantize CKPT OUT --method … --calibration FILE",
             )  # fmt: skip
-    return {name: one.method for name, one in found.items()}
+    return found
 
 
 def check_rules(text: str, host: PluginHost) -> None:
     """Refuse rules that are wrong whatever the model (ConfigError)."""
     for rule in parse_rules(text):
         if rule.method != NONE:
-            _method(_Key(rule), host)
+            _method(rule, host)
 
 
 def check_layout(method: Method, name: str, shape: Shape) -> None:
@@ -112,36 +122,28 @@ def methods_in(quantization: Mapping[str, Any], host: PluginHost) -> dict[str, C
                 found=name, expected=", ".join(sorted(registered)), hint="install the plugin that the checkpoint was made with",
             )  # fmt: skip
         try:
-            found[parameter] = Chosen(name, _class(name, host).of(name, options))
+            found[parameter] = Chosen(name, method_class(name, host).of(name, options))
         except ConfigError as error:
             raise DataError("E-CKPT-MANIFEST", f"bestiary.json, quantization, {parameter}", str(error)) from None
     return found
 
 
-class _Key(NamedTuple):
-    """A rule by identity: its options are a dict."""
-
-    rule: Rule
-
-    def __hash__(self) -> int:
-        return id(self.rule)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Key) and self.rule is other.rule
-
-
-def _method(key: _Key, host: PluginHost) -> Chosen:
-    rule = key.rule
+def _method(rule: Rule, host: PluginHost) -> Chosen:
     known = sorted(one.name for one in host.quantizations())
     if rule.method not in known:
         raise ConfigError(
             "E-BUILD-QUANTIZATION", "quantization", "no installed plugin provides this method",
             found=repr(rule.method), expected=", ".join((*known, NONE)),
         )  # fmt: skip
-    return Chosen(rule.method, _class(rule.method, host).of(rule.method, rule.options))
+    return Chosen(rule.method, method_class(rule.method, host).of(rule.method, dict(rule.options)))
 
 
-def _class(name: str, host: PluginHost) -> type[Method]:
+def method_class(name: str, host: PluginHost) -> type[Method]:
+    """The class that a registered name stands for.
+
+    Raises:
+        PluginError: it is no method, or can't be imported.
+    """
     (registered,) = (one for one in host.quantizations() if one.name == name)
     found: Any = resolve(registered.method, needed_by=f"quantization {name}")
     if not (isinstance(found, type) and issubclass(found, Method)):

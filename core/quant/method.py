@@ -64,20 +64,19 @@ class Method(BaseModel, ABC):
         """
 
     @abstractmethod
-    def quantize(self, weight: Tensor, inputs: Inputs | Sequence[Inputs] | None = None) -> dict[str, Tensor]:
-        """The stored tensors of a weight ``[…, N, K]`` fp32, on its device.
+    def quantize(self, weight: Tensor, inputs: Sequence[Inputs] = ()) -> dict[str, Tensor]:
+        """The stored tensors of a weight ``[…, N, K]`` fp32, finite, on its device.
 
         Args:
-            inputs: what calibration saw; for a weight with experts, of each of them.
+            inputs: what calibration saw of the rows that the weight reads; of a weight with experts, of each expert's.
+                Empty where there was none, or where no op multiplies rows by the weight, such as an embedding.
         """
 
     @abstractmethod
-    def weight(self, stored: Mapping[str, Tensor | None], shape: Shape, dtype: str) -> Tensor:
+    def weight(self, stored: Mapping[str, Tensor], shape: Shape, dtype: str) -> Tensor:
         """The weight as the model's ops read it, written in ops: ``[…, N, K]`` in ``dtype``. It may be traced."""
 
-    def linear(
-        self, x: Tensor, stored: Mapping[str, Tensor | None], shape: Shape, bias: Tensor | None, dtype: str
-    ) -> Tensor:
+    def linear(self, x: Tensor, stored: Mapping[str, Tensor], shape: Shape, bias: Tensor | None, dtype: str) -> Tensor:
         """``x · weightᵀ + bias`` → ``[T, N]``, written in ops; where a method does more than restore the weight, it does it here."""
         return linear(x, self.weight(stored, shape, dtype), bias)
 

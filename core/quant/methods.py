@@ -69,35 +69,31 @@ class _Activations(Method):
         static = self.activations == "static" and len(shape) == 2
         return {**stored, "input_scale": Stored("float32", (None, None))} if static else stored
 
-    def quantize(self, weight: Tensor, inputs: Inputs | Sequence[Inputs] | None = None) -> dict[str, Tensor]:
+    def quantize(self, weight: Tensor, inputs: Sequence[Inputs] = ()) -> dict[str, Tensor]:
         largest, dtype = KINDS[self.kind]
         rows, columns = self.block(tuple(weight.shape))
         height, width = weight.shape[-2:]
         padded = torch.nn.functional.pad(weight, (0, -width % columns, 0, -height % rows))
-        blocks = padded.unflatten(-2, (-1, rows)).unflatten(-1, (-1, columns))
+        blocks = padded.reshape(*weight.shape[:-2], -(-height // rows), rows, -(-width // columns), columns)
         scale = blocks.abs().amax((-3, -1)) / largest
         divisor = spread(torch.where(scale > 0, scale, 1.0), (rows, columns), height, width)
         stored = {"codes": codes_of(weight, divisor, dtype), "scale": scale}
         if "input_scale" in self.layout(tuple(weight.shape)):
-            assert inputs is not None and not isinstance(inputs, Sequence)
-            stored["input_scale"] = (inputs.largest.max() / largest).clamp(min=1e-12).float().reshape(1, 1)
+            seen = inputs[0].largest.max() if inputs else weight.new_tensor(largest)  # nothing multiplies an embedding
+            stored["input_scale"] = (seen / largest).clamp(min=1e-12).float().reshape(1, 1)
         return stored
 
-    def weight(self, stored: Mapping[str, Tensor | None], shape: Shape, dtype: str) -> Tensor:
-        codes, scale = _both(stored)
-        return dequantize(codes, scale, None, self.block(shape), shape[-1], dtype)
+    def weight(self, stored: Mapping[str, Tensor], shape: Shape, dtype: str) -> Tensor:
+        return dequantize(stored["codes"], stored["scale"], None, self.block(shape), shape[-1], dtype)
 
-    def linear(
-        self, x: Tensor, stored: Mapping[str, Tensor | None], shape: Shape, bias: Tensor | None, dtype: str
-    ) -> Tensor:
-        codes, scale = _both(stored)
+    def linear(self, x: Tensor, stored: Mapping[str, Tensor], shape: Shape, bias: Tensor | None, dtype: str) -> Tensor:
         known, block = stored.get("input_scale"), self.block(shape)
         group = min(block[1], shape[-1])
         if known is None:
             rows, row_scale = quantize_rows(x, self.kind, group)
         else:
             rows, row_scale, group = quantize_with(x, known, self.kind), known, shape[-1]
-        return scaled_linear(rows, row_scale, codes, scale, group, block, dtype, bias)
+        return scaled_linear(rows, row_scale, stored["codes"], stored["scale"], group, block, dtype, bias)
 
 
 class W8A8(_Activations):
@@ -137,9 +133,3 @@ class FP8(_Activations):
 
     def storage_only(self, device: str) -> bool:
         return device == "cpu"
-
-
-def _both(stored: Mapping[str, Tensor | None]) -> tuple[Tensor, Tensor]:
-    codes, scale = stored["codes"], stored["scale"]
-    assert codes is not None and scale is not None
-    return codes, scale

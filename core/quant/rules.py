@@ -21,7 +21,7 @@ class Rule:
 
     pattern: str | None
     method: str
-    options: Mapping[str, str]
+    options: tuple[tuple[str, str], ...]
 
     def matches(self, names: Iterable[str], *, default: bool) -> bool:
         """Whether a module of these names, or a module that it lies in, is meant."""
@@ -60,7 +60,7 @@ def _rule(part: str, text: str) -> Rule:
         if name in pairs:
             raise _wrong(text, f"option {name} of {method} is there twice", "each option once")
         pairs[name] = value
-    return Rule(pattern if equals else None, method, pairs)
+    return Rule(pattern if equals else None, method, tuple(pairs.items()))
 
 
 def choose(
