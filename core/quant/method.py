@@ -24,8 +24,8 @@ class Method(BaseModel, ABC):
     nothing that it needs to know: the build gives every weight that it applies to a call of :meth:`linear` or :meth:`weight`.
 
     Class attributes:
-        bound: largest ``rms(quantized − exact) / rms(exact − mean of the row)`` of logits that its users have to accept,
-            with the default options; the conformance kit holds every model to it.
+        bound: largest relative error of logits, ``rms(quantized − exact) / rms(exact − mean)`` of half of the tokens, that
+            its users have to accept with the default options; the conformance kit holds every model to it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

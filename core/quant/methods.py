@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class Int8(Affine):
     """Weights in 8 bits, symmetric: a scale for each row, or for each ``group`` of its columns."""
 
-    bound: ClassVar[float] = 0.05
+    bound: ClassVar[float] = 0.07
     group: int | None = Field(None, description="columns that share a scale: 32, 64 or 128; all of a row unless said")
 
     @property
@@ -34,7 +34,7 @@ class Int8(Affine):
 class Int4(Affine):
     """Weights in 4 bits: a scale for each ``group`` of a row's columns, and a zero point or a minimum if asked for."""
 
-    bound: ClassVar[float] = 0.6
+    bound: ClassVar[float] = 1.0
     group: int = Field(64, description="columns that share a scale: 32, 64 or 128")
     zeros: Literal["none", "integer", "minimum"] = Field(
         "none", description="none: symmetric; integer: a zero point in 4 bits; minimum: an offset in the scale's dtype"
@@ -99,7 +99,7 @@ class _Activations(Method):
 class W8A8(_Activations):
     """Weights and activations in INT8: a scale for each row and for each token (or one for all tokens, calibrated)."""
 
-    bound: ClassVar[float] = 0.1
+    bound: ClassVar[float] = 0.09
     kind: ClassVar[str] = "int8"
     smooth: float = Field(
         0.0,
@@ -121,7 +121,7 @@ class W8A8(_Activations):
 class FP8(_Activations):
     """Weights and activations in FP8 E4M3. On processors weights only, restored once when an engine is loaded."""
 
-    bound: ClassVar[float] = 0.25
+    bound: ClassVar[float] = 0.33
     kind: ClassVar[str] = "fp8"
     weights: Literal["row", "tensor", "block"] = Field(
         "row",
