@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from bestiary import LLM, SamplingParams
+from bestiary.ops import scaled_linear
 
 PROMPTS: list[Any] = [{"prompt_token_ids": [3 + (7 * i + n) % 90 for i in range(n)]} for n in (1, 5, 19, 40)]
 OURS = {"*": "anvil"}  # wherever Anvil has a kernel that can run the call
@@ -70,6 +71,19 @@ def deterministic(folder: Path) -> None:
     assert whole == alone
 
 
+def quantized(folder: Path) -> None:
+    """Heron and Anvil know nothing of quantization, and take it: restored weights are what their kernels read."""
+    model = heron(folder)
+    plain = answers(model)
+    for rules in ("int4", "fp8, lm_head=int8"):
+        theirs = answers(model, quantization=rules, kernels=OURS | {"heron::capped_attention": "row"})
+        assert theirs == answers(model, quantization=rules, reference=True) != plain
+    # The reference mode has no quantized activations.
+    assert answers(model, quantization="w8a8", kernels=OURS) == answers(model, quantization="w8a8")
+    with LLM(model, tokenizer=None, kv_cache_memory=2**22, quantization="w8a8") as llm:
+        assert scaled_linear in {one.target for one in llm.engine.network.program.instructions}
+
+
 def divided(folder: Path) -> None:
     """Two tensor-parallel ranks, and two pipeline stages, answer as one process does."""
     model = heron(folder)
@@ -82,6 +96,7 @@ RUNS: dict[str, Callable[[Path], None]] = {
     "together": together,
     "fused": fused,
     "deterministic": deterministic,
+    "quantized": quantized,
     "divided": divided,
 }
 
