@@ -73,14 +73,15 @@ def deterministic(folder: Path) -> None:
 
 def quantized(folder: Path) -> None:
     """Heron and Anvil know nothing of quantization, and take it: restored weights are what their kernels read."""
-    model = heron(folder)
-    plain = answers(model)
+    with LLM(heron(folder), tokenizer=None, kv_cache_memory=2**22) as llm:
+        engine = llm.engine.directory
+    plain = answers(engine)
     for rules in ("int4", "fp8, lm_head=int8"):
-        theirs = answers(model, quantization=rules, kernels=OURS | {"heron::capped_attention": "row"})
-        assert theirs == answers(model, quantization=rules, reference=True) != plain
+        theirs = answers(engine, quantization=rules, kernels=OURS | {"heron::capped_attention": "row"})
+        assert theirs == answers(engine, quantization=rules, reference=True) != plain
     # The reference mode has no quantized activations.
-    assert answers(model, quantization="w8a8", kernels=OURS) == answers(model, quantization="w8a8")
-    with LLM(model, tokenizer=None, kv_cache_memory=2**22, quantization="w8a8") as llm:
+    assert answers(engine, quantization="w8a8", kernels=OURS) == answers(engine, quantization="w8a8")
+    with LLM(engine, tokenizer=None, kv_cache_memory=2**22, quantization="w8a8") as llm:
         assert scaled_linear in {one.target for one in llm.engine.network.program.instructions}
 
 
