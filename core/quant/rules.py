@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from bestiary.core.errors import ConfigError
+from bestiary.core.errors import ConfigError, shown
 
 #: The method of modules that stay as they are.
 NONE: Final = "none"
@@ -34,8 +34,12 @@ def parse_rules(text: str) -> tuple[Rule, ...]:
     """Rules from their text: ``method[:option=value…]``, or the same after ``pattern=``, separated by commas.
 
     Raises:
-        ConfigError: a rule is empty or an option has no value.
+        ConfigError: it is no text, a rule is empty, or an option has no value.
     """
+    if not isinstance(text, str):
+        raise ConfigError(
+            "E-BUILD-QUANTIZATION", "quantization", "of the wrong type", found=shown(text), expected="rules, as a text"
+        )
     rules = tuple(_rule(part.strip(), text) for part in text.split(","))
     patterns = [rule.pattern for rule in rules]
     for pattern in patterns:
