@@ -57,7 +57,7 @@ def bestiary_register_fusions(register: Callable[[Fusion], None]) -> None:
 
 @hookspec
 def bestiary_register_quantizations(register: Callable[[Quantization], None]) -> None:
-    """Quantization methods: quantizer, storage, packing, reference, stated bound."""
+    """Quantization methods: options, stored tensors, quantizer, use in ops, slices, stated bound."""
 
 
 @hookspec

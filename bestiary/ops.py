@@ -13,7 +13,15 @@ from bestiary.core.ops.elementwise import add, mul, select_rows
 from bestiary.core.ops.linear import embedding, embedding_shard, linear, logits
 from bestiary.core.ops.moe import moe, moe_route
 from bestiary.core.ops.norm import add_rms_norm, rms_norm
+from bestiary.core.ops.quantized import (
+    dequantize,
+    quantized_embedding,
+    quantized_linear,
+    quantized_logits,
+    quantized_moe,
+)
 from bestiary.core.ops.quantized_cache import quantized_kv_write, quantized_paged_attention, rope_quantized_kv_write
+from bestiary.core.ops.quantized_rows import quantize_rows, quantize_with, scaled_linear
 from bestiary.core.ops.rotary import rope, rotary_table
 
 __all__ = [
@@ -27,6 +35,7 @@ __all__ = [
     "add_rms_norm",
     "all_gather",
     "all_reduce",
+    "dequantize",
     "embedding",
     "embedding_shard",
     "gated_activation",
@@ -40,7 +49,13 @@ __all__ = [
     "normal",
     "op",
     "paged_attention",
+    "quantize_rows",
+    "quantize_with",
+    "quantized_embedding",
     "quantized_kv_write",
+    "quantized_linear",
+    "quantized_logits",
+    "quantized_moe",
     "quantized_paged_attention",
     "receive",
     "rms_norm",
@@ -48,6 +63,7 @@ __all__ = [
     "rope_kv_write",
     "rope_quantized_kv_write",
     "rotary_table",
+    "scaled_linear",
     "select_rows",
     "send",
     "sigmoid_gate",

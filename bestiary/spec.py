@@ -162,10 +162,9 @@ class Quantization:
     """A quantization method.
 
     Args:
-        name: what ``quantization=`` says.
-        method: names the object that quantizes, stores, packs and states its ``bound``: a positive number, the largest
-            ``rms(quantized - exact) / rms(exact - mean of the row)`` of logits that its users have to accept. The
-            conformance kit holds every model to it.
+        name: what rules say: ``quantization="name:option=value"``, and what a checkpoint's manifest has of each weight.
+        method: names a subclass of :class:`bestiary.quant.Method`: its fields are the method's options, and it says how a
+            weight is stored, made, used and divided, and the ``bound`` that the conformance kit holds every model to.
     """
 
     name: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from bestiary.core.plugins import PluginHost
+    from bestiary.core.quant.choose import Chosen
     from bestiary.spec import Model
 
 log = logging.getLogger("bestiary.convert")
@@ -70,6 +72,7 @@ def convert(
     *,
     host: PluginHost,
     dtype: str = "auto",
+    quantize: str | None = None,
     overwrite: bool = False,
     allow_nonfinite: bool = False,
     needs_tokenizer: bool = False,
@@ -84,6 +87,8 @@ def convert(
         dtype: ``"auto"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``. ``auto`` keeps each tensor of a safetensors
             file as it is (a tensor made from several of different dtypes becomes float32; float64 and integers are
             refused), makes a quantized GGUF bfloat16, and gives a plain GGUF the dtype that most of its bytes have.
+        quantize: rules of which quantization method each module gets, ``"int4:group=64, lm_head=int8"``; those that want
+            a calibration are refused.
         allow_nonfinite: let NaN and infinities pass.
         needs_tokenizer: refuse a model without one before its weights are converted.
 
@@ -97,6 +102,8 @@ def convert(
     with step(progress, "read headers") as note:
         job = _prepare(source, host)
         groups = [_group(transfer, job, dtype) for transfer in job.plan.transfers]
+        kept = _main_dtype(groups)
+        groups, methods = _quantized(groups, job, quantize, host)
         total = total_bytes(groups)
         check_space(target, total)
         note.text = f"{job.model.name}, {len(job.source.tensors)} tensors"
@@ -111,7 +118,6 @@ def convert(
             _check_tied(job, dtype)
             written = _write(directory, groups, allow_nonfinite, progress)
             note.text = f"{len(job.expected.shapes)} tensors, {total / 1e9:.2f} GB"
-        kept = _main_dtype(groups)
         files = _digests(directory, written)
         manifest = Manifest(
             format=FORMAT,
@@ -120,18 +126,17 @@ def convert(
             architecture=job.raw["architectures"][0],
             config=job.raw,
             dtype=kept,
-            quantization={},
+            quantization={name: one.record() for name, one in methods.items()},
             provenance=_provenance(job, host, sources),
             files=files,
         )
         manifest.write(directory)
-    numbers = sum(slot.nbytes // _width(slot) for group in groups for slot in group.slots)
     return Report(
         model=job.model.name,
         reader=job.source.format,
         dtype=kept,
         tensors=len(job.expected.shapes),
-        parameters=numbers,
+        parameters=sum(math.prod(shape) for shape in job.expected.shapes.values()),
         bytes=total,
         files=tuple(files),
         dropped=job.plan.dropped,
@@ -229,6 +234,19 @@ def _group(transfer: Transfer, job: _Job, dtype: str) -> Group:
     return Group(slots, make, ", ".join(f"{source.tensors[name].file}, tensor {name}" for name in transfer.sources))
 
 
+def _quantized(
+    groups: list[Group], job: _Job, rules: str | None, host: PluginHost
+) -> tuple[list[Group], dict[str, Chosen]]:
+    """The groups with the weights quantized that ``rules`` name, each on its way into its file; and their methods."""
+    if rules is None:
+        return groups, {}
+    from bestiary.converters.quantize import quantized_groups
+    from bestiary.core.quant.choose import uncalibrated
+
+    methods = uncalibrated(rules, job.model, job.config, host)
+    return list(quantized_groups(groups, methods)), methods
+
+
 def _write(
     directory: Path, groups: Sequence[Group], allow_nonfinite: bool, progress: Progress
 ) -> dict[str, tuple[int, str]]:
@@ -237,10 +255,6 @@ def _write(
     digests = write_shards(directory, files, names, metadata={}, allow_nonfinite=allow_nonfinite, progress=progress)
     write_index(directory, INDEX, files, names)
     return digests
-
-
-def _width(slot: Slot) -> int:
-    return 4 if slot.dtype == "float32" else 2
 
 
 def _main_dtype(groups: Sequence[Group]) -> str:

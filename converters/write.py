@@ -64,7 +64,7 @@ def write_shards(
 def _write_group(writer: SafetensorsWriter, group: Group, allow_nonfinite: bool, progress: Progress) -> None:
     """Make and write; nothing of it is left when the next group is made."""
     for slot, tensor in zip(group.slots, group.make(), strict=True):
-        if not allow_nonfinite:
+        if not allow_nonfinite and tensor.is_floating_point() and tensor.element_size() > 1:
             check_finite(tensor, f"{group.origin} (parameter {slot.name})")
         writer.write(slot.name, _advancing(tensor_bytes(tensor), progress))
 

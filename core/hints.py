@@ -131,6 +131,7 @@ HINTS = {
     "E-PLG-REFERENCE": _AUTHOR,
     "E-PLG-UNKNOWN": "register it through the plugin's hook",
     "E-PLG-VERSION": "install a version of the plugin that fits this bestiary",
+    "E-QUANT-METHOD": _AUTHOR,
     "E-QUALITY-TEXT": "give a longer text",
     "E-QUALITY-VOCABULARY": "compare models with one tokenizer",
     "E-QUANT-PUT": "put tensors of the shapes that the layer's parameters have",

@@ -49,7 +49,8 @@ class LLM:
         kv_cache_memory: a float is the part of the free memory that the KV cache takes, an int is bytes.
         memory_limit: most memory of the device that the process may hold with this engine, in bytes or as ``"4GiB"``; the
             KV cache gets what the plan leaves of it.
-        quantization: a method that a plugin provides; None leaves the weights as they are.
+        quantization: rules of which method each module gets, such as ``"int4:group=64, lm_head=int8, *.down_proj=none"``;
+            an engine whose weights are plain gets them as it is loaded. None leaves the weights as they are.
         kv_dtype: what keys and values are stored in: a dtype, or ``"int8"``, ``"fp8"`` or ``"int4"`` for codes and a scale for
             each token and head; ``"auto"``: what the engine was built for, for a new one ``dtype``'s.
         block_size: tokens in a KV block, at most 1024; None: the engine's, 16 for a new one.

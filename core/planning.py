@@ -17,18 +17,25 @@ if TYPE_CHECKING:
     from bestiary.core.engine.memory import MemoryPlan
     from bestiary.core.engine.network import Network
     from bestiary.core.plugins import PluginHost
+    from bestiary.core.quant.choose import Methods
     from bestiary.spec import Model
 
 
 @dataclass(frozen=True)
 class Known:
-    """What headers and configs say: ``stored`` is each parameter's dtype in the checkpoint that there is or would be."""
+    """What headers and configs say.
+
+    Args:
+        stored: the dtype of each tensor that can be used where it lies in a file that there is or would be.
+        methods: by quantized parameter.
+    """
 
     model: Model
     config: ModelConfig
     dtype: str
     stored: Mapping[str, str]
     options: BuildOptions
+    methods: Methods
 
 
 def plan_memory(
@@ -70,7 +77,15 @@ def networks(known: Known, host: PluginHost) -> Iterator[Network]:
     options = known.options
     for stage in range(options.pipeline_parallel):
         place = Place(Ranks(0, options.tensor_parallel), Ranks(stage, options.pipeline_parallel))
-        yield make_network(known.model, known.config, options, checkpoint_dtype=known.dtype, host=host, place=place)
+        yield make_network(
+            known.model,
+            known.config,
+            options,
+            checkpoint_dtype=known.dtype,
+            host=host,
+            place=place,
+            methods=known.methods,
+        )
 
 
 def known_of(model: str | Path, host: PluginHost, said: Mapping[str, Any], progress: Progress) -> Known:
@@ -92,32 +107,40 @@ def known_of(model: str | Path, host: PluginHost, said: Mapping[str, Any], progr
     from bestiary.converters.convert import foresee
 
     found = foresee(path, host)
-    return Known(found.model, found.config, found.dtype, found.stored, options)
+    return _quantized(Known(found.model, found.config, found.dtype, found.stored, options, {}), host)
 
 
 def _of_engine(path: Path, host: PluginHost, said: Mapping[str, Any]) -> Known:
     from bestiary.core.checkpoint.parameters import parse_config
     from bestiary.core.checkpoint.weights import Weights
     from bestiary.core.engine.engine import EngineManifest
+    from bestiary.core.engine.load import methods_of
     from bestiary.core.engine.memory import mapped_dtypes
 
     check_built(path, said)
     manifest = EngineManifest.read(path)
     model = host.model(manifest.checkpoint.model)
     config = parse_config(model, manifest.checkpoint.config)
-    stored = mapped_dtypes(Weights.open(path))
-    return Known(model, config, manifest.checkpoint.dtype, stored, replace(manifest.options, **said))
+    methods = methods_of(manifest, said.get("quantization"), model, config, host)
+    stored = {name: dtype for name, dtype in mapped_dtypes(Weights.open(path)).items() if name not in methods}
+    return Known(model, config, manifest.checkpoint.dtype, stored, replace(manifest.options, **said), methods)
 
 
 def _of_checkpoint(path: Path, host: PluginHost, options: BuildOptions) -> Known:
+    from bestiary.converters.quantize import already_quantized
     from bestiary.core.checkpoint.checkpoint import Checkpoint
     from bestiary.core.checkpoint.parameters import parse_config
     from bestiary.core.engine.memory import mapped_dtypes
+    from bestiary.core.quant.choose import methods_in
 
     opened = Checkpoint.open(path)
-    model = host.model(opened.manifest.model)
-    config = parse_config(model, opened.manifest.config)
-    return Known(model, config, opened.manifest.dtype, mapped_dtypes(opened.weights), options)
+    manifest = opened.manifest
+    model = host.model(manifest.model)
+    config = parse_config(model, manifest.config)
+    methods = {name: one.method for name, one in methods_in(manifest.quantization, host).items()}
+    if methods and options.quantization is not None:
+        raise already_quantized(manifest, path.name)
+    return _quantized(Known(model, config, manifest.dtype, mapped_dtypes(opened.weights), options, methods), host)
 
 
 def _of_config(path: Path, host: PluginHost, options: BuildOptions) -> Known:
@@ -127,4 +150,21 @@ def _of_config(path: Path, host: PluginHost, options: BuildOptions) -> Known:
 
     model, config = family_of(config_of(path), host)
     dtype = config.dtype or "float32"
-    return Known(model, config, dtype, dict.fromkeys(parameters(model, config).shapes, dtype), options)
+    stored = dict.fromkeys(parameters(model, config).shapes, dtype)
+    return _quantized(Known(model, config, dtype, stored, options, {}), host)
+
+
+def _quantized(known: Known, host: PluginHost) -> Known:
+    """With the weights quantized that the options name, as a build writes them."""
+    from bestiary.core.checkpoint.parameters import parameters
+    from bestiary.core.quant.choose import chosen
+    from bestiary.core.quant.tensors import stored_name
+
+    if known.options.quantization is None:
+        return known
+    methods = chosen(known.options.quantization, known.model, known.config, host)
+    shapes = parameters(known.model, known.config).shapes
+    stored = {name: dtype for name, dtype in known.stored.items() if name not in methods}
+    for name, method in methods.items():
+        stored |= {stored_name(name, part): one.dtype for part, one in method.layout(shapes[name]).items()}
+    return replace(known, stored=stored, methods=methods)

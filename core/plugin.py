@@ -6,8 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 from bestiary import Fusion, Kernel, Op, Reader, hookimpl
-from bestiary.core.kernels import invariant_workspace, moe_workspace, quantized_cache_workspace, workspace
-from bestiary.spec import Call
+from bestiary.core.kernels import (
+    invariant_workspace,
+    moe_workspace,
+    quantized_cache_workspace,
+    quantized_workspace,
+    workspace,
+)
+from bestiary.spec import Call, Quantization
 
 _OPS = {
     "activation": ("gated_activation", "sigmoid_gate"),
@@ -18,6 +24,8 @@ _OPS = {
     "moe": ("moe", "moe_route"),
     "norm": ("add_rms_norm", "rms_norm"),
     "quantized_cache": ("quantized_kv_write", "quantized_paged_attention", "rope_quantized_kv_write"),
+    "quantized": ("dequantize", "quantized_embedding", "quantized_linear", "quantized_logits", "quantized_moe"),
+    "quantized_rows": ("quantize_rows", "quantize_with", "scaled_linear"),
     "rotary": ("rope", "rotary_table"),
 }
 _KERNELS: dict[str, dict[str, Callable[[Call], int]]] = {
@@ -45,18 +53,21 @@ _KERNELS: dict[str, dict[str, Callable[[Call], int]]] = {
         "rope_quantized_kv_write": quantized_cache_workspace.rope_quantized_kv_write,
         "quantized_paged_attention": quantized_cache_workspace.quantized_paged_attention,
     },
+    "quantized": {
+        "dequantize": quantized_workspace.dequantize,
+        "quantized_embedding": quantized_workspace.quantized_embedding,
+        "quantized_linear": quantized_workspace.quantized_linear,
+        "quantized_logits": quantized_workspace.quantized_linear,
+        "quantize_rows": quantized_workspace.quantize_rows,
+        "quantize_with": quantized_workspace.quantize_with,
+        "scaled_linear": quantized_workspace.scaled_linear,
+    },
 }
 #: Of those, the kernels that move data or round once at each step: a row's result depends on that row alone.
 _ROW_BY_ROW = (
-    "add",
-    "mul",
-    "select_rows",
-    "embedding",
-    "rope",
-    "kv_write",
-    "rope_kv_write",
-    "quantized_kv_write",
-    "rope_quantized_kv_write",
+    *("add", "mul", "select_rows", "embedding", "rope", "kv_write", "rope_kv_write"),
+    *("quantized_kv_write", "rope_quantized_kv_write"),
+    *("dequantize", "quantized_embedding", "quantize_rows", "quantize_with"),
 )
 _INVARIANT: dict[str, dict[str, Callable[[Call], int] | None]] = {
     "invariant": {
@@ -97,6 +108,30 @@ _MOE: dict[str, tuple[str, dict[str, Any]]] = {
         {"workspace": moe_workspace.invariant_widened, **_SIXTEEN_BIT, **_ON_HOST, **_DETERMINISTIC},
     ),
 }
+#: Kernels of quantized weights beside the plain ones: op, function, and the descriptor.
+_QUANTIZED: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    (
+        "quantized_linear",
+        "invariant_linear",
+        {"name": "invariant", "workspace": quantized_workspace.quantized_linear, **_DETERMINISTIC},
+    ),
+    (
+        "quantized_logits",
+        "invariant_logits",
+        {"name": "invariant", "workspace": quantized_workspace.quantized_linear, **_DETERMINISTIC},
+    ),
+    ("quantized_moe", "quantized_moe", {"name": "torch", "workspace": quantized_workspace.quantized_moe, **_ON_HOST}),
+    (
+        "scaled_linear",
+        "scaled_linear_int8",
+        {
+            "name": "integers",
+            "supports": quantized_workspace.whole_rows_int8,
+            "workspace": quantized_workspace.scaled_linear_int8,
+            "batch_invariant": True,
+        },
+    ),
+)
 
 
 @hookimpl
@@ -132,6 +167,9 @@ def bestiary_register_kernels(register: Callable[[Kernel], None]) -> None:
     ):
         run = f"bestiary.core.kernels.{module}:linear_widened"
         register(Kernel(op="linear", name=name, run=run, workspace=taken, **_SIXTEEN_BIT, **fields))
+    for name, run, kernel in _QUANTIZED:
+        place = f"bestiary.core.kernels.quantized:{run}"
+        register(Kernel(op=name, run=place, **kernel))
     for name, (place, said) in _MOE.items():
         register(Kernel(op="moe", name=name, run=f"bestiary.core.kernels.{place}", **said))
 
@@ -141,6 +179,14 @@ def bestiary_register_fusions(register: Callable[[Fusion], None]) -> None:
     register(Fusion(name="residual_norm", op="add_rms_norm"))
     register(Fusion(name="rotary_cache", op="rope_kv_write"))
     register(Fusion(name="rotary_quantized_cache", op="rope_quantized_kv_write"))
+    for read in ("linear", "logits", "embedding", "moe"):
+        register(Fusion(name=f"quantized_{read}", op=f"quantized_{read}"))
+
+
+@hookimpl
+def bestiary_register_quantizations(register: Callable[[Quantization], None]) -> None:
+    for name, method in (("int8", "Int8"), ("int4", "Int4"), ("w8a8", "W8A8"), ("fp8", "FP8")):
+        register(Quantization(name=name, method=f"bestiary.core.quant.methods:{method}"))
 
 
 @hookimpl

@@ -54,6 +54,27 @@ def new_directory(target: Path, *, overwrite: bool = False, hint: str = _OVERWRI
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def scratch_beside(target: Path) -> Iterator[Path]:
+    """A temporary directory on the disk of ``target``, gone when the block ends.
+
+    Raises:
+        OutputError: it can't be made.
+    """
+    target = Path.cwd() / target
+    temporary = _temporary(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale(target)
+        temporary.mkdir()
+    except OSError as e:
+        raise OutputError("E-OUT-CREATE", target.name, f"can't be created: {e.strerror}") from None
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def new_file(target: Path, content: bytes) -> None:
     """Write a file that is whole from the moment it is there; one of that name is replaced.
 

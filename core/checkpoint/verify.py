@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,7 +60,7 @@ def verify(directory: Path, *, host: PluginHost, progress: Progress | None = Non
     check_names(model, manifest.model_format)
     config = parse_config(model, manifest.config)
     check_layers(config, len(weights.entries), "the checkpoint")
-    wanted = parameters(model, config)
+    wanted = expected_tensors(parameters(model, config), manifest.quantization, host)
     wanted.shapes.update(shapes_of(manifest.quantization, wanted.caches))
     check_coverage(wanted, weights, config)
     total = sum(digest.size for digest in manifest.files.values())
@@ -84,6 +85,29 @@ def _manifest(directory: Path) -> tuple[str, Manifest]:
     raise MissingInputError(
         "E-CKPT-MISSING", directory.name, "is neither a checkpoint nor an engine", expected=f"{NAME} or {ENGINE}"
     )
+
+
+def expected_tensors(model: Parameters, quantization: Mapping[str, Any], host: PluginHost) -> Parameters:
+    """The tensors of a checkpoint: the model's parameters, or what their quantization methods store in their place.
+
+    Raises:
+        DataError: the manifest names a method for what is no parameter.
+    """
+    if not quantization:
+        return model
+    from bestiary.core.quant.choose import methods_in
+    from bestiary.core.quant.tensors import stored_name
+
+    shapes = dict(model.shapes)
+    for parameter, chosen in methods_in(quantization, host).items():
+        if parameter not in shapes:
+            raise DataError(
+                "E-CKPT-MANIFEST", f"bestiary.json, quantization, {parameter}", "is no parameter of the model"
+            )
+        whole = shapes.pop(parameter)
+        for name, stored in chosen.method.layout(whole).items():
+            shapes[stored_name(parameter, name)] = stored.shape(whole)
+    return Parameters(shapes, model.aliases)
 
 
 def check_coverage(expected: Parameters, weights: Weights, config: ModelConfig) -> None:

@@ -15,6 +15,12 @@ def convert(
     src: Annotated[str, typer.Argument(help="HF directory, GGUF file or hub id.")],
     out: Annotated[Path, typer.Argument(help="The checkpoint to make.")],
     dtype: Annotated[str, typer.Option(help="Dtype of the weights: auto keeps the source's.")] = "auto",
+    quantize: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RULES", help="Quantize on the way: which method weights get, as for 'bestiary quantize'."
+        ),
+    ] = None,
     allow_nonfinite: Annotated[bool, typer.Option(help="Convert weights that hold NaN or infinity.")] = False,
     overwrite: Overwrite = False,
     json: Json = False,
@@ -38,6 +44,7 @@ def convert(
             out,
             host=session.host,
             dtype=dtype,
+            quantize=quantize,
             allow_nonfinite=allow_nonfinite,
             overwrite=overwrite,
             progress=steps,

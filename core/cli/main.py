@@ -32,6 +32,7 @@ from bestiary.core.cli import (
     plan_memory,
     plugins,
     quality,
+    quantize,
     run,
     trace,
     verify,
@@ -179,6 +180,7 @@ app.command("check-kernel")(check_kernel.check_kernel)
 app.command("doctor")(doctor.doctor)
 app.command("lock")(lock.lock)
 app.command("quality")(quality.quality)
+app.command("quantize")(quantize.quantize)
 app.command("plan-memory")(plan_memory.plan_memory)
 app.add_typer(cache.app, name="cache")
 app.add_typer(new.app, name="new")

@@ -65,7 +65,14 @@ class Building:
     pipeline_parallel: Annotated[
         int | None, _build("--pipeline-parallel", "--pp", help="Stages that the layers are divided among.")
     ] = None
-    quantization: Annotated[str | None, _build(help="Quantization method.")] = None
+    quantization: Annotated[
+        str | None,
+        _build(
+            "--quantize",
+            metavar="RULES",
+            help="Which quantization method weights get, such as 'int4:group=64, lm_head=int8'.",
+        ),
+    ] = None
     deterministic: Annotated[
         bool | None, _build("--deterministic", help="Answers that don't depend on what else runs; slower.")
     ] = None

@@ -14,6 +14,7 @@ from torch.multiprocessing.spawn import start_processes
 from bestiary.core.conformance.findings import Findings
 from bestiary.core.conformance.model_case import Case
 from bestiary.core.conformance.model_logits import FLOAT32, difference
+from bestiary.core.conformance.model_quantization import default, ranks_agree
 from bestiary.core.engine.steps import logits, whole
 from bestiary.core.errors import ConfigError
 
@@ -21,11 +22,12 @@ _REFUSALS = ("SHARD", "STAGES")
 
 
 class Task(NamedTuple):
-    """An engine to load and a sequence to run through it."""
+    """An engine to load, with rules for its weights, and a sequence to run through it."""
 
     engine: str
     tokens: list[int]
     blocks: list[list[int]]
+    quantization: str | None = None
 
 
 def tensor_parallel(case: Case, findings: Findings, wanted: Sequence[str]) -> None:
@@ -53,6 +55,9 @@ def _check(case: Case, findings: Findings, wanted: Sequence[str], *, tensor: int
     else:
         assert first is not None and torch.equal(first, second), "the ranks have different logits"
     findings.within("logits of two ranks", difference(second, expected), FLOAT32)
+    for method in case.suite.host.quantizations():
+        if (pair := results.get(f"{case.name}, {method.name}")) is not None:
+            ranks_agree(case, method, pair[1], findings)
 
 
 def _check_refusal(error: ConfigError, findings: Findings) -> None:
@@ -81,6 +86,8 @@ def _run(cases: Sequence[Case], tensor: int, stages: int) -> dict[str, Any]:
         except ConfigError as error:
             results[case.name] = error
         else:
+            if tensor == 2 and not tasks:  # one config of a family shows how its layers are divided
+                tasks |= _quantized(case, engine)
             tasks[case.name] = Task(str(engine), case.tokens(case.length), case.blocks(1))
     if tasks:
         suite = cases[0].suite
@@ -92,6 +99,13 @@ def _run(cases: Sequence[Case], tensor: int, stages: int) -> dict[str, Any]:
         made = [torch.load(directory / f"{rank}.pt") for rank in range(2)]
         results |= {name: pair for name, *pair in zip(tasks, *made, strict=True)}
     return results
+
+
+def _quantized(case: Case, engine: Path) -> dict[str, Task]:
+    """A config's task with each method that needs no calibration."""
+    task = Task(str(engine), case.tokens(case.length), case.blocks(1))
+    methods = [one for one in case.suite.host.quantizations() if not default(case, one)[0].wants]
+    return {f"{case.name}, {one.name}": task._replace(quantization=one.name) for one in methods}
 
 
 def _rank(
@@ -112,9 +126,17 @@ def _rank(
 
     host = PluginHost.load(only=only, prefer=prefer)
     place = join(rank, tensor, stages, "gloo", directory)
-    made: list[Tensor | None] = []
+    made: list[Tensor | str | None] = []
     for task in tasks:
-        engine = load_engine(Path(task.engine), host=host, place=place, kv_cache_memory=2**24)
+        try:
+            engine = load_engine(
+                Path(task.engine), host=host, place=place, kv_cache_memory=2**24, quantization=task.quantization
+            )
+        except ConfigError as error:
+            if task.quantization is None or error.code != "E-BUILD-SHARD":
+                raise
+            made.append(f"{error.subject}: {error.found}, expected {error.expected}")  # on the other rank as well
+            continue
         message = whole(task.tokens, *task.blocks)
         if place.samples:
             made.append(logits(engine, message))

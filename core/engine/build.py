@@ -17,11 +17,11 @@ from bestiary.core.checkpoint.files import json_bytes
 from bestiary.core.checkpoint.kv_scales import calibrated
 from bestiary.core.checkpoint.manifest import Manifest
 from bestiary.core.checkpoint.parameters import check_names, parse_config
-from bestiary.core.checkpoint.transaction import check_target, new_directory
+from bestiary.core.checkpoint.transaction import check_target, new_directory, scratch_beside
 from bestiary.core.checkpoint.verify import verify
-from bestiary.core.engine.constants import Constants, from_files
+from bestiary.core.engine.constants import Constants, constants_of
 from bestiary.core.engine.engine import EngineManifest, plan_file
-from bestiary.core.engine.network import Network, make_network
+from bestiary.core.engine.network import Network, check_options, make_network
 from bestiary.core.engine.options import BuildOptions
 from bestiary.core.engine.sample import sample_inputs
 from bestiary.core.ops.collective import Place, Ranks
@@ -31,6 +31,7 @@ from bestiary.core.program.probe import Probe
 from bestiary.core.program.shapes import Sizes
 from bestiary.core.program.tune import Tuner
 from bestiary.core.progress import Progress, Silent, step
+from bestiary.core.quant.choose import methods_in
 
 
 @dataclass(frozen=True)
@@ -73,13 +74,29 @@ def build(
     """
     options, progress = options or BuildOptions(), progress or Silent()
     check_target(target, overwrite=overwrite)
-    source = Checkpoint.open(checkpoint)
+    if options.quantization is not None:
+        check_options(options, host)
+        with scratch_beside(target) as scratch:
+            from bestiary.converters.quantize import quantize
+
+            plain, checkpoint = checkpoint, scratch / "checkpoint"
+            quantize(plain, checkpoint, host=host, rules=options.quantization, verified=verified, progress=progress)
+            return _build(checkpoint, target, host, options, overwrite, progress)
+    Checkpoint.open(checkpoint)
     if not verified:
         verify(checkpoint, host=host, progress=progress)
+    return _build(checkpoint, target, host, options, overwrite, progress)
+
+
+def _build(
+    checkpoint: Path, target: Path, host: PluginHost, options: BuildOptions, overwrite: bool, progress: Progress
+) -> BuildReport:
+    source = Checkpoint.open(checkpoint)
     manifest = source.manifest
     model = host.model(manifest.model)
     check_names(model, manifest.model_format)
     config = parse_config(model, manifest.config)
+    methods = {name: one.method for name, one in methods_in(manifest.quantization, host).items()}
     with step(progress, "build: trace") as note:
         # The plan is made for the first tensor-parallel rank of each stage; the others' calls look the same.
         places = [
@@ -94,6 +111,7 @@ def build(
                 checkpoint_dtype=manifest.dtype,
                 host=host,
                 place=place,
+                methods=methods,
                 kv_scales=calibrated(manifest.quantization, options.kv_dtype),
             )
             for place in places
@@ -101,7 +119,7 @@ def build(
         calls = sum(len(network.program.instructions) for network in networks)
         note.text = f"{calls} calls, {sum(sum(network.fusions.values()) for network in networks)} fusions"
     network = networks[0]
-    constants = Constants(from_files(source.weights, network.target.dtype, network.target.device))
+    constants = constants_of(source.weights, source.weights.entries, network, methods)
     plan = make_plan(networks, constants, host, options, progress)
     with new_directory(target, overwrite=overwrite) as directory:
         _write(directory, checkpoint, manifest, plan, _resolved(options, network), host)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable, Mapping
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
-from bestiary.core.checkpoint.weights import Weights
 from bestiary.core.program.program import Part, Weight
+from bestiary.core.quant.method import Method
+from bestiary.core.quant.tensors import QuantizedTensors
+
+if TYPE_CHECKING:
+    from bestiary.core.engine.network import Network
 
 #: Gives a part of a parameter, on the engine's device, in the engine's dtype.
 PartSource = Callable[[Part], Tensor]
@@ -19,7 +24,7 @@ class Constants:
     """Makes each weight of a program once. A weight of one part that needs no change shares the file's pages.
 
     Args:
-        forget: called with each parameter that was read and is needed no more.
+        forget: called with each tensor that was read and is needed no more.
     """
 
     def __init__(self, source: PartSource, forget: Callable[[str], None] = lambda parameter: None) -> None:
@@ -64,32 +69,58 @@ class Constants:
         return sum(tensor.nbytes for tensor in self._made.values())
 
 
-def from_files(weights: Weights, dtype: torch.dtype, device: torch.device) -> PartSource:
-    """Read parts from weight files; a rank touches only the pages of its own slice, and what was copied takes no memory there."""
+class Tensors(Protocol):
+    """Where parameters come from, each whole."""
+
+    def tensor(self, name: str) -> Tensor:
+        """One of them, in the dtype that it is stored in; it may share memory with others and must not be written to."""
+
+    def forget(self, name: str) -> None:
+        """Its memory, if any, is needed no more."""
+
+
+def constants_of(tensors: Tensors, there: Container[str], network: Network, methods: Mapping[str, Method]) -> Constants:
+    """The constants of a network, from tensors of which some may be quantized, there or on their way."""
+    target = network.target
+    if methods:
+        shapes = {name: tuple(p.shape) for name, p in network.module.named_parameters()}
+        tensors = QuantizedTensors(tensors, there, methods, shapes, target.device)
+    return Constants(parts_of(tensors, target.dtype, target.device), tensors.forget)
+
+
+def parts_of(tensors: Tensors, dtype: torch.dtype, device: torch.device) -> PartSource:
+    """Parts of parameters; a rank touches only the pages of its own slice, and what was copied takes no memory in the file."""
 
     def source(part: Part) -> Tensor:
-        whole = weights.tensor(part.parameter)
-        piece = whole if part.axis is None else whole.narrow(part.axis, part.start, part.stop - part.start)
-        made = piece.to(device=device, dtype=dtype).contiguous()
+        whole = tensors.tensor(part.parameter)
+        piece = whole
+        if part.axis is not None:
+            if part.repeat > 1:
+                piece = piece.repeat_interleave(part.repeat, part.axis)
+            piece = piece.narrow(part.axis, part.start, part.stop - part.start)
+        made = piece.to(device=device, dtype=dtype if part.dtype is None else None).contiguous()
         if made.untyped_storage().data_ptr() != whole.untyped_storage().data_ptr():
-            weights.forget(part.parameter)
+            tensors.forget(part.parameter)
         return made
 
     return source
 
 
-def at_random(seed: int, shapes: dict[str, tuple[int, ...]], dtype: torch.dtype, device: torch.device) -> PartSource:
-    """Made-up parameters: normal with variance 1 / fan-in, norms 1, biases 0; the same for a seed however it is cut."""
+class RandomTensors:
+    """Made-up parameters: normal with variance 1 / fan-in, norms 1, biases 0; the same for a seed however they are cut."""
 
-    def source(part: Part) -> Tensor:
-        shape = shapes[part.parameter]
+    def __init__(
+        self, seed: int, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self._seed, self._shapes, self._dtype, self._device = seed, shapes, dtype, device
+
+    def tensor(self, name: str) -> Tensor:
+        shape = self._shapes[name]
         if len(shape) == 1:
-            ones = not part.parameter.endswith(".bias")
-            whole = torch.full(shape, float(ones), dtype=dtype, device=device)
-        else:
-            generator = torch.Generator(device).manual_seed(zlib.crc32(f"{seed} {part.parameter}".encode()))
-            whole = torch.empty(shape, dtype=dtype, device=device).normal_(0, shape[-1] ** -0.5, generator=generator)
-        piece = whole if part.axis is None else whole.narrow(part.axis, part.start, part.stop - part.start)
-        return piece.contiguous()
+            return torch.full(shape, float(not name.endswith(".bias")), dtype=self._dtype, device=self._device)
+        generator = torch.Generator(self._device).manual_seed(zlib.crc32(f"{self._seed} {name}".encode()))
+        made = torch.empty(shape, dtype=self._dtype, device=self._device)
+        return made.normal_(0, shape[-1] ** -0.5, generator=generator)
 
-    return source
+    def forget(self, name: str) -> None:
+        """Nothing is kept."""

@@ -13,9 +13,9 @@ from bestiary.core.checkpoint.kv_scales import calibrated
 from bestiary.core.checkpoint.mapped import MappedFiles
 from bestiary.core.checkpoint.parameters import check_names, parse_config
 from bestiary.core.checkpoint.weights import Weights
-from bestiary.core.config import Rope
+from bestiary.core.config import ModelConfig, Rope
 from bestiary.core.engine.cache_plan import plan_cache
-from bestiary.core.engine.constants import Constants, at_random, from_files
+from bestiary.core.engine.constants import Constants, RandomTensors, constants_of
 from bestiary.core.engine.engine import EngineManifest, plan_file
 from bestiary.core.engine.fallback import announce, check_fallback
 from bestiary.core.engine.family import config_of, family_of
@@ -34,6 +34,7 @@ from bestiary.core.program.bound import StepProgram
 from bestiary.core.program.plan import Plan
 from bestiary.core.program.program import Program
 from bestiary.core.progress import Progress, Silent, step
+from bestiary.core.quant.choose import Methods, chosen, methods_in
 from bestiary.core.runtime.cache_groups import CacheGroup
 from bestiary.core.runtime.graphs import DecodeGraphs
 from bestiary.core.runtime.inputs import StepInputs
@@ -87,6 +88,7 @@ def load_engine(
     dtype: str | None = None,
     kv_dtype: str | None = None,
     deterministic: bool | None = None,
+    quantization: str | None = None,
     reference: bool = False,
     progress: Progress | None = None,
 ) -> LoadedEngine:
@@ -106,6 +108,7 @@ def load_engine(
         dtype: of weights, activations and cache, in place of the build's; nothing was measured for another.
         kv_dtype: of the cache alone.
         deterministic: in place of the build's, which then has no plan.
+        quantization: rules for an engine whose weights are not quantized: they are as they are read.
         reference: run the model's own forward on the ops' references, without a step program.
 
     Raises:
@@ -122,6 +125,7 @@ def load_engine(
         "dtype": dtype,
         "kv_dtype": dtype if kv_dtype is None else kv_dtype,
         "deterministic": deterministic,
+        "quantization": quantization,
     }
     options = replace(manifest.options, **{name: value for name, value in changes.items() if value is not None})
     options = replace(options, kernels={**options.kernels, **(kernels or {})})
@@ -132,6 +136,7 @@ def load_engine(
     check_names(model, manifest.checkpoint.model_format)
     check_fallback(model, options, memory_limit)
     config = parse_config(model, manifest.checkpoint.config)
+    methods = methods_of(manifest, quantization, model, config, host)
     with step(progress or Silent(), "load") as note:
         network = make_network(
             model,
@@ -143,12 +148,14 @@ def load_engine(
             taps=taps,
             without_fusions=without_fusions,
             kv_scales=calibrated(manifest.checkpoint.quantization, options.kv_dtype),
+            methods=methods,
         )
         manifest.check_lock(host)
         plan = _plan(directory, network, options)
         files = Weights.open(directory)
-        constants = Constants(from_files(files, network.target.dtype, network.target.device), files.forget)
-        cap = MemoryCap.of(network, options, host, mapped_dtypes(files), memory_limit, reference)
+        constants = constants_of(files, files.entries, network, methods)
+        mapped = {name: dtype for name, dtype in mapped_dtypes(files).items() if name not in methods}
+        cap = MemoryCap.of(network, options, host, mapped, memory_limit, reference)
         constants.make(() if reference else network.program.weights())
         note.text = f"{constants.nbytes / 1e6:,.0f} MB of weights"
         groups = plan_cache(network, options, cap.cache_memory(kv_cache_memory), num_blocks, place)
@@ -182,11 +189,13 @@ def random_engine(
     check_fallback(model, options, memory_limit)
     if reference:
         options = _plain_cache(options)
+    methods = chosen(options.quantization, model, config, host)
     with step(progress or Silent(), "make weights") as note:
         dtype = config.dtype or "float32"
-        network = make_network(model, config, options, checkpoint_dtype=dtype, host=host, taps=taps)
+        network = make_network(model, config, options, checkpoint_dtype=dtype, host=host, taps=taps, methods=methods)
         shapes = {name: tuple(p.shape) for name, p in network.module.named_parameters()}
-        constants = Constants(at_random(seed, shapes, network.target.dtype, network.target.device))
+        made = RandomTensors(seed, shapes, network.target.dtype, network.target.device)
+        constants = constants_of(made, shapes, network, methods)
         plan = Plan(devices.label(network.target.device), deterministic=options.deterministic)
         cap = MemoryCap.of(network, options, host, {}, memory_limit, reference)
         constants.make(() if reference else network.program.weights())
@@ -256,6 +265,31 @@ def _assemble(
         weight_files=weight_files,
         taps=taps,
     )
+
+
+def methods_of(
+    manifest: EngineManifest, rules: str | None, model: Model, config: ModelConfig, host: PluginHost
+) -> Methods:
+    """The method of each quantized parameter of an engine: as its files are, or as rules for plain ones say.
+
+    Args:
+        rules: what its user said; None: what its build was told.
+
+    Raises:
+        ConfigError: rules for weights that are quantized by others already, or that don't fit the model.
+        DataError, PluginError: as :func:`~bestiary.core.quant.choose.methods_in`.
+    """
+    stored = {name: one.method for name, one in methods_in(manifest.checkpoint.quantization, host).items()}
+    rules = manifest.options.quantization if rules is None else rules
+    if rules is None or (stored and rules == manifest.options.quantization):
+        return stored
+    if stored:
+        raise ConfigError(
+            "E-ENGINE-OPTION", "quantization", "the engine's weights are quantized already", found=rules,
+            expected=manifest.options.quantization or f"{len(stored)} quantized weights as they are",
+            hint="build an engine of the plain checkpoint",
+        )  # fmt: skip
+    return chosen(rules, model, config, host)
 
 
 def _length_dependent(program: Program) -> bool:

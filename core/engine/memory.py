@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from bestiary.core import device as devices
+from bestiary.core.checkpoint.safetensors import ITEMSIZE
 from bestiary.core.checkpoint.weights import Weights
 from bestiary.core.engine.network import PROMPT_ROWS, Network
 from bestiary.core.engine.options import BuildOptions
@@ -244,9 +245,14 @@ def weight_bytes(network: Network, stored: Mapping[str, str]) -> tuple[int, int]
     name = str(dtype).removeprefix("torch.")
     mapped = made = 0
     for parts in dict.fromkeys(weight.parts for weight in network.program.weights()):
-        size = sum(math.prod(part.shape) for part in parts) * dtype.itemsize
+        size = sum(math.prod(part.shape) * ITEMSIZE[part.dtype or name] for part in parts)
         on_host = network.target.device.type == "cpu"
-        if on_host and len(parts) == 1 and stored.get(parts[0].parameter) == name and _contiguous(parts[0]):
+        if (
+            on_host
+            and len(parts) == 1
+            and stored.get(parts[0].parameter) == (parts[0].dtype or name)
+            and _contiguous(parts[0])
+        ):
             mapped += size
         else:
             made += size
@@ -254,7 +260,7 @@ def weight_bytes(network: Network, stored: Mapping[str, str]) -> tuple[int, int]
 
 
 def _contiguous(part: Part) -> bool:
-    return part.axis in (None, 0)
+    return part.axis in (None, 0) and part.repeat == 1
 
 
 def mapped_dtypes(weights: Weights) -> dict[str, str]:

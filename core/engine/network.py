@@ -1,4 +1,4 @@
-"""From a model family and a config to a rank's step program: trace, shard, cache of few bits, taps, cut, merge, fuse."""
+"""From a model family and a config to a rank's step program: trace, shard, taps, cut, merge, quantize, fuse."""
 
 from __future__ import annotations
 
@@ -25,12 +25,14 @@ from bestiary.core.program.deterministic import check_calls
 from bestiary.core.program.passes.cut import cut
 from bestiary.core.program.passes.fuse import fuse, pattern_of
 from bestiary.core.program.passes.merge import merge_linears
+from bestiary.core.program.passes.quantize import Quantizer
 from bestiary.core.program.passes.quantize_cache import quantize_cache
 from bestiary.core.program.passes.shard import shard
 from bestiary.core.program.passes.taps import insert_taps
 from bestiary.core.program.program import Program, Value
 from bestiary.core.program.shapes import Geometry, Shape, Sizes, infer
 from bestiary.core.program.trace import trace
+from bestiary.core.quant.choose import Methods, check_rules
 from bestiary.core.runtime.inputs import table_width
 from bestiary.spec import Model
 
@@ -74,10 +76,12 @@ def make_network(
     taps: Sequence[str] = (),
     without_fusions: Collection[str] = (),
     kv_scales: Collection[str] = (),
+    methods: Methods | None = None,
 ) -> Network:
     """Trace the model and run the passes over it.
 
     Args:
+        methods: the quantization method of each quantized parameter.
         taps: names of tensors to keep as outputs, whatever fusions would do to them.
         without_fusions: names of fusions not to apply, ``*`` for none.
         kv_scales: the paths of caches that the checkpoint has calibrated scales of this kv_dtype for.
@@ -92,7 +96,7 @@ def make_network(
     return make_network_of(
         resolve(model.model, needed_by=f"model {model.name}"), config, options,
         owner=owner, checkpoint_dtype=checkpoint_dtype, host=host, place=place, taps=taps,
-        without_fusions=without_fusions, kv_scales=kv_scales,
+        without_fusions=without_fusions, methods=methods, kv_scales=kv_scales,
     )  # fmt: skip
 
 
@@ -108,6 +112,7 @@ def make_network_of(
     taps: Sequence[str] = (),
     without_fusions: Collection[str] = (),
     kv_scales: Collection[str] = (),
+    methods: Methods | None = None,
 ) -> Network:
     """The same of what makes a module from its config; ``owner`` is who errors name."""
     device = devices.choose(options.device)
@@ -126,7 +131,10 @@ def make_network_of(
         quantize_cache(program, geometry.kv_dtype, geometry.block_size, place.tensor, kv_scales, host)
     insert_taps(program, taps)
     cut(program, module, place.stage, geometry)
-    merge_linears(program)
+    shapes_of = {name: tuple(p.shape) for name, p in module.named_parameters()}
+    quantizer = Quantizer(methods or {}, shapes_of, dtype, device.type)
+    merge_linears(program, quantizer.form)
+    quantizer.run(program)
     fusions = _fuse(program, geometry, target, host, without_fusions)
     sequences = min(options.max_batch_size, options.max_num_tokens)
     limits = Sizes(options.max_num_tokens, sequences, sequences + PROMPT_ROWS)
@@ -184,12 +192,5 @@ def check_options(options: BuildOptions, host: PluginHost) -> None:
         ConfigError: with the ops, kernels or methods there are.
     """
     check_overrides(options.kernels, host, deterministic=options.deterministic)
-    name, known = options.quantization, sorted(method.name for method in host.quantizations())
-    if name is not None and name not in known:
-        raise ConfigError(
-            "E-BUILD-QUANTIZATION",
-            "quantization",
-            "no installed plugin provides this method",
-            found=repr(name),
-            expected=", ".join(known) or "None: no method is registered",
-        )
+    if options.quantization is not None:
+        check_rules(options.quantization, host)

@@ -10,7 +10,7 @@ from bestiary.core.errors import ConfigError
 from bestiary.core.kv_format import KINDS
 
 #: What an engine that is already built can still be loaded with; the rest is fixed in it.
-AT_LOAD = ("device", "kv_dtype", "max_batch_size", "max_seq_len", "kernels", "graphs")
+AT_LOAD = ("device", "kv_dtype", "max_batch_size", "max_seq_len", "kernels", "graphs", "quantization")
 
 #: Longest sequence of an engine unless the user says otherwise: what most machines can hold several of.
 DEFAULT_SEQ_LEN = 4096
@@ -35,7 +35,7 @@ class BuildOptions:
         block_size: tokens in a block of the cache, at most 1024.
         tensor_parallel: ranks that share each layer.
         pipeline_parallel: stages that the layers are divided among.
-        quantization: a registered method's name.
+        quantization: rules of which method each module gets, ``"int4:group=64, lm_head=int8, *.down_proj=none"``.
         kernels: op → kernel that must run it (``*`` for every op that has it).
         graphs: run steps that only decode as recorded graphs, on devices that record them.
         deterministic: a request's tokens and log-probabilities depend on nothing but the request: each call is run by one

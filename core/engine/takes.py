@@ -40,7 +40,8 @@ class KernelTakes:
                 self._able.append((instruction, known[name]))
             layouts = {kernel.pack for kernel in known[name]}
             if layouts != {None} and layouts:
-                size = sum(math.prod(w.shape) for w in _constants(instruction)) * network.target.dtype.itemsize
+                dtype = network.target.dtype
+                size = sum(math.prod(w.shape) * w.dtype(dtype).itemsize for w in _constants(instruction))
                 copies, largest = copies + (len(layouts) - 1) * size, max(largest, size)
         self.packed = copies + largest
         self.recordable = all(any(kernel.graph_safe for kernel in able) for _, able in self._able)

@@ -6,7 +6,7 @@ gives both. On a processor they stay apart, so that an engine's weights are the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -53,7 +53,7 @@ def moe(
     x: Tensor, weights: Tensor, experts: Tensor, gate: Tensor, up: Tensor, down: Tensor, kind: str, *, out: Tensor
 ) -> None:
     """Each expert over its own tokens; the host waits to know how many those are."""
-    each_expert(x, weights, experts, gate, up, down, ACTIVATIONS[kind], _product, out)
+    each_expert(x, weights, experts, gate, up, down, ACTIVATIONS[kind], product, out)
 
 
 def moe_widened(
@@ -67,15 +67,15 @@ def each_expert(
     x: Tensor,
     weights: Tensor,
     experts: Tensor,
-    gate: Tensor,
-    up: Tensor,
-    down: Tensor,
+    gate: Tensor | Sequence[Tensor],
+    up: Tensor | Sequence[Tensor],
+    down: Tensor | Sequence[Tensor],
     act: Callable[[Tensor], Tensor],
-    product: Callable[[Tensor, Tensor], Tensor],
+    multiply: Callable[[Tensor, Tensor], Tensor],
     out: Tensor,
 ) -> None:
-    """``product(x, weight)`` is x · weightᵀ; a token's experts are added up in their order by number."""
-    order, ends = by_expert(experts, gate.shape[0])
+    """``multiply(x, weight)`` is x · weightᵀ; a token's experts are added up in their order by number."""
+    order, ends = by_expert(experts, len(gate))
     tokens, shares = order // experts.shape[1], weights.flatten()[order].unsqueeze(-1)
     total = x.new_zeros(x.shape, dtype=torch.float32)
     start = 0
@@ -83,13 +83,13 @@ def each_expert(
         if stop > start:
             rows = tokens[start:stop]
             some = x[rows]
-            gated = act(product(some, gate[expert]).float()).mul_(product(some, up[expert])).to(x.dtype)
-            total.index_add_(0, rows, product(gated, down[expert]).float().mul_(shares[start:stop]))
+            gated = act(multiply(some, gate[expert]).float()).mul_(multiply(some, up[expert])).to(x.dtype)
+            total.index_add_(0, rows, multiply(gated, down[expert]).float().mul_(shares[start:stop]))
         start = stop
     out.copy_(total)
 
 
-def _product(x: Tensor, weight: Tensor) -> Tensor:
+def product(x: Tensor, weight: Tensor) -> Tensor:
     return torch.mm(x, weight.t())
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from bestiary.core.ops.cost import Cost, nbytes
 from bestiary.core.ops.declare import EXACT, Tolerance, integers, normal, op
 
-_PRODUCT = {
+PRODUCT = {
     "float64": Tolerance(1e-9, 1e-9),
     "float32": Tolerance(1e-4, 1e-5),
     "bfloat16": Tolerance(3e-2, 1.6e-2),
@@ -41,7 +41,7 @@ def _linear_cost(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Cost:
     return Cost(flops, nbytes(x, weight, bias) + made * x.element_size())
 
 
-@op(inputs=_linear_inputs, tolerances=_PRODUCT, fake=_product, rows=("x",), cost=_linear_cost)
+@op(inputs=_linear_inputs, tolerances=PRODUCT, fake=_product, rows=("x",), cost=_linear_cost)
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x · weightᵀ + bias``: x ``[T, K]``, weight ``[N, K]``, bias ``[N]`` → ``[T, N]`` in x's dtype."""
     return F.linear(x, weight, bias)
@@ -63,7 +63,7 @@ def _logits_cost(x: Tensor, weight: Tensor) -> Cost:
 
 @op(
     inputs=_logit_inputs,
-    tolerances=dict.fromkeys(("float32", "bfloat16", "float16"), _PRODUCT["float32"]),
+    tolerances=dict.fromkeys(("float32", "bfloat16", "float16"), PRODUCT["float32"]),
     fake=_logit_shape,
     rows=("x",),
     cost=_logits_cost,

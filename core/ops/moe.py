@@ -20,7 +20,7 @@ SCORINGS: Mapping[str, Callable[[Tensor], Tensor]] = {
 }
 
 #: Two products follow each other, and what lies between them is rounded too.
-_TWO_PRODUCTS = {
+TWO_PRODUCTS = {
     "float64": Tolerance(1e-9, 1e-9),
     "float32": Tolerance(1e-4, 1e-5),
     "bfloat16": Tolerance(6e-2, 3e-2),
@@ -102,7 +102,7 @@ def _moe_cost(x: Tensor, weights: Tensor, experts: Tensor, gate: Tensor, up: Ten
 
 @op(
     inputs=_moe_inputs,
-    tolerances=_TWO_PRODUCTS,
+    tolerances=TWO_PRODUCTS,
     fake=like_first,
     constants=("gate", "up", "down"),
     rows=("x", "weights", "experts"),

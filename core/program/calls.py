@@ -160,7 +160,7 @@ def load_op(name: str, host: PluginHost) -> OpDeclaration[..., Any]:
 
 def _fact(argument: Any, shapes: Mapping[Value, Shape], dtype: torch.dtype, sizes: Sizes) -> Any:
     if isinstance(argument, Weight):
-        return TensorFacts(argument.shape, _name(dtype))
+        return TensorFacts(argument.shape, _name(argument.dtype(dtype)))
     if isinstance(argument, Value):
         shape = shapes[argument]
         return TensorFacts(shape.at(sizes), _name(shape.dtype), shape.base is None)
@@ -171,7 +171,7 @@ def _fact(argument: Any, shapes: Mapping[Value, Shape], dtype: torch.dtype, size
 
 def _text(argument: Any, shapes: Mapping[Value, Shape], dtype: torch.dtype) -> str:
     if isinstance(argument, Weight):
-        return f"{_name(dtype)}{list(argument.shape)}"
+        return f"{_name(argument.dtype(dtype))}{list(argument.shape)}"
     if isinstance(argument, Input) and argument.name.startswith(("k.", "v.")):
         # How many blocks a cache has is known when memory is, not when kernels are chosen.
         dims = ", ".join(["B", *map(str, shapes[argument].dims[1:])])

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from bestiary.core.ops.declare import OpDeclaration
 from bestiary.layers.cache import CacheSpec
 
@@ -24,13 +26,21 @@ class Input(Value):
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A slice of a model parameter: ``start … stop`` along ``axis`` (the whole of it without an axis)."""
+    """A slice of a stored tensor: ``start … stop`` along ``axis`` (the whole of it without an axis).
+
+    Args:
+        parameter: a model's parameter, or one of the tensors that a quantized one is stored as.
+        repeat: each element so many times along ``axis``, before it is sliced.
+        dtype: what it is stored as, for a tensor of a quantized parameter; None: the engine's.
+    """
 
     parameter: str
     shape: tuple[int, ...]
     axis: int | None = None
     start: int = 0
     stop: int = 0
+    repeat: int = 1
+    dtype: str | None = None
 
 
 @dataclass(eq=False, slots=True)
@@ -42,6 +52,12 @@ class Weight(Value):
     @property
     def shape(self) -> tuple[int, ...]:
         return (sum(part.shape[0] for part in self.parts), *self.parts[0].shape[1:])
+
+    def dtype(self, default: torch.dtype) -> torch.dtype:
+        """Its dtype in an engine that computes in ``default``."""
+        stored = self.parts[0].dtype
+        found: torch.dtype = default if stored is None else getattr(torch, stored)
+        return found
 
 
 @dataclass(eq=False, slots=True)

@@ -116,7 +116,7 @@ def _run(program: Program, geometry: Geometry, sizes: Sizes) -> dict[Value, Tens
     def lookup(value: Value) -> Tensor:
         if value not in tensors:
             assert isinstance(value, Weight)
-            tensors[value] = torch.empty(value.shape, dtype=geometry.dtype, device="meta")
+            tensors[value] = torch.empty(value.shape, dtype=value.dtype(geometry.dtype), device="meta")
         return tensors[value]
 
     with torch.no_grad():

@@ -14,6 +14,8 @@ KINDS: tuple[str, ...] = (
     "bestiary.core.doctor.document:DoctorReport",
     "bestiary.core.observe.report:TraceReport",
     "bestiary.core.quality.report:QualityReport",
+    "bestiary.core.quant.listing:MethodsReport",
+    "bestiary.core.quant.report:QuantizeReport",
 )
 
 

@@ -9,8 +9,10 @@ import grimp
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PUBLIC = ("bestiary", "bestiary.layers", "bestiary.ops", "bestiary.converters", "bestiary.spec", "bestiary.testing", "bestiary.tools", "bestiary.hookspecs")  # fmt: skip
+PUBLIC = ("bestiary", "bestiary.layers", "bestiary.ops", "bestiary.converters", "bestiary.quant", "bestiary.spec", "bestiary.testing", "bestiary.tools", "bestiary.hookspecs")  # fmt: skip
 TORCH_FREE = (
+    "bestiary.core.quant.layout",
+    "bestiary.core.quant.rules",
     "bestiary.core.runtime.admission",
     "bestiary.core.runtime.bad_words",
     "bestiary.core.runtime.batch",

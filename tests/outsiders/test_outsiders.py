@@ -59,7 +59,7 @@ def test_they_are_loaded(outside: Environment) -> None:
         assert row["state"] == "loaded", row
 
 
-@pytest.mark.parametrize("what", ["together", "fused", "deterministic", "watched"])
+@pytest.mark.parametrize("what", ["together", "fused", "deterministic", "watched", "quantized"])
 def test_they_run(what: str, outside: Environment) -> None:
     run(what, outside)
 
@@ -77,7 +77,7 @@ def run(what: str, outside: Environment) -> None:
 
 @pytest.mark.slow
 def test_the_model_kit(outside: Environment) -> None:
-    """Every check on both configs, ranks included; the GGUF map and quantization have nothing to check."""
+    """Every check on both configs, ranks and quantization included; the GGUF map has nothing to check."""
     done = outside.bestiary("check", "heron", "--json", "-")
     assert done.status == 0, done.out + done.err
 

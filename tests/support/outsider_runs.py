@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from bestiary import LLM, SamplingParams
+from bestiary.ops import scaled_linear
 
 PROMPTS: list[Any] = [{"prompt_token_ids": [3 + (7 * i + n) % 90 for i in range(n)]} for n in (1, 5, 19, 40)]
 OURS = {"*": "anvil"}  # wherever Anvil has a kernel that can run the call
@@ -70,6 +71,20 @@ def deterministic(folder: Path) -> None:
         params = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
         alone = [list(llm.generate(one, params, use_tqdm=False)[0].outputs[0].token_ids) for one in PROMPTS]
     assert whole == alone
+
+
+def quantized(folder: Path) -> None:
+    """Heron and Anvil know nothing of quantization, and take it: restored weights are what their kernels read."""
+    with LLM(heron(folder), tokenizer=None, kv_cache_memory=2**22) as llm:
+        engine = llm.engine.directory
+    plain = answers(engine)
+    for rules in ("int4", "fp8, lm_head=int8"):
+        theirs = answers(engine, quantization=rules, kernels=OURS | {"heron::capped_attention": "row"})
+        assert theirs == answers(engine, quantization=rules, reference=True) != plain
+    # The reference mode has no quantized activations.
+    assert answers(engine, quantization="w8a8", kernels=OURS) == answers(engine, quantization="w8a8")
+    with LLM(engine, tokenizer=None, kv_cache_memory=2**22, quantization="w8a8") as llm:
+        assert scaled_linear in {one.target for one in llm.engine.network.program.instructions}
 
 
 def divided(folder: Path) -> None:
@@ -149,6 +164,7 @@ RUNS: dict[str, Callable[[Path], None]] = {
     "together": together,
     "fused": fused,
     "deterministic": deterministic,
+    "quantized": quantized,
     "divided": divided,
     "compared": compared,
     "watched": watched,

@@ -30,7 +30,7 @@ def model(tmp_path_factory):
         (78, "E-BUILD-OPTION", ["--max-batch-size", "0"]),
         (78, "E-BUILD-OPTION", ["--max-batch-size", "1000000000000"]),
         (78, "E-BUILD-OPTION", ["--max-num-tokens", "1000000000000"]),
-        (78, "E-BUILD-QUANTIZATION", ["--quantization", "none-such"]),
+        (78, "E-BUILD-QUANTIZATION", ["--quantize", "none-such"]),
         (78, "E-KERNEL-NAME", ["--kernel", "linear=none-such"]),
         (2, "E-REQ-TEMPERATURE", ["--temperature", "-1"]),
     ],

@@ -1,1 +1,1 @@
-"""Passes over a step program, in the order the build runs them: shard, taps, cut, merge, fuse."""
+"""Passes over a step program, in the order the build runs them: shard, taps, cut, merge, quantize, fuse."""

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
+
 import torch
 
 from bestiary.core.ops.linear import linear
 from bestiary.core.program.program import Instruction, Program, Result, TorchCall, Value, Weight
 
 
-def merge_linears(program: Program) -> int:
-    """Merge in place and return how many products went away."""
-    groups: dict[tuple[Value, bool, str], list[Instruction]] = {}
+def merge_linears(program: Program, form: Callable[[Weight], Hashable | None] = lambda weight: "") -> int:
+    """Merge in place and return how many products went away.
+
+    Args:
+        form: what weights that are stacked must have in common; None for one that stays alone.
+    """
+    groups: dict[tuple[Value, bool, str, Hashable], list[Instruction]] = {}
     for instruction in program.instructions:
         if instruction.target is linear:
-            x, _, bias = instruction.args
+            x, weight, bias = instruction.args
+            common = form(weight) if isinstance(weight, Weight) else None
+            if common is None:
+                continue
             # The scope's parent keeps apart what merely happens to read the same tensor far away.
             parent = instruction.scope.rpartition(".")[0]
-            groups.setdefault((x, bias is None, parent), []).append(instruction)
+            groups.setdefault((x, bias is None, parent, common), []).append(instruction)
     replaced: dict[Instruction, list[Instruction]] = {}
     for members in groups.values():
         if len(members) > 1:

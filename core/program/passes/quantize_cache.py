@@ -56,7 +56,7 @@ def _scale(program: Program, name: str, path: str, ranks: Ranks, calibrated: Col
     heads = program.groups[program.group_of[path]].kv_heads
     start, stop = bounds(heads, heads, ranks, path)
     parameter = names_of(path)["kv".index(name)]
-    return Weight(parameter, (Part(parameter, (stop - start,), 0, start, stop),))
+    return Weight(parameter, (Part(parameter, (stop - start,), 0, start, stop, dtype="float32"),))
 
 
 def _refused(instruction: Instruction, kind: str, host: PluginHost) -> ConfigError:

@@ -1,21 +1,18 @@
-"""The check of quantization methods, with methods that are planted and a build that rounds weights for them."""
+"""The check of quantization methods, with methods that are wrong in one way each."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import broken_families
 import pytest
-from safetensors.torch import load_file, save_file
+import torch
 
-from bestiary.converters.convert import convert
-from bestiary.core.conformance import model_case
 from bestiary.core.conformance.findings import Findings
 from bestiary.core.conformance.model_case import Case, Suite
-from bestiary.core.conformance.model_quantization import within_bound
-from bestiary.core.engine.build import build
-from bestiary.core.errors import ConfigError
+from bestiary.core.conformance.model_quantization import ranks_agree, relative, within_bound
+from bestiary.core.engine.steps import logits, whole
+from bestiary.core.errors import PluginError
 from bestiary.spec import Quantization
 
 
@@ -25,47 +22,25 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     return Suite(cls, tmp_path_factory.mktemp("quantized")).cases["tiny"]
 
 
-@pytest.fixture
-def rounding(case: Case, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A build that quantizes: weights of three significant bits."""
-
-    def rounded(checkpoint: Path, target: Path, *, host: Any, options: Any) -> None:
-        if options.quantization is not None:
-            source = tmp_path / "rounded"
-            source.mkdir()
-            (source / "config.json").write_bytes((case.source / "config.json").read_bytes())
-            weights = load_file(case.source / "model.safetensors")
-            save_file({name: (t * 16).round() / 16 for name, t in weights.items()}, source / "model.safetensors")
-            checkpoint = tmp_path / "rounded-checkpoint"
-            convert(source, checkpoint, host=host)
-        build(checkpoint, target, host=host, options=options)
-
-    monkeypatch.setattr(model_case, "build", rounded)
-    case._engines.clear()
-    case.directory = tmp_path
-    case.__dict__.pop("module", None)
-    case.__dict__.pop("report", None)
-
-
 def method(case: Case, name: str) -> Quantization:
     return next(one for one in case.suite.host.quantizations() if one.name == name)
 
 
-def test_a_method_within_its_bound_passes_and_is_measured(case: Case, rounding: None) -> None:
+def test_a_method_within_its_bound_passes_and_is_measured(case: Case) -> None:
     properties: list[tuple[str, Any]] = []
     within_bound(case, method(case, "generous"), Findings(properties))
     found = dict(properties)
     assert found["tolerance"] == 0.5 and 0.01 < found["error"] < 0.5
 
 
-def test_a_method_out_of_its_bound_fails(case: Case, rounding: None) -> None:
+def test_a_method_out_of_its_bound_fails(case: Case) -> None:
     with pytest.raises(AssertionError, match=r"logits with strict, relative: off by 0\.\d+, and 0.0001 is allowed"):
         within_bound(case, method(case, "strict"), Findings([]))
 
 
-def test_a_method_that_the_build_does_not_apply_fails(case: Case) -> None:
-    with pytest.raises(AssertionError, match="generous changed nothing: the engine is not quantized"):
-        within_bound(case, method(case, "generous"), Findings([]))
+def test_a_method_that_changes_nothing_fails(case: Case) -> None:
+    with pytest.raises(AssertionError, match="plain changed nothing: the engine is not quantized"):
+        within_bound(case, method(case, "plain"), Findings([]))
 
 
 @pytest.mark.parametrize("name", ["boundless", "negative"])
@@ -74,16 +49,43 @@ def test_a_method_that_states_no_bound_fails(case: Case, name: str) -> None:
         within_bound(case, method(case, name), Findings([]))
 
 
-def test_a_config_that_a_method_can_not_take_is_refused_with_the_arithmetic(
-    case: Case, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refusing(*args: Any, **options: Any) -> None:
-        raise ConfigError(
-            "E-BUILD-QUANTIZATION", "head", "does not divide", found="40 rows", expected="a multiple of 64"
-        )
+def test_what_is_no_method_fails(case: Case) -> None:
+    with pytest.raises(PluginError, match=r"quantization number: is not what its plugin says.*a subclass of"):
+        within_bound(case, method(case, "number"), Findings([]))
 
-    monkeypatch.setattr(model_case, "build", refusing)
-    case._engines.clear()
+
+def test_a_config_that_a_method_can_not_take_is_refused_with_the_arithmetic(case: Case) -> None:
     properties: list[tuple[str, Any]] = []
-    within_bound(case, method(case, "generous"), Findings(properties))
-    assert dict(properties)["refused"] == "generous: head: 40 rows, expected a multiple of 64"
+    within_bound(case, method(case, "refusing"), Findings(properties))
+    assert dict(properties)["refused"] == "refusing: a weight: 24 rows, expected a multiple of 64"
+    with pytest.raises(AssertionError, match="silent refuses the config without the arithmetic"):
+        within_bound(case, method(case, "silent"), Findings([]))
+
+
+def test_a_method_that_wants_a_calibration_is_noted(case: Case) -> None:
+    properties: list[tuple[str, Any]] = []
+    within_bound(case, method(case, "careful"), Findings(properties))
+    assert dict(properties)["refused"].startswith("careful: wants a calibration")
+
+
+def test_an_error_is_that_of_half_of_the_tokens() -> None:
+    exact = torch.tensor([[1.0, -1.0], [3.0, 1.0]])
+    assert relative(exact + 0.5, exact).tolist() == pytest.approx([0.5, 0.5])
+    assert relative(exact.flip(-1), exact).tolist() == pytest.approx([2.0, 2.0])
+
+
+def test_two_ranks_have_the_numbers_of_one_where_weights_alone_are_quantized(case: Case) -> None:
+    tokens = case.tokens(case.length)
+    one = logits(case.load(quantization="int8"), whole(tokens, *case.blocks(1)))
+    ranks_agree(case, method(case, "int8"), one + 5e-5, Findings([]))
+    with pytest.raises(AssertionError, match="logits of two ranks with int8: off by"):
+        ranks_agree(case, method(case, "int8"), one + 1e-3, Findings([]))
+    ranks_agree(case, method(case, "w8a8"), one + 1e-3, Findings([]))
+    with pytest.raises(AssertionError, match="logits of two ranks with w8a8, relative: off by"):
+        ranks_agree(case, method(case, "w8a8"), one.flip(-1), Findings([]))
+
+
+def test_a_method_that_can_not_be_divided_is_noted(case: Case) -> None:
+    properties: list[tuple[str, Any]] = []
+    ranks_agree(case, method(case, "int8"), "down: 0 … 5 of 10, expected a multiple of 2", Findings(properties))
+    assert dict(properties)["refused"].startswith("int8: down: 0 … 5 of 10")

@@ -1,0 +1,99 @@
+"""Parameters of which some are quantized: read as they are stored, quantized when they are read, or restored."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from bestiary.core.errors import DataError
+from bestiary.core.quant.layout import Shape
+from bestiary.core.quant.method import Method
+
+
+class Whole(Protocol):
+    """What gives whole tensors by name."""
+
+    def tensor(self, name: str) -> Tensor: ...
+    def forget(self, name: str) -> None: ...
+
+
+def stored_name(parameter: str, tensor: str) -> str:
+    """The name in a checkpoint of one of the tensors that a quantized parameter is stored as."""
+    return f"{parameter}.{tensor}"
+
+
+class QuantizedTensors:
+    """Gives the tensors that quantized parameters are stored as, and the parameters themselves, whichever are there.
+
+    A parameter that is there plain is quantized when the first of its stored tensors is asked for; those of one parameter
+    are held until each has been asked for. A quantized parameter itself is what its stored tensors stand for.
+
+    Args:
+        there: names that ``tensors`` has.
+        methods: by parameter.
+        shapes: of the model's parameters.
+        device: where parameters are quantized.
+    """
+
+    def __init__(
+        self,
+        tensors: Whole,
+        there: Container[str],
+        methods: Mapping[str, Method],
+        shapes: Mapping[str, Shape],
+        device: torch.device,
+    ) -> None:
+        self._tensors, self._there, self._methods = tensors, there, methods
+        self._shapes, self._device = shapes, device
+        self._held: dict[str, Tensor] = {}
+
+    def tensor(self, name: str) -> Tensor:
+        if name in self._methods:
+            return self._restored(name)
+        if name in self._there:
+            return self._tensors.tensor(name)
+        if name not in self._held:
+            parameter = name.rpartition(".")[0]
+            made = self._quantized(parameter)
+            self._held |= {stored_name(parameter, part): tensor for part, tensor in made.items()}
+        return self._held.pop(name)
+
+    def forget(self, name: str) -> None:
+        if name in self._there:
+            self._tensors.forget(name)
+
+    def _quantized(self, parameter: str) -> dict[str, Tensor]:
+        made = quantized(self._methods[parameter], self._tensors.tensor(parameter), self._device, parameter)
+        self._tensors.forget(parameter)
+        return made
+
+    def _restored(self, parameter: str) -> Tensor:
+        method, shape = self._methods[parameter], self._shapes[parameter]
+        if parameter in self._there:
+            stored = self._quantized(parameter)
+        else:
+            stored = {part: self._tensors.tensor(stored_name(parameter, part)) for part in method.layout(shape)}
+        return method.weight({part: tensor.to(self._device) for part, tensor in stored.items()}, shape, "float32")
+
+
+def quantized(method: Method, weight: Tensor, device: torch.device, parameter: str) -> dict[str, Tensor]:
+    """The stored tensors of a weight, without calibration.
+
+    Raises:
+        DataError: it has NaN or infinities.
+    """
+    wide = weight.to(device=device, dtype=torch.float32)
+    check_finite(wide, parameter)
+    return method.quantize(wide)
+
+
+def check_finite(weight: Tensor, parameter: str) -> None:
+    """Refuse NaN and infinities: no scale fits them (DataError)."""
+    if not all(bool(torch.isfinite(extreme)) for extreme in torch.aminmax(weight)) if weight.numel() else False:
+        raise DataError(
+            "E-QUANT-NONFINITE", f"parameter {parameter}", "can't be quantized: it has values that are NaN or infinite",
+            hint="check the source model, or leave the module unquantized",
+        )  # fmt: skip
