@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bestiary.converters.cast import check_option, equal
+from bestiary.converters.keep import Kept, kept, kept_group
 from bestiary.converters.plan import Plan, make_plan
-from bestiary.converters.source import Source
+from bestiary.converters.source import QuantizedSource, Source
 from bestiary.converters.tokenizer import check_token_ids
 from bestiary.converters.weight_map import Transfer, WeightMap
 from bestiary.converters.write import Group, check_place, check_space, shards, total_bytes, write_index, write_shards
@@ -39,7 +41,8 @@ log = logging.getLogger("bestiary.convert")
 
 @dataclass(frozen=True)
 class Report:
-    """What a conversion or an export did; ``dropped`` and ``ignored_keys`` are what it left out of the source."""
+    """What a conversion or an export did; ``dropped`` and ``ignored_keys`` are what it left out of the source, ``kept`` the
+    parameters that stayed quantized as they were."""
 
     model: str
     reader: str
@@ -50,6 +53,7 @@ class Report:
     files: tuple[str, ...]
     dropped: tuple[str, ...] = ()
     ignored_keys: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -70,6 +74,7 @@ def convert(
     *,
     host: PluginHost,
     dtype: str = "auto",
+    keep_quantized: bool = False,
     overwrite: bool = False,
     allow_nonfinite: bool = False,
     needs_tokenizer: bool = False,
@@ -84,6 +89,8 @@ def convert(
         dtype: ``"auto"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``. ``auto`` keeps each tensor of a safetensors
             file as it is (a tensor made from several of different dtypes becomes float32; float64 and integers are
             refused), makes a quantized GGUF bfloat16, and gives a plain GGUF the dtype that most of its bytes have.
+        keep_quantized: weights that the source has quantized in a way that a method stores (of a GGUF: Q4_0, Q4_1, Q8_0)
+            stay as they are; ``dtype`` is for the others.
         allow_nonfinite: let NaN and infinities pass.
         needs_tokenizer: refuse a model without one before its weights are converted.
 
@@ -96,7 +103,8 @@ def convert(
     check_place(source, target)
     with step(progress, "read headers") as note:
         job = _prepare(source, host)
-        groups = [_group(transfer, job, dtype) for transfer in job.plan.transfers]
+        methods = kept(job.plan.transfers, job.expected.shapes, job.source, host) if keep_quantized else {}
+        groups = [_group(transfer, job, dtype, methods) for transfer in job.plan.transfers]
         total = total_bytes(groups)
         check_space(target, total)
         note.text = f"{job.model.name}, {len(job.source.tensors)} tensors"
@@ -110,8 +118,9 @@ def convert(
         with step(progress, "convert", total, "B") as note:
             _check_tied(job, dtype)
             written = _write(directory, groups, allow_nonfinite, progress)
-            note.text = f"{len(job.expected.shapes)} tensors, {total / 1e9:.2f} GB"
-        kept = _main_dtype(groups)
+            stayed = f", {len(methods)} of them as they are quantized" if keep_quantized else ""
+            note.text = f"{len(job.expected.shapes)} tensors{stayed}, {total / 1e9:.2f} GB"
+        main = _main_dtype(groups, job, dtype)
         files = _digests(directory, written)
         manifest = Manifest(
             format=FORMAT,
@@ -119,23 +128,23 @@ def convert(
             model_format=job.model.format,
             architecture=job.raw["architectures"][0],
             config=job.raw,
-            dtype=kept,
-            quantization={},
+            dtype=main,
+            quantization={name: one.record() for name, one in methods.items()},
             provenance=_provenance(job, host, sources),
             files=files,
         )
         manifest.write(directory)
-    numbers = sum(slot.nbytes // _width(slot) for group in groups for slot in group.slots)
     return Report(
         model=job.model.name,
         reader=job.source.format,
-        dtype=kept,
+        dtype=main,
         tensors=len(job.expected.shapes),
-        parameters=numbers,
+        parameters=sum(math.prod(shape) for shape in job.expected.shapes.values()),
         bytes=total,
         files=tuple(files),
         dropped=job.plan.dropped,
         ignored_keys=job.config.ignored_keys,
+        kept=tuple(methods),
     )
 
 
@@ -157,9 +166,9 @@ def foresee(path: Path, host: PluginHost, dtype: str = "auto") -> Foreseen:
     """
     check_option(dtype)
     job = _prepare(path, host)
-    groups = [_group(transfer, job, dtype) for transfer in job.plan.transfers]
+    groups = [_group(transfer, job, dtype, {}) for transfer in job.plan.transfers]
     stored = {slot.name: slot.dtype for group in groups for slot in group.slots}
-    return Foreseen(job.model, job.config, stored, _main_dtype(groups), total_bytes(groups))
+    return Foreseen(job.model, job.config, stored, _main_dtype(groups, job, dtype), total_bytes(groups))
 
 
 def open_source(path: Path, host: PluginHost) -> Source:
@@ -213,8 +222,10 @@ def _prepare(path: Path, host: PluginHost) -> _Job:
     return _Job(source, model, raw, config, expected, plan)
 
 
-def _group(transfer: Transfer, job: _Job, dtype: str) -> Group:
+def _group(transfer: Transfer, job: _Job, dtype: str, methods: Kept) -> Group:
     source, config = job.source, job.config
+    if isinstance(source, QuantizedSource) and transfer.targets[0] in methods:
+        return kept_group(transfer, job.expected.shapes, methods, source, config)
     shapes = [job.expected.shapes[target] for target in transfer.targets]
     chosen = dtype
     if dtype == "auto":
@@ -239,15 +250,14 @@ def _write(
     return digests
 
 
-def _width(slot: Slot) -> int:
-    return 4 if slot.dtype == "float32" else 2
-
-
-def _main_dtype(groups: Sequence[Group]) -> str:
+def _main_dtype(groups: Sequence[Group], job: _Job, dtype: str) -> str:
+    """The dtype that most bytes of plain parameters have; where all are quantized, what others would have."""
     sizes: dict[str, int] = {}
-    for slot in (slot for group in groups for slot in group.slots):
+    for slot in (slot for group in groups for slot in group.slots if slot.name in job.expected.shapes):
         sizes[slot.dtype] = sizes.get(slot.dtype, 0) + slot.nbytes
-    return max(sorted(sizes), key=lambda dtype: sizes[dtype])
+    if not sizes:
+        return job.source.stored_dtype(next(iter(job.source.tensors))) if dtype == "auto" else dtype
+    return max(sorted(sizes), key=lambda one: sizes[one])
 
 
 def _check_tied(job: _Job, dtype: str) -> None:

@@ -8,12 +8,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bestiary.converters.convert import Report
-from bestiary.converters.write import Group, check_place, check_space, shards, total_bytes, write_index, write_shards
+from bestiary.converters.write import (
+    Group,
+    check_place,
+    check_space,
+    shards,
+    total_bytes,
+    widest_first,
+    write_index,
+    write_shards,
+)
 from bestiary.core.checkpoint.checkpoint import Checkpoint
 from bestiary.core.checkpoint.files import digest_file
 from bestiary.core.checkpoint.manifest import FileDigest, Manifest
 from bestiary.core.checkpoint.parameters import check_names, parameters, parse_config
-from bestiary.core.checkpoint.safetensors import ITEMSIZE, Slot
+from bestiary.core.checkpoint.safetensors import Slot
 from bestiary.core.checkpoint.transaction import check_target, new_directory
 from bestiary.core.checkpoint.verify import verify
 from bestiary.core.checkpoint.weights import INDEX
@@ -25,7 +34,6 @@ if TYPE_CHECKING:
 
     from bestiary.core.plugins import PluginHost
     from bestiary.core.quant.choose import Chosen
-    from bestiary.core.quant.layout import Stored
 
 
 def quantize(
@@ -112,7 +120,7 @@ def _quantized(group: Group, methods: Mapping[str, Chosen]) -> Group:
             continue
         slots += [
             Slot(stored_name(slot.name, name), one.dtype, one.shape(slot.shape))
-            for name, one in _widest_first(methods[slot.name].method.layout(slot.shape))
+            for name, one in widest_first(methods[slot.name].method.layout(slot.shape))
         ]
 
     def make() -> list[Tensor]:
@@ -127,15 +135,10 @@ def _quantized(group: Group, methods: Mapping[str, Chosen]) -> Group:
                 continue
             method = methods[slot.name].method
             stored = quantized(method, tensor, torch.device("cpu"), slot.name)
-            made += [stored[name].contiguous() for name, _ in _widest_first(method.layout(slot.shape))]
+            made += [stored[name].contiguous() for name, _ in widest_first(method.layout(slot.shape))]
         return made
 
     return Group(tuple(slots), make, group.origin)
-
-
-def _widest_first(layout: Mapping[str, Stored]) -> list[tuple[str, Stored]]:
-    """So that each tensor is aligned to its elements' size."""
-    return sorted(layout.items(), key=lambda item: -ITEMSIZE[item[1].dtype])
 
 
 def _groups(source: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> list[Group]:

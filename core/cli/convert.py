@@ -15,6 +15,9 @@ def convert(
     src: Annotated[str, typer.Argument(help="HF directory, GGUF file or hub id.")],
     out: Annotated[Path, typer.Argument(help="The checkpoint to make.")],
     dtype: Annotated[str, typer.Option(help="Dtype of the weights: auto keeps the source's.")] = "auto",
+    keep_quantized: Annotated[
+        bool, typer.Option(help="Keep the quantized weights of a GGUF (Q4_0, Q4_1, Q8_0) as they are.")
+    ] = False,
     allow_nonfinite: Annotated[bool, typer.Option(help="Convert weights that hold NaN or infinity.")] = False,
     overwrite: Overwrite = False,
     json: Json = False,
@@ -38,6 +41,7 @@ def convert(
             out,
             host=session.host,
             dtype=dtype,
+            keep_quantized=keep_quantized,
             allow_nonfinite=allow_nonfinite,
             overwrite=overwrite,
             progress=steps,
