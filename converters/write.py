@@ -39,8 +39,7 @@ def shards(groups: Sequence[Group], limit: int = SHARD_SIZE) -> list[list[Group]
             size = 0
         files[-1].append(group)
         size += nbytes
-    widths = {"float32": 0, "bfloat16": 1, "float16": 1}
-    return [sorted(file, key=lambda group: widths.get(group.slots[0].dtype, 2)) for file in files]
+    return [sorted(file, key=lambda group: -ITEMSIZE[group.slots[0].dtype]) for file in files]
 
 
 def write_shards(
