@@ -67,18 +67,23 @@ def export(
     expected = parameters(model, config)
     methods = methods_in(manifest.quantization, host)
     quantized = QuantizedExport(opened, methods, embeddings(model, config) if methods else (), expected, config)
-    groups: list[Group] = []
+    transfers = []
     for targets, choices in weight_map(model, "hf", config).transfers(expected.shapes):
         if not choices:
             raise DataError(
                 "E-CONV-COVERAGE", f"parameter {targets[0]}", "has no row in the weight map of its model plugin"
             )
-        if not quantized.has(choices[0]):
-            groups.append(_group(choices[0], opened, config))
+        transfers.append(choices[0])
+    if not dequantize:
+        quantized.check_experts(transfers)
+    groups: list[Group] = []
+    for transfer in transfers:
+        if not quantized.has(transfer):
+            groups.append(_group(transfer, opened, config))
         elif dequantize:
-            groups.append(quantized.restored(choices[0], manifest.dtype))
+            groups.append(quantized.restored(transfer, manifest.dtype))
         else:
-            groups += quantized.compressed(choices[0])
+            groups += quantized.compressed(transfer)
     total = total_bytes(groups)
     check_space(target, total)
     with new_directory(target, overwrite=overwrite) as directory, step(progress, "export", total, "B") as note:

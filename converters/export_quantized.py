@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from bestiary.converters.cast import cast
@@ -51,6 +51,20 @@ class QuantizedExport:
     def has(self, transfer: Transfer) -> bool:
         """Whether a target is quantized."""
         return any(target in self._methods for target in transfer.targets)
+
+    def check_experts(self, transfers: Sequence[Transfer]) -> None:
+        """Refuse experts of several methods: readers take what one is for all.
+
+        Raises:
+            ConfigError: there are some, the first two are named.
+        """
+        first: dict[Method | None, str] = {}
+        for transfer in transfers:
+            if isinstance(transfer.operation, StackExperts):
+                first.setdefault(self._methods.get(transfer.targets[0]), transfer.targets[0])
+        if len(first) > 1:
+            one, other, *_ = first.values()
+            raise unsaid(f"parameter {one}", f"is of experts, and so is {other}, which is quantized otherwise")
 
     def restored(self, transfer: Transfer, dtype: str) -> Group:
         """The source's tensors of restored weights, in a dtype by name."""
@@ -104,7 +118,7 @@ class QuantizedExport:
         subject, method = f"parameter {target}", self._methods.get(target)
         shapes = [self._expected.shapes[name] for name in transfer.targets]
         if any(self._methods.get(other) != method for other in others) or method is None:
-            raise unsaid(subject, f"and {others[0]} are one tensor in the source, and are not quantized alike")
+            raise unsaid(subject, f"is one tensor with {others[0]} in the source, which is quantized otherwise")
         if target in self._embeddings:
             raise unsaid(subject, "is an embedding, and transformers loads quantized linear modules alone")
         together = isinstance(transfer.operation, Copy | StackExperts)
