@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bestiary.converters.cast import check_option, equal
+from bestiary.converters.keep import Kept, kept, kept_group
 from bestiary.converters.plan import Plan, make_plan
-from bestiary.converters.source import Source
+from bestiary.converters.source import QuantizedSource, Source
 from bestiary.converters.tokenizer import check_token_ids
 from bestiary.converters.weight_map import Transfer, WeightMap
 from bestiary.converters.write import Group, check_place, check_space, shards, total_bytes, write_index, write_shards
@@ -41,7 +42,8 @@ log = logging.getLogger("bestiary.convert")
 
 @dataclass(frozen=True)
 class Report:
-    """What a conversion or an export did; ``dropped`` and ``ignored_keys`` are what it left out of the source."""
+    """What a conversion or an export did; ``dropped`` and ``ignored_keys`` are what it left out of the source, ``kept`` the
+    parameters that stayed quantized as they were."""
 
     model: str
     reader: str
@@ -52,6 +54,7 @@ class Report:
     files: tuple[str, ...]
     dropped: tuple[str, ...] = ()
     ignored_keys: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -73,6 +76,7 @@ def convert(
     host: PluginHost,
     dtype: str = "auto",
     quantize: str | None = None,
+    keep_quantized: bool = False,
     overwrite: bool = False,
     allow_nonfinite: bool = False,
     needs_tokenizer: bool = False,
@@ -89,6 +93,8 @@ def convert(
             refused), makes a quantized GGUF bfloat16, and gives a plain GGUF the dtype that most of its bytes have.
         quantize: rules of which quantization method each module gets, ``"int4:group=64, lm_head=int8"``; those that want
             a calibration are refused.
+        keep_quantized: weights that the source has quantized in a way that a method stores (of a GGUF: Q4_0, Q4_1, Q8_0)
+            stay as they are; ``dtype`` is for the others.
         allow_nonfinite: let NaN and infinities pass.
         needs_tokenizer: refuse a model without one before its weights are converted.
 
@@ -101,9 +107,11 @@ def convert(
     check_place(source, target)
     with step(progress, "read headers") as note:
         job = _prepare(source, host)
-        groups = [_group(transfer, job, dtype) for transfer in job.plan.transfers]
-        kept = _main_dtype(groups)
-        groups, methods = _quantized(groups, job, quantize, host)
+        staying = kept(job.plan.transfers, job.expected.shapes, job.source, host) if keep_quantized else {}
+        groups = [_group(transfer, job, dtype, staying) for transfer in job.plan.transfers]
+        main = _main_dtype(groups, job, dtype)
+        groups, made = _quantized(groups, job, quantize, host)
+        methods = {**made, **staying}
         total = total_bytes(groups)
         check_space(target, total)
         note.text = f"{job.model.name}, {len(job.source.tensors)} tensors"
@@ -117,7 +125,8 @@ def convert(
         with step(progress, "convert", total, "B") as note:
             _check_tied(job, dtype)
             written = _write(directory, groups, allow_nonfinite, progress)
-            note.text = f"{len(job.expected.shapes)} tensors, {total / 1e9:.2f} GB"
+            stayed = f", {len(staying)} of them as they are quantized" if keep_quantized else ""
+            note.text = f"{len(job.expected.shapes)} tensors{stayed}, {total / 1e9:.2f} GB"
         files = _digests(directory, written)
         manifest = Manifest(
             format=FORMAT,
@@ -125,7 +134,7 @@ def convert(
             model_format=job.model.format,
             architecture=job.raw["architectures"][0],
             config=job.raw,
-            dtype=kept,
+            dtype=main,
             quantization={name: one.record() for name, one in methods.items()},
             provenance=_provenance(job, host, sources),
             files=files,
@@ -134,13 +143,14 @@ def convert(
     return Report(
         model=job.model.name,
         reader=job.source.format,
-        dtype=kept,
+        dtype=main,
         tensors=len(job.expected.shapes),
         parameters=sum(math.prod(shape) for shape in job.expected.shapes.values()),
         bytes=total,
         files=tuple(files),
         dropped=job.plan.dropped,
         ignored_keys=job.config.ignored_keys,
+        kept=tuple(staying),
     )
 
 
@@ -162,9 +172,9 @@ def foresee(path: Path, host: PluginHost, dtype: str = "auto") -> Foreseen:
     """
     check_option(dtype)
     job = _prepare(path, host)
-    groups = [_group(transfer, job, dtype) for transfer in job.plan.transfers]
+    groups = [_group(transfer, job, dtype, {}) for transfer in job.plan.transfers]
     stored = {slot.name: slot.dtype for group in groups for slot in group.slots}
-    return Foreseen(job.model, job.config, stored, _main_dtype(groups), total_bytes(groups))
+    return Foreseen(job.model, job.config, stored, _main_dtype(groups, job, dtype), total_bytes(groups))
 
 
 def open_source(path: Path, host: PluginHost) -> Source:
@@ -218,8 +228,10 @@ def _prepare(path: Path, host: PluginHost) -> _Job:
     return _Job(source, model, raw, config, expected, plan)
 
 
-def _group(transfer: Transfer, job: _Job, dtype: str) -> Group:
+def _group(transfer: Transfer, job: _Job, dtype: str, methods: Kept) -> Group:
     source, config = job.source, job.config
+    if isinstance(source, QuantizedSource) and transfer.targets[0] in methods:
+        return kept_group(transfer, job.expected.shapes, methods, source, config)
     shapes = [job.expected.shapes[target] for target in transfer.targets]
     chosen = dtype
     if dtype == "auto":
@@ -257,11 +269,14 @@ def _write(
     return digests
 
 
-def _main_dtype(groups: Sequence[Group]) -> str:
+def _main_dtype(groups: Sequence[Group], job: _Job, dtype: str) -> str:
+    """The dtype that most bytes of plain parameters have; where all are quantized, what others would have."""
     sizes: dict[str, int] = {}
-    for slot in (slot for group in groups for slot in group.slots):
+    for slot in (slot for group in groups for slot in group.slots if slot.name in job.expected.shapes):
         sizes[slot.dtype] = sizes.get(slot.dtype, 0) + slot.nbytes
-    return max(sorted(sizes), key=lambda dtype: sizes[dtype])
+    if not sizes:
+        return job.source.stored_dtype(next(iter(job.source.tensors))) if dtype == "auto" else dtype
+    return max(sorted(sizes), key=lambda one: sizes[one])
 
 
 def _check_tied(job: _Job, dtype: str) -> None:

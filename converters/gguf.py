@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bestiary.converters.cast import FLOATS, cast
+from bestiary.converters.gguf_blocks import COLUMNS, METHODS, stored
 from bestiary.converters.gguf_header import GGUFHeader, GGUFTensor, read_gguf_header
 from bestiary.converters.source import SourceTensor
 from bestiary.converters.tokenizer import gguf_tokenizer, missing_package
@@ -17,6 +18,8 @@ from bestiary.core.errors import DataError, MissingInputError
 from bestiary.core.plugins import resolve
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from bestiary.core.plugins import PluginHost
@@ -99,25 +102,43 @@ class GGUFSource:
         import torch
 
         info, kind = self._header.tensors[tensor], self._types[tensor]
-        start, count = self._header.data_start + info.offset, math.prod(info.shape)
         subject = f"{self.name}, tensor {tensor}"
         if kind in _PLAIN:
-            stored: torch.dtype = getattr(torch, _PLAIN[kind])
-            found = torch.frombuffer(self._map, dtype=stored, count=count, offset=start).reshape(info.shape)
+            plain: torch.dtype = getattr(torch, _PLAIN[kind])
+            start, count = self._header.data_start + info.offset, math.prod(info.shape)
+            found = torch.frombuffer(self._map, dtype=plain, count=count, offset=start).reshape(info.shape)
             return cast(found, dtype, subject)
-        return self._dequantize(info, kind, start, dtype, subject)
+        return self._dequantize(info, kind, dtype, subject)
 
-    def _dequantize(self, info: GGUFTensor, kind: str, start: int, dtype: str, subject: str) -> Tensor:
-        import numpy as np
+    def method(self, tensor: str) -> dict[str, Any] | None:
+        """See :class:`bestiary.converters.source.QuantizedSource`; Q4_0, Q4_1 and Q8_0 have one."""
+        return METHODS.get(self._types[tensor])
+
+    def stored(self, tensor: str) -> dict[str, Tensor]:
         import torch
+
+        info, kind = self._header.tensors[tensor], self._types[tensor]
+        data = torch.from_numpy(self._blocks(info, kind).copy())
+        return stored(data.reshape(*info.shape[:-1], info.shape[-1] // COLUMNS, -1), kind)
+
+    def _blocks(self, info: GGUFTensor, kind: str) -> NDArray[np.uint8]:
+        """The bytes of each row ``[…, bytes of a row]``."""
+        import numpy as np
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-        from gguf.quants import dequantize
 
         block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
-        columns = info.shape[-1]
-        rows = math.prod(info.shape) // columns
-        row_bytes = columns // block * block_bytes
-        data = np.frombuffer(self._map, np.uint8, rows * row_bytes, start).reshape(rows, row_bytes)
+        rows = math.prod(info.shape) // info.shape[-1]
+        row_bytes = info.shape[-1] // block * block_bytes
+        start = self._header.data_start + info.offset
+        return np.frombuffer(self._map, np.uint8, rows * row_bytes, start).reshape(rows, row_bytes)
+
+    def _dequantize(self, info: GGUFTensor, kind: str, dtype: str, subject: str) -> Tensor:
+        import torch
+        from gguf import GGMLQuantizationType
+        from gguf.quants import dequantize
+
+        data, columns = self._blocks(info, kind), info.shape[-1]
+        rows = len(data)
         result = torch.empty(rows, columns, dtype=getattr(torch, dtype))
         step = max(1, _CHUNK // columns)
         for at in range(0, rows, step):

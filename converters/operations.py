@@ -27,6 +27,11 @@ class Operation:
     source: str
 
     @property
+    def rowwise(self) -> bool:
+        """Whether it moves whole rows of matrices, so that it may act on each of the tensors that a quantized one is stored as."""
+        return False
+
+    @property
     def modules(self) -> tuple[str, ...]:
         """Modules below the row's own that the operation fills; empty: the row's own module."""
         return ()
@@ -52,6 +57,10 @@ class Operation:
 class Copy(Operation):
     """The target is the source's tensor."""
 
+    @property
+    def rowwise(self) -> bool:
+        return True
+
 
 @dataclass(frozen=True)
 class Transpose(Operation):
@@ -76,6 +85,10 @@ class PermuteRope(Operation):
 
     heads: str
 
+    @property
+    def rowwise(self) -> bool:
+        return True
+
     def forward(self, sources: Sequence[Tensor], shapes: Sequence[Shape], config: Any) -> list[Tensor]:
         heads = getattr(config, self.heads)
         return [t.reshape(heads, -1, 2, *t.shape[1:]).transpose(1, 2).reshape(t.shape) for t in sources]
@@ -90,6 +103,10 @@ class Split(Operation):
     """One source tensor whose rows are those of several modules, one after the other."""
 
     into: tuple[str, ...]
+
+    @property
+    def rowwise(self) -> bool:
+        return True
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -112,6 +129,10 @@ class Split(Operation):
 @dataclass(frozen=True)
 class StackExperts(Operation):
     """A target ``[E, …]`` from E source tensors; the last ``{}`` of ``source`` is the expert."""
+
+    @property
+    def rowwise(self) -> bool:
+        return True
 
     def names(self, indices: Sequence[int], suffix: str, shapes: Sequence[Shape]) -> list[str]:
         return [self.source.format(*indices, expert) + suffix for expert in range(shapes[0][0])]

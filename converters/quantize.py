@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bestiary.converters.cast import cast, tensor_bytes
-from bestiary.converters.write import Group, check_place, check_space, shards, total_bytes, write_index, write_shards
+from bestiary.converters.write import (
+    Group,
+    check_place,
+    check_space,
+    shards,
+    total_bytes,
+    widest_first,
+    write_index,
+    write_shards,
+)
 from bestiary.core.checkpoint.checkpoint import Checkpoint
 from bestiary.core.checkpoint.files import digest_file, json_bytes
 from bestiary.core.checkpoint.manifest import FileDigest, Manifest
@@ -29,7 +38,6 @@ if TYPE_CHECKING:
 
     from bestiary.core.plugins import PluginHost
     from bestiary.core.quant.choose import Chosen
-    from bestiary.core.quant.layout import Stored
     from bestiary.core.quant.report import QuantizeReport
 
 
@@ -150,7 +158,7 @@ def _quantized(group: Group, methods: Mapping[str, Chosen]) -> Group:
             continue
         slots += [
             Slot(stored_name(slot.name, name), one.dtype, one.shape(slot.shape))
-            for name, one in _widest_first(methods[slot.name].method.layout(slot.shape))
+            for name, one in widest_first(methods[slot.name].method.layout(slot.shape))
         ]
 
     def make() -> list[Tensor]:
@@ -165,7 +173,7 @@ def _quantized(group: Group, methods: Mapping[str, Chosen]) -> Group:
                 continue
             method = methods[slot.name].method
             stored = quantized(method, tensor, torch.device("cpu"), slot.name)
-            made += [stored[name].contiguous() for name, _ in _widest_first(method.layout(slot.shape))]
+            made += [stored[name].contiguous() for name, _ in widest_first(method.layout(slot.shape))]
         return made
 
     return Group(tuple(slots), make, group.origin)
@@ -215,7 +223,7 @@ def _replaced(group: Group, spooled: Weights, methods: Mapping[str, Chosen]) -> 
 
     (slot,) = group.slots
     if slot.name in methods:
-        layout = _widest_first(methods[slot.name].method.layout(slot.shape))
+        layout = widest_first(methods[slot.name].method.layout(slot.shape))
         names = [stored_name(slot.name, name) for name, _ in layout]
         slots = [Slot(name, one.dtype, one.shape(slot.shape)) for name, (_, one) in zip(names, layout, strict=True)]
     elif slot.name in spooled.entries:
@@ -223,11 +231,6 @@ def _replaced(group: Group, spooled: Weights, methods: Mapping[str, Chosen]) -> 
     else:
         return group
     return Group(tuple(slots), lambda: [spooled.tensor(name) for name in names], group.origin)
-
-
-def _widest_first(layout: Mapping[str, Stored]) -> list[tuple[str, Stored]]:
-    """So that each tensor is aligned to its elements' size."""
-    return sorted(layout.items(), key=lambda item: -ITEMSIZE[item[1].dtype])
 
 
 def _groups(source: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> list[Group]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,4 +75,17 @@ class Source(Protocol):
 
     def write_tokenizer(self, directory: Path) -> None:
         """Write tokenizer.json, its configs, the chat template and generation_config.json, those that there are."""
+        ...
+
+
+@runtime_checkable
+class QuantizedSource(Source, Protocol):
+    """A source of whose tensors some can be kept as they are quantized (``--keep-quantized``)."""
+
+    def method(self, tensor: str) -> dict[str, Any] | None:
+        """The quantization method whose layout holds a tensor's own values, as a manifest records it: ``{"method": "int4", "group": 32}``; None: there is none."""
+        ...
+
+    def stored(self, tensor: str) -> dict[str, Tensor]:
+        """The tensors that this method stores, by name."""
         ...

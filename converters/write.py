@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from bestiary.converters.cast import check_finite, tensor_bytes
 from bestiary.core.checkpoint.files import json_bytes
-from bestiary.core.checkpoint.safetensors import SafetensorsWriter, Slot, chunked
+from bestiary.core.checkpoint.safetensors import ITEMSIZE, SafetensorsWriter, Slot, chunked
 from bestiary.core.errors import OutputError
 from bestiary.core.progress import Progress
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from bestiary.core.quant.layout import Stored
 
 SHARD_SIZE = 5_000_000_000
 
@@ -37,8 +39,7 @@ def shards(groups: Sequence[Group], limit: int = SHARD_SIZE) -> list[list[Group]
             size = 0
         files[-1].append(group)
         size += nbytes
-    widths = {"float32": 0, "bfloat16": 1, "float16": 1}
-    return [sorted(file, key=lambda group: widths.get(group.slots[0].dtype, 2)) for file in files]
+    return [sorted(file, key=lambda group: -ITEMSIZE[group.slots[0].dtype]) for file in files]
 
 
 def write_shards(
@@ -83,6 +84,11 @@ def write_index(directory: Path, index: str, files: Sequence[list[Group]], names
     total = sum(slot.nbytes for slot, _ in slots)
     places = {slot.name: name for slot, name in slots}
     (directory / index).write_bytes(json_bytes({"metadata": {"total_size": total}, "weight_map": places}))
+
+
+def widest_first(layout: Mapping[str, Stored]) -> list[tuple[str, Stored]]:
+    """A layout's tensors in an order in which each is aligned to its elements' size."""
+    return sorted(layout.items(), key=lambda item: -ITEMSIZE[item[1].dtype])
 
 
 def total_bytes(groups: Sequence[Group]) -> int:

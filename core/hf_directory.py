@@ -42,7 +42,10 @@ def hf_directory(model: str | Path, *, host: PluginHost, progress: Progress | No
 
 
 def exported(kind: Kind, path: Path, folder: Path, host: PluginHost, progress: Progress) -> Path:
-    """An export of an engine, a checkpoint or a foreign file, below ``folder``, which also gets what is made on the way."""
+    """An export of an engine, a checkpoint or a foreign file, below ``folder``, which also gets what is made on the way.
+
+    Quantized weights are restored, so that whoever reads the directory computes with the same ones.
+    """
     from bestiary.converters.export import export
     from bestiary.core.prepare import converted
 
@@ -50,7 +53,7 @@ def exported(kind: Kind, path: Path, folder: Path, host: PluginHost, progress: P
         path = _checkpoint_in(path, folder / "checkpoint")
     elif kind == "source":
         path = converted(path, host=host, progress=progress)
-    export(path, folder / "hf", host=host, progress=progress)
+    export(path, folder / "hf", host=host, dequantize=True, progress=progress)
     return folder / "hf"
 
 

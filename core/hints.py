@@ -163,6 +163,7 @@ HINTS = {
     "E-TEXT-TOKENIZER": _DAMAGED,
     "E-USE-BYTES": "write a number of bytes, or one with KiB, MiB or GiB, such as 4GiB",
     "E-USE-DTYPE": "give one of them",
+    "E-USE-KEEP": "leave the option out",
     "E-USE-SECONDS": "give a number of seconds, or None for no limit",
     "E-USE-SEED": "give an integer from 0 on, below 2⁶⁴",
     "E-USE-TYPE": "pass a value of that type",

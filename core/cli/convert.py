@@ -21,6 +21,9 @@ def convert(
             metavar="RULES", help="Quantize on the way: which method weights get, as for 'bestiary quantize'."
         ),
     ] = None,
+    keep_quantized: Annotated[
+        bool, typer.Option(help="Keep the quantized weights of a GGUF (Q4_0, Q4_1, Q8_0) as they are.")
+    ] = False,
     allow_nonfinite: Annotated[bool, typer.Option(help="Convert weights that hold NaN or infinity.")] = False,
     overwrite: Overwrite = False,
     json: Json = False,
@@ -45,6 +48,7 @@ def convert(
             host=session.host,
             dtype=dtype,
             quantize=quantize,
+            keep_quantized=keep_quantized,
             allow_nonfinite=allow_nonfinite,
             overwrite=overwrite,
             progress=steps,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from bestiary.core.checkpoint.kv_scales import METHOD as KV_SCALES
 from bestiary.core.checkpoint.parameters import parameters
 from bestiary.core.errors import BestiaryError, ConfigError, DataError, PluginError
-from bestiary.core.ops.linear import linear
+from bestiary.core.ops.linear import embedding, linear
 from bestiary.core.ops.moe import moe
 from bestiary.core.plugins import resolve
 from bestiary.core.program.program import Program, Weight
@@ -155,6 +155,14 @@ def method_class(name: str, host: PluginHost) -> type[Method]:
             expected="a subclass of bestiary.quant.Method",
         )  # fmt: skip
     return found
+
+
+def embeddings(model: Model, config: ModelConfig) -> frozenset[str]:
+    """Parameters that ids choose rows of."""
+    from bestiary.core.engine.network import make_module  # which imports this
+
+    found = _readers(trace(make_module(model, config)))
+    return frozenset(name for name, ops in found.items() if embedding in ops)
 
 
 def _readers(program: Program) -> dict[str, set[object]]:

@@ -15,11 +15,13 @@ from tiny import logits, whole
 
 from bestiary import LLM, SamplingParams
 from bestiary.converters.convert import convert
+from bestiary.core.checkpoint.checkpoint import Checkpoint
 from bestiary.core.cli.main import invoke
 from bestiary.core.engine.build import build
 from bestiary.core.engine.load import load_engine
 from bestiary.core.engine.options import BuildOptions
 from bestiary.core.plugins import PluginHost
+from bestiary.core.quant.choose import methods_in
 from bestiary.core.text.tokenizer import Tokenizer
 
 PROMPTS = (
@@ -93,6 +95,26 @@ def test_logits_and_greedy_tokens_over_eight_prompts(
         assert gaps.max() <= 1e-4
         ties += int((gaps > 0).sum())
     count_ties(ties, 64 * len(PROMPTS))
+
+
+def test_weights_kept_quantized_are_the_librarys_bit_for_bit(gguf: Path, checkpoint: Path, engine: Path) -> None:
+    host, target = PluginHost.load(), checkpoint.parent / "kept"
+    report = convert(gguf, target, host=host, dtype="float32", keep_quantized=True)
+    assert len(report.kept) == 211 and report.bytes < 1e8
+    plain, kept = Checkpoint.open(checkpoint), Checkpoint.open(target)
+    for name, one in methods_in(kept.manifest.quantization, host).items():
+        shape = plain.weights.entries[name].shape
+        stored = {part: kept.weights.tensor(f"{name}.{part}") for part in one.method.layout(shape)}
+        restored = one.method.weight(stored, shape, "float32")
+        assert torch.equal(restored.view(torch.int32), plain.weights.tensor(name).view(torch.int32)), name
+    options = BuildOptions(device="cpu", max_batch_size=8, max_seq_len=256, max_num_tokens=256)
+    build(target, target.parent / "kept-engine", host=host, options=options)
+    tokens = Tokenizer.load(engine).encode(PROMPTS[0])
+    found = [
+        logits(load_engine(path, host=host, kv_cache_memory=2**27), whole(tokens, [0]))
+        for path in (engine, target.parent / "kept-engine")
+    ]
+    assert (found[0] - found[1]).abs().max() <= 2e-4
 
 
 def test_the_answer_in_bfloat16_names_paris(checkpoint: Path) -> None:
