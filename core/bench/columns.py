@@ -80,13 +80,13 @@ TABLES: dict[str, tuple[tuple[Column, ...], ...]] = {
     ),
     "bench.serve": (
         (
+            Column("arrivals/s", "arrivals_per_s", _rate),
+            _LATE,
             Column("req/s", "requests_per_s", _rate),
             *_TTFT,
-            *_ITL,
-            Column("gap p99", "gap_p99_s", _ms),
-            _LATE,
             *_COUNTED,
         ),
+        (*_ITL, Column("gap p99", "gap_p99_s", _ms)),
         (*_RATES, *_GOOD),
         _CACHE,
     ),

@@ -53,7 +53,12 @@ class Figures(ReportPart, Generic[T]):
     repeated_prompts: T | None = _number(
         "requests whose prompt the target had had before: in this run, or, of a server, in any run"
     )
-    requests_per_s: T | None = _rate("requests answered")
+    arrivals_per_s: T | None = Field(
+        default=None,
+        description="requests sent, a second, over the time from the first to the last and one mean gap more; null: they did not "
+        "come at a rate, or at one moment",
+    )
+    requests_per_s: T | None = _rate("requests answered, over `duration_s`,")
     input_tokens_per_s: T | None = _rate("prompt tokens of answered requests")
     output_tokens_per_s: T | None = _rate("answer tokens")
     total_tokens_per_s: T | None = _rate("prompt and answer tokens")
@@ -92,17 +97,21 @@ RunFigures = Figures[float]
 Summary = Figures[Spread]
 
 
-def figures(records: Sequence[Record], side: EngineSide | None, slo: Slo | None, repeated: int = 0) -> RunFigures:
+def figures(
+    records: Sequence[Record], side: EngineSide | None, slo: Slo | None, repeated: int = 0, *, arriving: bool = False
+) -> RunFigures:
     """Figures of one run.
 
     Args:
         repeated: requests whose prompt the target had had before.
+        arriving: they came at a rate, whether the earlier ones were answered or not.
     """
     whole = [record for record in records if not record.failed]
     duration = max(record.ended for record in records) - min(record.sent for record in records)
     return RunFigures(
         duration_s=duration,
         requests=len(records),
+        arrivals_per_s=_arrivals(records) if arriving else None,
         errors=len(records) - len(whole),
         short=sum(record.short for record in whole),
         repeated_prompts=repeated,
@@ -132,6 +141,13 @@ def percentile(values: Sequence[float], percent: float) -> float | None:
 
 def _values(runs: Sequence[RunFigures], name: str) -> list[float]:
     return [value for run in runs if (value := getattr(run, name)) is not None]
+
+
+def _arrivals(records: Sequence[Record]) -> float | None:
+    """n requests have n - 1 gaps, so that one mean gap more makes n of them."""
+    sent = [record.sent for record in records]
+    span = max(sent) - min(sent)
+    return (len(sent) - 1) / span if span else None
 
 
 def _rates(whole: Sequence[Record], duration: float) -> dict[str, float | None]:

@@ -111,7 +111,8 @@ class Measurer:
             records = self._send(runner, point, target, asks)
         finally:
             side = target.end()
-        return Run(point, target, repeat, records, side, figures(records, side, self.slo, repeated))
+        found = figures(records, side, self.slo, repeated, arriving=point.load.kind == "open")
+        return Run(point, target, repeat, records, side, found)
 
     def _warm_up(self, runner: asyncio.Runner, point: Point, target: Target, round: int) -> None:
         asks = point.workload.asks(min(point.count, self.warmup), round)

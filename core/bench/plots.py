@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,36 +28,49 @@ _LAYOUT: dict[str, Any] = {
     "font": {"size": 13},
 }
 
+#: Of the plots against the load: the title, by what figures are multiplied, and two figures of each target.
+_PANELS = (
+    ("time to first token, ms", 1000.0, (("ttft_p50_s", "p50"), ("ttft_p99_s", "p99"))),
+    ("time between tokens, ms", 1000.0, (("itl_p50_s", "p50"), ("itl_p99_s", "p99"))),
+    ("answer tokens a second", 1.0, (("output_tokens_per_s", "all users"), ("user_tokens_per_s", "one user"))),
+    ("requests a second", 1.0, (("requests_per_s", "answered"), ("goodput_per_s", "within the objective"))),
+)
+#: How the two are drawn: where they are one, both are seen.
+_LOOKS: tuple[dict[str, Any], ...] = (
+    {"line": {"width": 4}, "marker": {"size": 10}, "opacity": 0.45},
+    {"line": {"width": 1.5, "dash": "dash"}, "marker": {"size": 7, "symbol": "x"}},
+)
+_PANEL, _LEGEND_LINE = 260, 20  # pixels
+
 
 def load_curves(points: Sequence[PointReport], x_title: str) -> Figure:
-    """Latencies and throughput against the load: medians over the repeats, bars from the smallest to the largest."""
+    """Latencies and throughput against the load: medians over the repeats, bars from the smallest to the largest.
+
+    Each panel has a legend of its own, with its title above.
+    """
     from plotly.subplots import make_subplots
 
-    titles = ("time to first token, ms", "time between tokens, ms", "answer tokens a second", "requests a second")
-    figure = make_subplots(rows=2, cols=2, subplot_titles=titles, vertical_spacing=0.16, horizontal_spacing=0.1)
-    panels = (
-        (1, 1, (("ttft_p50_s", "p50", "solid"), ("ttft_p99_s", "p99", "dot")), 1000.0),
-        (1, 2, (("itl_p50_s", "p50", "solid"), ("itl_p99_s", "p99", "dot")), 1000.0),
-        (2, 1, (("output_tokens_per_s", "all", "solid"), ("user_tokens_per_s", "a user", "dash")), 1.0),
-        (2, 2, (("requests_per_s", "answered", "solid"), ("goodput_per_s", "in time", "dashdot")), 1.0),
-    )
-    names, seen = list(dict.fromkeys(point.target for point in points)), set[str]()
-    for row, column, figures, scale in panels:
+    names = list(dict.fromkeys(point.target for point in points))
+    lines = _LEGEND_LINE * (1 + 2 * len(names))  # pixels of the largest legend
+    height = 2 * (_PANEL + lines) + 120
+    spacing = (lines + 80) / (height - lines - 110)
+    figure = make_subplots(rows=2, cols=2, vertical_spacing=spacing, horizontal_spacing=0.1)
+    for number, (title, scale, figures) in enumerate(_PANELS):
+        legend, axis = (f"{kind}{number + 1}" if number else kind for kind in ("legend", "axis"))
         for name, color in zip(names, COLORS, strict=False):
-            for field, label, dash in figures:
-                own = [point for point in points if point.target == name]
-                curve = _curve(own, field, scale)
-                if curve:
+            own = [point for point in points if point.target == name]
+            for (field, label), look in zip(figures, _LOOKS, strict=True):
+                if curve := _curve(own, field, scale):
                     text = f"{name}: {label}" if len(names) > 1 else label
-                    line = _line(curve, text, color, dash).update(showlegend=text not in seen)
-                    figure.add_trace(line, row=row, col=column)
-                    seen.add(text)
+                    trace = _line(curve, text, color, look).update(legend=legend, showlegend=True)
+                    figure.add_trace(trace, row=number // 2 + 1, col=number % 2 + 1)
+        left, top = figure.layout[f"x{axis}"].domain[0], figure.layout[f"y{axis}"].domain[1]
+        place = {"x": left, "xanchor": "left", "y": top, "yanchor": "bottom", "tracegroupgap": 0}
+        figure.update_layout({legend: {**place, "title": {"text": f"<b>{title}</b>"}}})
     figure.update_xaxes(title_text=x_title, rangemode="tozero")
     figure.update_yaxes(rangemode="tozero")
-    # Above the titles lines for up to twelve names, and above these the plot's buttons.
-    figure.update_layout(**{**_LAYOUT, "height": 800, "margin": {"l": 60, "r": 20, "t": 150, "b": 60}})
-    figure.update_layout(legend={"y": 1.05})
-    return figure
+    margin = {"l": 60, "r": 20, "t": lines + 50, "b": 60}  # above the legends lie the plot's buttons
+    return figure.update_layout(template="plotly_white", font={"size": 13}, height=height, margin=margin)
 
 
 def distribution(runs: Sequence[Run], what: str, title: str) -> Figure:
@@ -239,7 +252,7 @@ def _curve(points: Sequence[PointReport], field: str, scale: float) -> list[tupl
     return sorted(found)
 
 
-def _line(curve: Sequence[tuple[float, float, float, float]], name: str, color: str, dash: str) -> Any:
+def _line(curve: Sequence[tuple[float, float, float, float]], name: str, color: str, look: Mapping[str, Any]) -> Any:
     import plotly.graph_objects as go
 
     return go.Scatter(
@@ -253,7 +266,7 @@ def _line(curve: Sequence[tuple[float, float, float, float]], name: str, color: 
         },
         mode="lines+markers",
         name=name,
-        line={"color": color, "dash": dash},
+        **{**look, "line": {**look["line"], "color": color}},
     )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from bestiary.core.bench.asks import Ask
@@ -17,6 +19,7 @@ Api = Literal["completions", "chat"]
 
 _PATHS: dict[str, str] = {"completions": "completions", "chat": "chat/completions"}
 _CONNECT = 10.0  # seconds
+_BARE = re.compile(r"(localhost|[\w.-]+:\d+)(:\d+)?(/.*)?", re.ASCII)
 
 
 class _BadStream(Exception):
@@ -39,6 +42,21 @@ def httpx_or_refuse() -> Any:
 def is_url(target: str) -> bool:
     """Whether a command's argument is the address of a server."""
     return target.startswith(("http://", "https://"))
+
+
+def refuse_bare(target: str) -> None:
+    """Refuse what is the address of a server but for its beginning; without that it would be taken for a model.
+
+    Raises:
+        UsageError: a host and a port, or localhost.
+    """
+    if _BARE.fullmatch(target) and not Path(target).exists():
+        raise UsageError(
+            "E-BENCH-URL",
+            target,
+            "a server's address begins with http:// or https://",
+            hint=f"http://{target}, if it is one",
+        )
 
 
 class UrlTarget:

@@ -131,7 +131,7 @@ def _job(
 ) -> Job:
     """What is to be measured; what is wrong with the options is said here, before anything is loaded."""
     from bestiary.core.bench.job import Job, Named, command_line
-    from bestiary.core.bench.url_target import httpx_or_refuse, is_url
+    from bestiary.core.bench.url_target import httpx_or_refuse, is_url, refuse_bare
 
     for name, value, least in (
         ("--requests", requests, 1),
@@ -139,6 +139,9 @@ def _job(
         ("--repeats", repeating.repeats, 1),
     ):
         at_least(name, value, least)
+    for one in (target, options.compare):
+        if one is not None:
+            refuse_bare(one)
     options.check(target, batch=batch)
     repeating.check_outputs()
     first, other = options.options()

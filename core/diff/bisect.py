@@ -17,8 +17,9 @@ from bestiary.core.plugins import PluginHost
 from bestiary.core.program.calls import REFERENCE
 from bestiary.core.sides.engine_side import EngineSide
 
-Kind = Literal["kernel", "fusion", "accumulation", "dtype", "reference"]
+Kind = Literal["cache", "kernel", "fusion", "accumulation", "dtype", "reference"]
 _WORDS: dict[Kind, str] = {
+    "cache": "KV cache in {}",
     "kernel": "--kernel {}",
     "fusion": "without the fusion {}",
     "accumulation": "sums in float32 ({})",
@@ -92,6 +93,22 @@ def suspects(side: EngineSide, row: Row, standard: Standard, host: PluginHost) -
     return Suspects(side, ops, host)
 
 
+def plain_cache(side: EngineSide) -> Variant | None:
+    """The KV cache in the activations' dtype, where it has few bits."""
+    plain = str(side.engine.network.geometry.dtype).removeprefix("torch.")
+    return Variant("cache", plain, {"kv_dtype": plain}) if side.few_bits else None
+
+
+def all_references(host: PluginHost) -> Variant:
+    """No kernel and no fusion; what is stored in few bits stays so."""
+    return Variant("reference", f"*={REFERENCE}", references(host))
+
+
+def _cache(of: Suspects) -> Iterator[Variant]:
+    if plain := plain_cache(of.side):
+        yield plain
+
+
 def _references(of: Suspects) -> Iterator[Variant]:
     for op, kernel in of.ops.items():
         yield Variant("kernel", f"{op}={REFERENCE}", {"kernels": {op: REFERENCE}}, instead_of=kernel)
@@ -124,15 +141,18 @@ def _sums(of: Suspects) -> Iterator[Variant]:
 
 def _dtype(of: Suspects) -> Iterator[Variant]:
     if of.side.engine.network.target.dtype != torch.float32:
-        yield Variant("dtype", "float32", {"dtype": "float32"})
+        # ``load_engine`` gives the cache the dtype, too, which would be a second change.
+        kept = {"kv_dtype": of.side.few_bits} if of.side.few_bits else {}
+        yield Variant("dtype", "float32", {"dtype": "float32", **kept})
 
 
 def _everything(of: Suspects) -> Iterator[Variant]:
-    yield Variant("reference", f"*={REFERENCE}", references(of.host))
+    yield all_references(of.host)
 
 
 #: Where variants come from. Another kind takes a function here, its words above, and a rule in ``verdict``.
 _SOURCES: tuple[Callable[[Suspects], Iterator[Variant]], ...] = (
+    _cache,
     _references,
     _other_kernels,
     _fusions,
@@ -166,10 +186,15 @@ def _attempt(ours: Ours, variant: Variant, row: Row, standard: Standard, longest
     try:
         with devices.full_precision() if variant.full_precision else nullcontext():
             found = compare(ours.load(longest, **variant.options), [standard], only_own=True)
-    except ConfigError as error:
-        return Outcome(variant, None, problem=error.problem.removeprefix("can't run this model's call: "))
     except Exception as error:  # a kernel that nobody measured may fail in any way, and memory may not do
-        return Outcome(variant, None, problem=f"{type(error).__name__}: {error}"[:200])
+        return Outcome(variant, None, problem=why(error))
     there = found.row(row.name)
     first = found.first
     return Outcome(variant, None if there is None else there.excess, first.name if first else None)
+
+
+def why(error: Exception) -> str:
+    """Why a variant can't run, in short."""
+    if isinstance(error, ConfigError):
+        return error.problem.removeprefix("can't run this model's call: ")
+    return f"{type(error).__name__}: {error}"[:200]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -170,6 +170,11 @@ class Comparison:
             return None
         return next(row for row in self.rows if not row.accumulated.accumulated_excess <= 1)
 
+    @property
+    def wrong(self) -> bool:
+        """Whether something is out of tolerance, but for what changed inputs carry along."""
+        return self.first is not None or (self.carried is not None and not self.spoiled)
+
     def row(self, name: str) -> Row | None:
         """The row of a tensor."""
         return next((row for row in self.rows if row.name == name), None)
@@ -180,6 +185,7 @@ class Standard:
     """The reference's tensors of one prompt, and what rounding to the coarsest dtype of either side makes of them.
 
     ``own``, ``carried``: by tensor and kind of step, for tensors made of right ones, and with roundings carried along.
+    ``lost``: what our ops' references lose of tensors made of right ones, where that is to be allowed.
     """
 
     prompt: Prompt
@@ -187,6 +193,7 @@ class Standard:
     coarsest: torch.dtype
     own: dict[tuple[str, str], Error] = field(default_factory=dict)
     carried: dict[tuple[str, str], Error] = field(default_factory=dict)
+    lost: Mapping[tuple[str, str], Error] = field(default_factory=dict)
 
     def draw(self, reference: Side, seed: int, *, carried: bool) -> None:
         """Let the reference round once more; the larger error counts."""
@@ -201,7 +208,8 @@ class Standard:
     def allowance(self, name: str, kind: str, *, carried: bool = False) -> Allowance:
         """What rounding may make of a tensor in one kind of step."""
         errors = self.carried if carried else self.own
-        return Allowance(FACTORS[self.coarsest], unit(self.coarsest), errors[name, kind])
+        lost = None if carried else self.lost.get((name, kind))
+        return Allowance(FACTORS[self.coarsest], unit(self.coarsest), errors[name, kind], lost)
 
     @property
     def instead(self) -> Instead:

@@ -15,6 +15,8 @@ FACTORS = {torch.float32: 16.0, torch.float64: 16.0, torch.bfloat16: 2.0, torch.
 #: So many standard errors of the tokens' mean a scale may be off. In 15,800 readings of right models the farthest was 15 off where
 #: all tokens share a weight's rounding, for which the norm's share allows: together 0.32 of what is allowed at most.
 _DEVIATIONS = 6.0
+#: So many times what the ops' references lose in a storage of few bits a kernel may lose there: other numbers fall on other codes.
+_LOSS = 1.5
 #: Fewer tokens than this say nothing of how much a scale differs from token to token.
 _TOKENS = 10
 
@@ -125,20 +127,25 @@ class Allowance:
         factor: see :data:`FACTORS`.
         unit: the unit in the last place of the dtype, relative.
         rounding: what one rounding of all that the tensor is made of does to it, measured on the reference.
+        lost: what the ops' references lose of it where something is stored in few bits, if that is to be allowed.
     """
 
     factor: float
     unit: float
     rounding: Error
+    lost: Error | None = None
 
     @property
     def relative(self) -> float:
         """Of the norm of the difference over the norm of the reference: the rounding of what it is made of and its own."""
-        return self.factor * (self.rounding.relative + self.unit)
+        allowed = self.factor * (self.rounding.relative + self.unit)
+        return allowed + _LOSS * self.lost.relative if self.lost else allowed
 
     def excess(self, error: Error) -> float:
         """An error over what is allowed, by the norm and by the largest difference: above 1 is no rounding."""
         largest = self.factor * (self.rounding.largest + self.unit * error.scale)
+        if self.lost:
+            largest += _LOSS * self.lost.largest
         by_norm = error.relative / self.relative
         by_largest = error.largest / largest if largest else math.inf if error.largest else 0.0
         return max(by_norm, by_largest)

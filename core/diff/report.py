@@ -94,9 +94,19 @@ class VerdictReport(ReportPart):
     """What is to blame."""
 
     blame: Literal[
-        "nothing", "kernel", "fusion", "options", "accumulation", "rounding", "plugin", "models", "sum", "undecided"
+        "nothing",
+        "cache",
+        "kernel",
+        "fusion",
+        "options",
+        "accumulation",
+        "rounding",
+        "plugin",
+        "models",
+        "sum",
+        "undecided",
     ] = Field(
-        description="kind of what is to blame: nothing; a kernel; a fusion; kernels and fusions together; sums in 16 bit; the "
+        description="kind of what is to blame: nothing; what a KV cache of few bits loses; a kernel; a fusion; kernels and fusions together; sums in 16 bit; the "
         "rounding of the dtype; the model's plugin; the other side, or that it is another model; errors that only add up; what could not be decided"
     )
     text: str = Field(description="the verdict for people")
@@ -114,6 +124,9 @@ class DiffReport(JsonReport):
     against: str = Field(description="the side that it is held against")
     device: str = Field(description="device of our side")
     tolerance_dtype: str = Field(description="dtype of either side with the fewest digits, whose rounding is allowed")
+    cache: str | None = Field(
+        description='what was done about a KV cache of few bits, whose loss would hide mistakes: "KV cache" and this; null: nothing'
+    )
     prompts: list[int] = Field(description="number of tokens of each prompt")
     within: bool = Field(description="whether all tensors are within tolerance")
     places: list[PlaceReport] = Field(description="tensors that both sides have, in the order of execution")
@@ -132,6 +145,7 @@ class DiffReport(JsonReport):
             against=result.against,
             device=result.device,
             tolerance_dtype=str(result.coarsest).removeprefix("torch."),
+            cache=result.cache or None,
             prompts=[len(prompt.tokens) for prompt in result.prompts],
             within=verdict.blame == "nothing",
             places=[_place(row) for row in comparison.rows],

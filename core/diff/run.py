@@ -12,8 +12,9 @@ import torch
 from bestiary.core import device as devices
 from bestiary.core.checkpoint.parameters import parse_config
 from bestiary.core.diff.bisect import Outcome, bisect, suspects, variants
-from bestiary.core.diff.compare import Comparison, Prompt, Standard, compare, standards
+from bestiary.core.diff.compare import Comparison, Prompt, compare, standards
 from bestiary.core.diff.describe import describe
+from bestiary.core.diff.few_bits import Search, behind_the_cache
 from bestiary.core.diff.lengths import longest_of, within
 from bestiary.core.diff.open import Request, Setting, open_sides
 from bestiary.core.diff.patterns import Finding
@@ -69,6 +70,7 @@ class Result:
         coarsest: the dtype of either side with the fewest digits, by which tolerances are measured.
         made_by: the distribution whose kernel made the first tensor that is wrong.
         spoiled_by: the distributions of the kernels that change inputs.
+        cache: what was done about a KV cache of few bits.
     """
 
     ours: str
@@ -81,6 +83,7 @@ class Result:
     outcomes: Sequence[Outcome] = field(default_factory=tuple)
     made_by: str | None = None
     spoiled_by: Sequence[str | None] = ()
+    cache: str = ""
 
 
 def diff(request: Request, texts: Texts, *, host: PluginHost, progress: Progress) -> Result:
@@ -115,19 +118,15 @@ def _compared(
         note.text = f"{len(comparison.rows)} tensors"
     if isinstance(against, TransformersSide):
         against.rest()
-    row = comparison.first
-    outcomes: list[Outcome] = []
-    found: list[Finding] = []
-    strangers = None
-    if row is not None:
-        standard: Standard = right[row.prompt]
-        tries = variants(suspects(side, row, standard, setting.ours.host))
-        with step(progress, "bisect", len(tries), "variants") as note:
-            outcomes = bisect(setting.ours, tries, row, standard, advance=lambda: progress.advance(1))
-            found = describe(row, standard, side, against, setting.ours)
-            note.text = f"{len(tries)} variants"
-        if not any(outcome.gone for outcome in outcomes):
-            strangers = setting.strangers(against)
+    search = Search(setting.ours, side, comparison, right)
+    if side.few_bits and comparison.wrong:
+        with step(progress, "cache", 3, "comparisons") as note:
+            search = behind_the_cache(search, against, lambda: progress.advance(1))
+            note.text = f"KV cache {search.note}" if search.note else f"{side.few_bits}"
+    comparison, host = search.comparison, setting.ours.host
+    outcomes, found = _bisected(search, against, progress)
+    unexplained = comparison.first is not None and not any(outcome.gone for outcome in outcomes)
+    strangers = setting.strangers(against) if unexplained else None
     return Result(
         ours=side.label,
         against=against.label,
@@ -135,11 +134,25 @@ def _compared(
         coarsest=coarsest,
         prompts=prompts,
         comparison=comparison,
-        verdict=judge(comparison, outcomes, found, setting.ours, against, strangers),
+        verdict=judge(comparison, outcomes, found, search.ours, against, strangers, search.loss),
         outcomes=outcomes,
-        made_by=origin_of(setting.ours.host, row.by) if row else None,
-        spoiled_by=[origin_of(setting.ours.host, one.by) for one in comparison.spoilers],
+        made_by=origin_of(host, comparison.first.by) if comparison.first else None,
+        spoiled_by=[origin_of(host, one.by) for one in comparison.spoilers],
+        cache=search.note,
     )
+
+
+def _bisected(search: Search, against: Side, progress: Progress) -> tuple[Sequence[Outcome], list[Finding]]:
+    """What one changed option does to the first tensor that is wrong, and what its error looks like."""
+    row, standard = search.comparison.first, search.standard
+    if row is None or standard is None or search.loss:
+        return search.outcomes, []
+    tries = variants(suspects(search.side, row, standard, search.ours.host))
+    with step(progress, "bisect", len(tries), "variants") as note:
+        outcomes = bisect(search.ours, tries, row, standard, advance=lambda: progress.advance(1))
+        found = describe(row, standard, search.side, against, search.ours)
+        note.text = f"{len(tries)} variants"
+    return outcomes, found
 
 
 def _coarsest(*sides: Side) -> torch.dtype:

@@ -34,11 +34,13 @@ def heading(result: Result) -> list[str]:
     counts = [len(prompt.tokens) for prompt in result.prompts]
     name, factor = str(result.coarsest).removeprefix("torch."), FACTORS[result.coarsest]
     lengths = f"{counts[0]}" if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
+    cache = [f"KV cache   {result.cache}"] if result.cache else []
     return [
         f"ours       {result.ours}, on {result.device}",
         f"against    {result.against}",
         f"tokens     {len(counts)} prompt{'s' if len(counts) > 1 else ''} of {lengths} tokens, the last {DECODES} one by one",
         f"tolerance  {factor:g} times what one {name} rounding of what a tensor is made of, and its own, does to it",
+        *cache,
     ]
 
 

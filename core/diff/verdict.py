@@ -14,11 +14,22 @@ from bestiary.core.diff.patterns import MODEL, Finding
 from bestiary.core.plugins import PluginHost
 from bestiary.core.program.calls import REFERENCE
 from bestiary.core.rope import Rope
+from bestiary.core.sides.engine_side import EngineSide
 from bestiary.core.sides.side import Made, Side
 from bestiary.core.sides.transformers_side import TransformersSide
 
 Blame = Literal[
-    "nothing", "kernel", "fusion", "options", "accumulation", "rounding", "plugin", "models", "sum", "undecided"
+    "nothing",
+    "cache",
+    "kernel",
+    "fusion",
+    "options",
+    "accumulation",
+    "rounding",
+    "plugin",
+    "models",
+    "sum",
+    "undecided",
 ]
 
 
@@ -27,7 +38,7 @@ class Verdict:
     """What is to blame.
 
     Args:
-        blame: ``nothing``: all is within rounding; ``options``: it takes several changes at once; ``plugin``: the model's;
+        blame: ``nothing``: all is within rounding; ``cache``: what the KV cache stores in few bits; ``options``: it takes several changes at once; ``plugin``: the model's;
             ``models``: the other side, or it is not the same model; ``sum``: no place alone.
         text: for people.
         distribution: whose it is, with its version, where one is to blame.
@@ -49,6 +60,7 @@ def judge(
     ours: Ours,
     side: Side,
     strangers: str | None = None,
+    loss: str | None = None,
 ) -> Verdict:
     """Name what is to blame.
 
@@ -57,9 +69,12 @@ def judge(
         found: what the error at that place looks like.
         side: what ours is held against.
         strangers: why the two sides are not of one source, if they are not.
+        loss: what a cache of few bits loses, where that is all.
     """
     row, spoilers = comparison.first, comparison.spoilers
-    wrong = None if row is None else _of_row(row, outcomes, found, ours, side, strangers)
+    wrong = Verdict("cache", loss) if loss else None
+    if row is not None and wrong is None:
+        wrong = _of_row(row, outcomes, found, ours, side, strangers)
     if spoilers:
         return _of_spoilers(spoilers, row, wrong, ours.host)
     if wrong is not None:
@@ -121,6 +136,12 @@ def _blame(
         others = ", ".join(str(variant) for variant in gone if variant.kind != "reference")
         text = "kernels or fusions together: with all references it is gone"
         return "options", f"{text}, and also {others}" if others else text, None
+    if plain := next((variant.subject for variant in gone if variant.kind == "cache"), None):
+        return (
+            "cache",
+            f"the cache's few bits, or what reads and writes them: with the KV cache in {plain} it is gone",
+            None,
+        )
     if any(variant.kind == "accumulation" for variant in gone):
         by = f" of {row.by.op}={row.by.kernel}" if row.by else ""
         return "accumulation", f"16-bit sums{by}: with sums in float32 it is gone", origin_of(host, row.by)
@@ -132,7 +153,9 @@ def _blame(
     if strangers is not None:
         return "models", f"not one model: {strangers}; {place}", None
     if not isinstance(side, TransformersSide):
-        text = f"the other side, or its weights or config: {place}"
+        stored = isinstance(side, EngineSide) and side.few_bits
+        whose = f"the other side, whose cache is in {stored}" if stored else "the other side"
+        text = f"{whose}, or its weights or config: {place}"
         return "models", f"{text}; hold that side against its own references", None
     model = host.model(ours.manifest.checkpoint.model)
     return "plugin", f"the model plugin {host.origin(model)}", str(host.origin(model))

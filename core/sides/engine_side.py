@@ -68,6 +68,12 @@ class EngineSide:
         limits = self.engine.network.limits
         return min(limits.tokens, limits.rows)
 
+    @property
+    def few_bits(self) -> str | None:
+        """The kind of codes that its KV cache stores; None: it stores the numbers of a dtype."""
+        stored = self.engine.network.geometry.kv_dtype
+        return stored if isinstance(stored, str) else None
+
     def run(
         self, tokens: Sequence[int], chunks: Sequence[int] = (), instead: Instead | None = None, *, guard: bool = False
     ) -> Seen:
@@ -144,7 +150,7 @@ class EngineSide:
     def stored(self, cache: Input, blocks: Tensor) -> Tensor:
         """What a cache holds, token by token in the order of its slots; of few bits the numbers that they stand for."""
         network = self.engine.network
-        if isinstance(dtype := network.geometry.kv_dtype, str):
+        if dtype := self.few_bits:
             kind, _, path = cache.name.partition(".")
             spec = network.program.caches[path]
             size = spec.k_size if kind == "k" else spec.v_size

@@ -12,7 +12,7 @@ import pytest
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 _OPTIONS = ("--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=8000", "--window-size=1200,3000")
 
-# Texts of plots that reach beyond their plot, or lie under its buttons; written into the page when all is drawn.
+# Texts of plots that reach beyond their plot, or lie under its buttons, and legends on legends; written into the page when all is drawn.
 _LOOK = """
 <script>addEventListener("load", () => setTimeout(() => {
   const found = [];
@@ -25,6 +25,11 @@ _LOOK = """
       const under = box.right > bar.left && box.left < bar.right && box.bottom > bar.top && box.top < bar.bottom;
       if (cut || under) found.push(`${plot.id} ${cut ? "cut" : "under"}: ${text.textContent}`);
     }
+    const names = [...plot.querySelectorAll(".legendtext, .legendtitletext, .gtitle, .annotation-text")].map(
+      (text) => [text.textContent, text.getBoundingClientRect()]).filter(([, box]) => box.width);
+    for (const [one, a] of names) for (const [other, b] of names)
+      if (a !== b && a.right > b.left + 1 && a.left < b.right - 1 && a.bottom > b.top + 3 && a.top < b.bottom - 3)
+        found.push(`${plot.id} on another: ${one} and ${other}`);
   }
   const told = document.createElement("pre");
   told.id = "hidden-texts";
@@ -35,7 +40,7 @@ _LOOK = """
 
 
 def hidden(page: Path, scratch: Path) -> list[str]:
-    """Texts of a page's plots that are cut, or that the plot's buttons cover."""
+    """Texts of a page's plots that are cut, that the plot's buttons cover, or that lie on one another."""
     looked = scratch / f"looked-{page.name}"
     before, end, after = page.read_text().rpartition("</body>")  # plotly's script may have the same text
     looked.write_text(f"{before}{_LOOK}{end}{after}")

@@ -265,6 +265,25 @@ def spoiling(
         v_cache.view(-1, *v_cache.shape[2:])[0] += 0.5
 
 
+def warm(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables: Tensor, query_starts: Tensor, kv_lengths: Tensor, scale: float,
+    window: int | None, kind: str, block_size: int, kv_heads: int, value_size: int, *, out: Tensor,
+) -> None:  # fmt: skip
+    """Scores a fifth too large, of a cache of few bits."""
+    stored = (k_cache, v_cache, block_tables, query_starts, kv_lengths)
+    reference = ops.quantized_paged_attention.reference
+    out.copy_(reference(q, *stored, scale * 1.2, window, kind, block_size, kv_heads, value_size))
+
+
+def loud_keys(
+    q: Tensor, k: Tensor, v: Tensor, table: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor, kind: str,
+    block_size: int, *, out: Tensor,
+) -> None:  # fmt: skip
+    """Stores keys that are a tenth too large, in few bits."""
+    reference = ops.rope_quantized_kv_write.reference
+    out.copy_(reference(q, k * 1.1, v, table, k_cache, v_cache, slots, kind, block_size))
+
+
 def next_angles(positions: Tensor, lengths: Tensor, rope: Any, size: int, *, out: Tensor) -> None:
     """The angles of the positions after."""
     out.copy_(ops.rotary_table.reference(positions + 1, lengths, rope, size))
@@ -305,6 +324,7 @@ KERNELS = {
     "other_eps": "rms_norm", "narrow": "rms_norm", "unwritten": "rms_norm", "not_a_number": "rms_norm",
     "one_row": "linear", "neighbours": "rope_kv_write", "no_window": "paged_attention", "clobber": "rms_norm",
     "spoiling": "rope_kv_write", "next_angles": "rotary_table", "one_percent": "linear",
+    "warm": "quantized_paged_attention", "loud_keys": "rope_quantized_kv_write",
 }  # fmt: skip
 
 

@@ -13,9 +13,9 @@ from bestiary import DataError, MissingInputError
 #: Suffixes of files that are questions and not a task's description.
 SUFFIXES = (".csv", ".jsonl")
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_CONTEXTS, _CHOICES, _LABELS = ("context", "ctx", "question"), ("choices", "endings"), ("gold", "label")
+_CONTEXTS, _CHOICES, _LABELS = ("context", "ctx", "question"), ("choices", "endings"), ("gold", "label", "answerKey")
 _CSV = "question, A, B, C, D, answer"
-_JSONL = "question, choices and answer, or context (ctx, question), choices (endings) and gold (label)"
+_JSONL = "question, choices and answer, or context (ctx, question), choices (endings) and gold (label, answerKey)"
 
 
 class Question(NamedTuple):
@@ -79,7 +79,7 @@ def _of_jsonl(name: str, text: str) -> list[Question]:
         if line.strip():
             one = _of_line(f"{name}, line {number}", line)
             if found and found[0].lettered is not one.lettered:
-                kinds = ["with gold or label", "with answer"]
+                kinds = ["with gold, label or answerKey", "with answer"]
                 raise _bad(
                     f"{name}, line {number}",
                     "of another form than the lines before",
@@ -101,7 +101,8 @@ def _of_line(place: str, line: str) -> Question:
     text = _field(place, value, _CONTEXTS)
     choices = _field(place, value, _CHOICES)
     label = value["answer"] if lettered else _field(place, value, _LABELS)
-    if isinstance(choices, dict):  # ARC's form: {"text": […], "label": […]}
+    if isinstance(choices, dict):  # ARC's form
+        label = _labelled(place, choices, label)
         choices = choices.get("text")
     subject = value.get("subject", "")
     if not isinstance(text, str) or not isinstance(subject, str):
@@ -109,6 +110,22 @@ def _of_line(place: str, line: str) -> Question:
     if not isinstance(choices, list) or not all(isinstance(one, str) for one in choices):
         raise _bad(place, "the choices are no list of texts", repr(choices)[:60], '["…", "…"]')
     return _question(place, text, choices, label, subject, lettered=lettered)
+
+
+def _labelled(place: str, choices: Mapping[str, Any], label: object) -> object:
+    """The index of the choice that has a label: ARC's are letters or numbers from 1. Without labels the label itself."""
+    if "label" not in choices:
+        return label
+    names, texts = choices["label"], choices.get("text")
+    if not isinstance(names, list) or not isinstance(texts, list) or len(names) != len(texts):
+        raise _bad(place, "not one label for each choice", repr(choices)[:60], '{"text": ["…", …], "label": ["A", …]}')
+    known = [str(name).strip() for name in names]
+    said = str(label).strip()
+    if isinstance(label, bool) or known.count(said) != 1:
+        raise _bad(
+            place, "the answer is not the label of one choice", repr(label)[:60], f"one of {', '.join(known)}"[:60]
+        )
+    return known.index(said)
 
 
 def _field(place: str, value: Mapping[str, Any], names: Sequence[str]) -> Any:
@@ -128,7 +145,7 @@ def _question(
             place, "not that many choices, or an empty one", repr(list(choices))[:60], f"2 to {len(_LETTERS)} texts"
         )
     known = _LETTERS[: len(choices)]
-    if isinstance(label, str) and label.strip().isdigit():
+    if isinstance(label, str) and label.strip().isdecimal():
         label = int(label)
     if isinstance(label, str) and len(label.strip()) == 1 and label.strip().upper() in known:
         label = known.index(label.strip().upper())

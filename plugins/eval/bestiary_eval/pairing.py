@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 from bestiary import DataError
 
 from . import statistics
+from .choices import Choices
 from .report import Flip, Paired, TaskScore
 from .run import Item, Run, Score
 
@@ -119,7 +120,7 @@ def _flips(metric: str, pairs: Sequence[tuple[Item, Item]]) -> list[Flip]:
         Flip(
             document=a.document,
             text=_question(a.logged),
-            target=_target(a.logged)[:_ANSWER_TEXT],
+            target=_target(a if a.values[metric] > b.values[metric] else b, metric)[:_ANSWER_TEXT],
             answer=a.answer[metric][:_ANSWER_TEXT],
             against_answer=b.answer[metric][:_ANSWER_TEXT],
             gained=a.values[metric] > b.values[metric],
@@ -130,15 +131,24 @@ def _flips(metric: str, pairs: Sequence[tuple[Item, Item]]) -> list[Flip]:
 
 
 def _question(logged: Mapping[str, Any]) -> str:
-    document = logged["doc"]
-    named = next((document[name] for name in ("question", "query", "ctx") if isinstance(document, dict) and document.get(name)), None)  # fmt: skip
-    text = named if isinstance(named, str) else str(logged["arguments"][0][0])[-_FLIPS_TEXT:]
+    choices, document = Choices.of(logged), logged["doc"]
+    names = ("question", "query", "ctx") if isinstance(document, dict) else ()
+    named = next((document[name] for name in names if document.get(name)), None)
+    whole = choices.question if choices and choices.question else str(logged["arguments"][0][0])
+    text = named if isinstance(named, str) else whole[-_FLIPS_TEXT:]
     return " ".join(text.split())[:_FLIPS_TEXT]
 
 
-def _target(logged: Mapping[str, Any]) -> str:
-    """The right answer in words where the target is the index of a continuation."""
-    target, arguments = logged["target"], logged["arguments"]
-    if isinstance(target, int) and not isinstance(target, bool) and 0 <= target < len(arguments) and len(arguments) > 1:
-        return str(arguments[target][1]).strip()
+def _target(right: Item, metric: str) -> str:
+    """The right answer in words where the target is the number of a choice, or tells nothing of it; ``right`` was right."""
+    target, choices = right.logged["target"], Choices.of(right.logged)
+    if choices and choices.question:  # the target is what follows all of them
+        return right.answer[metric]
+    targets = target if isinstance(target, list) else [target]
+    if choices and targets and all(_is_index(one, len(choices.texts)) for one in targets):
+        return " or ".join(choices.texts[one] for one in targets)
     return " ".join(str(target).split())
+
+
+def _is_index(target: object, count: int) -> bool:
+    return isinstance(target, int) and not isinstance(target, bool) and 0 <= target < count

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from bestiary import BestiaryError, DataError
 
+from .choices import Choices
+
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
     from lm_eval.tasks import TaskManager
@@ -187,18 +189,9 @@ def _item(logged: Mapping[str, Any]) -> Item:
 
 
 def _answer(logged: Mapping[str, Any], metric: str) -> str:
-    """What the model said: the likeliest of several continuations (by length for ``acc_norm``), else the text."""
+    """What the model said: the choice it took, or the text it wrote."""
+    if choices := Choices.of(logged):
+        return choices.taken(metric)
     responses = list(logged["filtered_resps"])
-    if len(responses) > 1 and all(isinstance(one, list | tuple) and len(one) == 2 for one in responses):
-        texts = [str(_second(one)).strip() for one in logged["arguments"]]
-        each = [
-            float(one[0]) / (max(1, len(text)) if metric == "acc_norm" else 1)
-            for one, text in zip(responses, texts, strict=False)
-        ]
-        return texts[max(range(len(each)), key=each.__getitem__)]
     said = responses[0] if len(responses) == 1 else responses
     return " ".join(str(said[0] if isinstance(said, list) and len(said) == 1 else said).split())
-
-
-def _second(arguments: Any) -> Any:
-    return arguments[1] if isinstance(arguments, list | tuple) and len(arguments) > 1 else ""

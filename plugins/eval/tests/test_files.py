@@ -46,6 +46,11 @@ def test_csv_as_mmlu_has_it(tmp_path: Path) -> None:
         ({"ctx": "q", "endings": ["a", "b", "c", "d"], "label": "3"}, 3, False),
         ({"context": "q", "choices": ["a", "b"], "gold": 0}, 0, False),
         ({"question": "q", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "label": "B"}, 1, False),
+        ({"question": "q", "choices": {"text": ["a", "b"], "label": ["1", "2"]}, "gold": "1"}, 0, False),
+        ({"question": "q", "choices": {"text": ["a", "b"], "label": ["1", "2"]}, "answerKey": "2"}, 1, False),
+        ({"question": "q", "choices": {"text": ["a", "b"], "label": [1, 2]}, "answer": 2}, 1, True),
+        ({"question": "q", "choices": {"text": ["a", "b", "c"], "label": ["C", "B", "A"]}, "answerKey": "A"}, 2, False),
+        ({"question": "q", "choices": {"text": ["a", "b"]}, "gold": 1}, 1, False),
     ],
 )
 def test_jsonl(tmp_path: Path, line: dict[str, object], answer: int, lettered: bool) -> None:
@@ -65,12 +70,23 @@ def test_jsonl(tmp_path: Path, line: dict[str, object], answer: int, lettered: b
         ("t.jsonl", "[1]", r"line 1: not a JSON object"),
         ("t.jsonl", '{"choices": ["a", "b"], "answer": 0}', r"line 1: has no context or ctx or question; found choices"),
         ("t.jsonl", '{"question": "q", "answer": 0}', r"line 1: has no choices or endings"),
-        ("t.jsonl", '{"question": "q", "choices": ["a", "b"]}', r"line 1: has no gold or label"),
+        ("t.jsonl", '{"question": "q", "choices": ["a", "b"]}', r"line 1: has no gold or label or answerKey"),
         ("t.jsonl", '{"question": "q", "choices": ["a"], "answer": 0}', r"line 1: not that many choices"),
         ("t.jsonl", '{"question": "q", "choices": ["a", 2], "answer": 0}', r"line 1: the choices are no list of texts"),
         ("t.jsonl", '{"question": "q", "choices": ["a", " "], "answer": 0}', r"line 1: not that many choices, or an empty"),
         ("t.jsonl", '{"question": "q", "choices": ["a", "b"], "answer": 2}', r"the answer is none of the choices; found 2"),
         ("t.jsonl", '{"question": "q", "choices": ["a", "b"], "answer": true}', r"the answer is none of the choices"),
+        ("t.jsonl", '{"question": "q", "choices": ["a", "b"], "answer": "²"}', r"the answer is none of the choices; found '²'"),
+        (
+            "t.jsonl",
+            '{"question": "q", "choices": {"text": ["a", "b"], "label": ["1", "2"]}, "answerKey": "0"}',
+            r"line 1: the answer is not the label of one choice; found '0', expected one of 1, 2",
+        ),
+        (
+            "t.jsonl",
+            '{"question": "q", "choices": {"text": ["a", "b"], "label": ["A"]}, "answerKey": "A"}',
+            r"line 1: not one label for each choice",
+        ),
         ("t.jsonl", '{"question": 1, "choices": ["a", "b"], "answer": 0}', r"line 1: the question or subject is no text"),
         ("t.jsonl", '{"question": " ", "choices": ["a", "b"], "answer": 0}', r"line 1: the question is empty"),
         (

@@ -28,7 +28,12 @@ def score(values: Sequence[float], who: str, metric: str, error: float) -> Score
             digest=f"digest {number}",
             values={metric: value},
             answer={metric: f"{who} {number}" if number % 5 else "the same"},
-            logged={"doc": {"question": f"question {number}?"}, "target": "right", "arguments": [["prompt"]]},
+            logged={
+                "doc": {"question": f"question {number}?"},
+                "target": "right",
+                "arguments": [["prompt"]],
+                "filtered_resps": ["said"],
+            },
         )
         for number, value in enumerate(values)
     ]

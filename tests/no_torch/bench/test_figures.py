@@ -33,6 +33,15 @@ def test_pieces_hold_equally_many_tokens_where_the_target_counts_others():
     assert [tokens for _, tokens in made.pieces] == [2, 3, 3] and made.output_tokens == 8
 
 
+def test_arrivals_are_counted_over_their_own_time():
+    """Three gaps of half a second, of four requests: two a second, however long the answers take."""
+    records = [record((9.0, 1), sent=at / 2) for at in range(4)]
+    assert figures(records, None, None, arriving=True).arrivals_per_s == pytest.approx(2.0)
+    assert figures(records, None, None).arrivals_per_s is None
+    assert figures(records[:1], None, None, arriving=True).arrivals_per_s is None
+    assert figures([records[0]] * 2, None, None, arriving=True).arrivals_per_s is None
+
+
 def test_percentiles_are_those_of_their_names():
     """Of the hundredths 0 to 100, in disorder, the p-th percentile is p of them."""
     hundredths = [n * 37 % 101 / 100 for n in range(101)]

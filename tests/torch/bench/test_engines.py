@@ -17,6 +17,7 @@ from bestiary.core.bench.asks import Ask
 from bestiary.core.bench.engine_target import EngineTarget
 from bestiary.core.bench.figures import figures
 from bestiary.core.bench.load import AllAtOnce, ClosedLoop, OpenLoop
+from bestiary.core.bench.plots import load_curves
 from bestiary.core.bench.reports import LatencyReport, ServeReport, ThroughputReport
 from bestiary.core.cli.main import invoke
 from bestiary.core.plugins import PluginHost
@@ -108,8 +109,11 @@ def test_serve_at_rates_and_of_users(run):
     gaps = [random.expovariate(50) for _ in range(6)]
     due = [row.due_s for row in report.points[0].runs[0].requests]
     assert [b - a for a, b in itertools.pairwise(due)] == pytest.approx(gaps[1:], abs=1e-5)
+    sent = [row.sent_s for row in report.points[0].runs[0].requests]
+    assert report.points[0].summary.arrivals_per_s.median == pytest.approx(5 / (sent[-1] - sent[0]), rel=1e-3)
     assert report.points[0].summary.goodput_share.median == 1.0 and report.objective.ttft_s == 60.0
     report = checked(ServeReport, run("serve", *lengths, "--concurrency", "2"))
+    assert report.points[0].summary.arrivals_per_s is None
     (one,) = report.points[0].runs
     assert max(one.steps.running) == 2 and all(row.cached_tokens == 0 for row in one.requests)
 
@@ -323,6 +327,30 @@ def test_the_page_has_its_plots(engine, tmp_path, capsys):
     assert all(f"<h2>{heading}</h2>" in page for heading in headings)
     # Load curves, a comparison of each load, three distributions, a timeline of each load and target.
     assert page.count("Plotly.newPlot(") == 1 + 2 + 3 + 4
+
+
+def test_each_plot_against_the_load_has_a_legend_of_its_own(run):
+    lengths = ("--output", "3", "-n", "3", "--warmup", "1", "--repeats", "1", "--slo", "itl=9s")
+    report = checked(ServeReport, run("serve", "--rate", "90", "--rate", "99", *lengths))
+    curves = load_curves(report.points, "arrivals a second")
+    named: dict[str, list[str]] = {}
+    for trace in curves.data:
+        assert trace.showlegend
+        named.setdefault(trace.legend or "legend", []).append(trace.name)
+    assert named == {
+        "legend": ["p50", "p99"],
+        "legend2": ["p50", "p99"],
+        "legend3": ["all users", "one user"],
+        "legend4": ["answered", "within the objective"],
+    }
+    titles = [curves.layout[legend].title.text for legend in named]
+    assert titles == [
+        "<b>time to first token, ms</b>", "<b>time between tokens, ms</b>", "<b>answer tokens a second</b>",
+        "<b>requests a second</b>",
+    ]  # fmt: skip
+    answered, good = curves.data[-2:]
+    assert list(answered.y) == list(good.y), "the objective is one that all keep"
+    assert answered.line.width > good.line.width and good.line.dash == "dash" and answered.opacity < 1
 
 
 @pytest.mark.parametrize(
