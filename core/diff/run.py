@@ -19,7 +19,7 @@ from bestiary.core.diff.lengths import longest_of, within
 from bestiary.core.diff.open import Request, Setting, open_sides
 from bestiary.core.diff.patterns import Finding
 from bestiary.core.diff.quantization import Loss, measured, parts_of
-from bestiary.core.diff.verdict import Verdict, judge, origin_of
+from bestiary.core.diff.verdict import Verdict, judge, of_few_bits, origin_of
 from bestiary.core.errors import UsageError
 from bestiary.core.plugins import PluginHost
 from bestiary.core.progress import Progress, step
@@ -135,7 +135,7 @@ def _compared(
         coarsest=coarsest,
         prompts=prompts,
         comparison=comparison,
-        verdict=judge(comparison, outcomes, found, against, strangers, search),
+        verdict=judge(comparison, outcomes, found, search.ours, against, strangers, of_few_bits(search)),
         outcomes=outcomes,
         made_by=origin_of(host, comparison.first.by) if comparison.first else None,
         spoiled_by=[origin_of(host, one.by) for one in comparison.spoilers],

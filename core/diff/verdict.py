@@ -59,9 +59,10 @@ def judge(
     comparison: Comparison,
     outcomes: Sequence[Outcome],
     found: Sequence[Finding],
+    ours: Ours,
     side: Side,
-    strangers: str | None,
-    search: Search,
+    strangers: str | None = None,
+    few_bits: Verdict | None = None,
 ) -> Verdict:
     """Name what is to blame.
 
@@ -70,10 +71,9 @@ def judge(
         found: what the error at that place looks like.
         side: what ours is held against.
         strangers: why the two sides are not of one source, if they are not.
-        search: where it was looked for.
+        few_bits: where what they lose is all that is wrong.
     """
-    row, spoilers, ours = comparison.first, comparison.spoilers, search.ours
-    wrong = _of_few_bits(search)
+    row, spoilers, wrong = comparison.first, comparison.spoilers, few_bits
     if row is not None and wrong is None:
         wrong = _of_row(row, outcomes, found, ours, side, strangers)
     if spoilers:
@@ -87,7 +87,7 @@ def judge(
     return Verdict("sum", text)
 
 
-def _of_few_bits(search: Search) -> Verdict | None:
+def of_few_bits(search: Search) -> Verdict | None:
     """What is stored in few bits, where that is all that is wrong."""
     loss = search.quantization
     if search.lost is None:
