@@ -76,6 +76,14 @@ def diff(
             print()
             table(text.BISECTION, text.bisection(result))
             print()
+        if result.quantization is not None:
+            table(text.COSTS, text.costs(result))
+            print()
+            if found := text.strange(result):
+                table(text.STRANGE, found)
+            else:
+                print(text.judged(result))
+            print()
         print(text.verdict(result))
     if result.verdict.blame != "nothing":
         raise typer.Exit(INTERNAL)

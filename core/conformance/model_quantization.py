@@ -12,6 +12,7 @@ from bestiary.core.conformance.model_case import Case
 from bestiary.core.conformance.model_logits import FLOAT32, difference
 from bestiary.core.engine.steps import logits, whole
 from bestiary.core.errors import ConfigError
+from bestiary.core.quant.bound import relative
 from bestiary.core.quant.choose import method_class
 from bestiary.core.quant.method import Method
 from bestiary.spec import Quantization
@@ -67,16 +68,6 @@ def ranks_agree(case: Case, method: Quantization, found: Tensor | str, findings:
     else:
         error = float(relative(found, case.expected(tokens)).median())
         findings.within(f"logits of two ranks with {method.name}, relative", error, bound)
-
-
-def relative(found: Tensor, exact: Tensor) -> Tensor:
-    """``rms(found - exact) / rms(exact - mean)`` of each token's logits, ``[T, V]`` → ``[T]``.
-
-    The median over tokens is what bounds are for: where a router sends a token to another expert, which a small error
-    may do, its logits say nothing of the weights.
-    """
-    size = (exact - exact.mean(-1, keepdim=True)).square().mean(-1)
-    return ((found - exact).square().mean(-1) / size).sqrt()
 
 
 def default(case: Case, method: Quantization) -> tuple[Method, float]:

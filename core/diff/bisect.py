@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -15,11 +16,13 @@ from bestiary.core.diff.open import Ours, references
 from bestiary.core.errors import ConfigError
 from bestiary.core.plugins import PluginHost
 from bestiary.core.program.calls import REFERENCE
+from bestiary.core.quant.tensors import Plain
 from bestiary.core.sides.engine_side import EngineSide
 
-Kind = Literal["cache", "kernel", "fusion", "accumulation", "dtype", "reference"]
+Kind = Literal["cache", "quantization", "kernel", "fusion", "accumulation", "dtype", "reference"]
 _WORDS: dict[Kind, str] = {
     "cache": "KV cache in {}",
+    "quantization": "plain weights{}",
     "kernel": "--kernel {}",
     "fusion": "without the fusion {}",
     "accumulation": "sums in float32 ({})",
@@ -77,26 +80,39 @@ class Suspects(NamedTuple):
         side: our engine.
         ops: op → the kernel that ran it where the tensor is worst, of all calls between the tensor and the nearest ones that
             are compared; the nearest first.
+        plain: what makes plain what is stored in few bits, where something is.
     """
 
     side: EngineSide
     ops: Mapping[str, str]
     host: PluginHost
+    plain: Variant | None = None
 
 
-def suspects(side: EngineSide, row: Row, standard: Standard, host: PluginHost) -> Suspects:
+def suspects(
+    side: EngineSide, row: Row, standard: Standard, host: PluginHost, plain: Variant | None = None
+) -> Suspects:
     """The calls behind a tensor."""
     tokens = 1 if row.worst == "decode" else standard.prompt.chunks[0]
     ops: dict[str, str] = {}
     for call in side.between(row.name, standard.seen.tensors):
         ops.setdefault(call.target.name, side.kernel(call, tokens))
-    return Suspects(side, ops, host)
+    return Suspects(side, ops, host, plain)
 
 
-def plain_cache(side: EngineSide) -> Variant | None:
-    """The KV cache in the activations' dtype, where it has few bits."""
-    plain = str(side.engine.network.geometry.dtype).removeprefix("torch.")
-    return Variant("cache", plain, {"kv_dtype": plain}) if side.few_bits else None
+def plain_storage(side: EngineSide, source: Path | None, *, cache: bool, weights: bool) -> Variant | None:
+    """Plain weights, and the KV cache in the activations' dtype; None: neither is asked for.
+
+    Args:
+        source: a directory with the plain weights; None: as :class:`~bestiary.core.quant.tensors.Plain` says.
+    """
+    dtype = str(side.engine.network.geometry.dtype).removeprefix("torch.")
+    options: dict[str, Any] = {"kv_dtype": dtype} if cache else {}
+    if not weights:
+        return Variant("cache", dtype, options) if cache else None
+    names = frozenset(name for name, _ in side.engine.network.module.named_parameters())
+    options["plain"] = Plain(names if source else frozenset(side.methods), source)
+    return Variant("quantization", f" and the KV cache in {dtype}" if cache else "", options)
 
 
 def all_references(host: PluginHost) -> Variant:
@@ -104,9 +120,9 @@ def all_references(host: PluginHost) -> Variant:
     return Variant("reference", f"*={REFERENCE}", references(host))
 
 
-def _cache(of: Suspects) -> Iterator[Variant]:
-    if plain := plain_cache(of.side):
-        yield plain
+def _plain(of: Suspects) -> Iterator[Variant]:
+    if of.plain is not None:
+        yield of.plain
 
 
 def _references(of: Suspects) -> Iterator[Variant]:
@@ -152,7 +168,7 @@ def _everything(of: Suspects) -> Iterator[Variant]:
 
 #: Where variants come from. Another kind takes a function here, its words above, and a rule in ``verdict``.
 _SOURCES: tuple[Callable[[Suspects], Iterator[Variant]], ...] = (
-    _cache,
+    _plain,
     _references,
     _other_kernels,
     _fusions,

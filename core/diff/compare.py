@@ -185,7 +185,7 @@ class Standard:
     """The reference's tensors of one prompt, and what rounding to the coarsest dtype of either side makes of them.
 
     ``own``, ``carried``: by tensor and kind of step, for tensors made of right ones, and with roundings carried along.
-    ``lost``: what our ops' references lose of tensors made of right ones, where that is to be allowed.
+    ``lost``: the readings of our ops' references, for tensors made of right ones, where what they lose is to be allowed.
     """
 
     prompt: Prompt
@@ -193,7 +193,7 @@ class Standard:
     coarsest: torch.dtype
     own: dict[tuple[str, str], Error] = field(default_factory=dict)
     carried: dict[tuple[str, str], Error] = field(default_factory=dict)
-    lost: Mapping[tuple[str, str], Error] = field(default_factory=dict)
+    lost: Mapping[tuple[str, str], Reading] = field(default_factory=dict)
 
     def draw(self, reference: Side, seed: int, *, carried: bool) -> None:
         """Let the reference round once more; the larger error counts."""
@@ -209,7 +209,8 @@ class Standard:
         """What rounding may make of a tensor in one kind of step."""
         errors = self.carried if carried else self.own
         lost = None if carried else self.lost.get((name, kind))
-        return Allowance(FACTORS[self.coarsest], unit(self.coarsest), errors[name, kind], lost)
+        own, shifted = (None, 0.0) if lost is None else (lost.own, abs(lost.scale.factor - 1))
+        return Allowance(FACTORS[self.coarsest], unit(self.coarsest), errors[name, kind], own, shifted)
 
     @property
     def instead(self) -> Instead:
@@ -283,6 +284,12 @@ def _one(ours: EngineSide, standard: Standard, number: int, only_own: bool) -> C
         rows.append(Row(name, *_place(name), readings, made, number))
     missing = tuple(name for name in wanted if name not in shared and wanted[name].is_floating_point())
     return Comparison(rows, missing, tuple(own.spoiled))
+
+
+def layer_of(name: str) -> str | None:
+    """The path of the layer that a tensor or parameter lies in, ``layers.3``; None: in none."""
+    found = _LAYER.match(name)
+    return None if found is None else f"{found['stack']}.{found['index']}"
 
 
 def _place(name: str) -> tuple[int | None, str]:

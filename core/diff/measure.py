@@ -128,12 +128,14 @@ class Allowance:
         unit: the unit in the last place of the dtype, relative.
         rounding: what one rounding of all that the tensor is made of does to it, measured on the reference.
         lost: what the ops' references lose of it where something is stored in few bits, if that is to be allowed.
+        shifted: how far their scale is from 1 there.
     """
 
     factor: float
     unit: float
     rounding: Error
     lost: Error | None = None
+    shifted: float = 0.0
 
     @property
     def relative(self) -> float:
@@ -151,8 +153,8 @@ class Allowance:
         return max(by_norm, by_largest)
 
     def off_scale(self, scale: Scale) -> float:
-        """How far a scale may be from 1: the features' share of the error's norm, and what tokens differ by."""
-        return self.relative * scale.share + scale.scatter
+        """How far a scale may be from 1: the features' share of the error's norm, what tokens differ by, and what is lost."""
+        return self.relative * scale.share + scale.scatter + _LOSS * self.shifted
 
     def scale_excess(self, scale: Scale) -> float:
         """How far a scale is from 1 over what is allowed."""

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 
 from bestiary.converters.convert import convert
-from bestiary.core.checkpoint.parameters import parse_config
+from bestiary.core.checkpoint.parameters import parameters, parse_config
+from bestiary.core.checkpoint.weights import Weights
+from bestiary.core.config import ModelConfig
 from bestiary.core.diff.random_weights import random_model
 from bestiary.core.diff.strangers import Held, other_model, other_source
 from bestiary.core.engine.build import unmeasured
@@ -20,14 +22,15 @@ from bestiary.core.errors import ConfigError, UsageError
 from bestiary.core.hf_directory import exported
 from bestiary.core.opening import check_built
 from bestiary.core.plugins import PluginHost
-from bestiary.core.prepare import prepare
+from bestiary.core.prepare import converted, prepare
 from bestiary.core.program.calls import REFERENCE
 from bestiary.core.progress import Progress, step
+from bestiary.core.quant.choose import methods_in
 from bestiary.core.sides.engine_side import EngineSide
 from bestiary.core.sides.opening import loaded_side, transformers_side
 from bestiary.core.sides.side import Side
 from bestiary.core.sides.transformers_side import TransformersSide, check_known
-from bestiary.core.source import Source, fetch, recognise
+from bestiary.core.source import Kind, Source, fetch, recognise
 
 
 def references(host: PluginHost) -> dict[str, Any]:
@@ -62,12 +65,14 @@ class Ours:
 
     Args:
         base: options of ``load_engine`` that hold in all of them.
+        plain: the checkpoint whose weights were quantized on the way, where there is one.
     """
 
     directory: Path
     host: PluginHost
     base: Mapping[str, Any]
     label: str
+    plain: Path | None = None
 
     @property
     def manifest(self) -> EngineManifest:
@@ -148,8 +153,32 @@ class Setting:
             side.label = note.text = f"{side.label}, on {of}"
         return side
 
+    def plain_weights(self) -> Path | None:
+        """A directory with the plain weights of ours: what it was made of, or, of the same model, the other side's; None: there is
+        none, or ours has them itself, since it quantizes as it is loaded.
+
+        Raises:
+            BestiaryError: the other side's can't be converted.
+        """
+        ours, host, named = self.ours, self.ours.host, self.request.against
+        if not methods_in(ours.manifest.checkpoint.quantization, host) or ours.plain is not None:
+            return ours.plain
+        if named in ("hf", "reference"):
+            return None
+        source = recognise(named, host)
+        path = source.path or fetch(named, self.progress)
+        if source.kind not in ("engine", "checkpoint"):
+            path = converted(path, host=host, progress=self.progress)
+        names = parameters(host.model(ours.manifest.checkpoint.model), self._config(ours.manifest)).shapes
+        return path if names.keys() <= Weights.open(path).entries.keys() else None
+
+    def _config(self, manifest: EngineManifest) -> ModelConfig:
+        return parse_config(self.ours.host.model(manifest.checkpoint.model), manifest.checkpoint.config)
+
     def _export(self) -> Path:
-        return exported("engine", self.ours.directory, self.folder, self.ours.host, self.progress)
+        kind: Kind = "engine" if self.ours.plain is None else "checkpoint"
+        path = self.ours.plain or self.ours.directory
+        return exported(kind, path, self.folder, self.ours.host, self.progress)
 
     def _same(self, side: EngineSide) -> EngineSide:
         """A side of the same kind of model, or an error."""
@@ -207,7 +236,12 @@ def open_sides(request: Request, *, host: PluginHost, folder: Path, progress: Pr
     at_load = {name: value for name, value in (request.said or {}).items() if name in AT_LOAD}
     base = {**at_load, **(references(host) if request.reference else {})}
     label = f"{what} {source.name}{' in reference mode' if request.reference else ''}"
-    return Setting(request, Ours(directory, host, base, label), path, folder, progress)
+    plain = None
+    if options.quantization and source.kind != "engine":
+        found = path or source.path
+        assert found is not None
+        plain = found if source.kind == "checkpoint" else converted(found, host=host, progress=progress)
+    return Setting(request, Ours(directory, host, base, label, plain), path, folder, progress)
 
 
 def _source(request: Request, host: PluginHost, folder: Path, progress: Progress) -> tuple[Source, Path | None]:

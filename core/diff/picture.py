@@ -6,16 +6,22 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from bestiary.core.diff.compare import Row
+from bestiary.core.diff.quantization import Loss
 from bestiary.core.diff.run import Result
 from bestiary.core.diff.text import (
     BISECTION,
+    COSTS,
     HEADINGS,
     SPOILED,
+    STRANGE,
     bisection,
     cells,
+    costs,
     first_place,
     heading,
+    judged,
     spoiled,
+    strange,
     verdict,
 )
 from bestiary.core.reports.page import Page
@@ -46,6 +52,8 @@ def page(result: Result) -> Page:
         found = bisection(result)
         gone = [number for number, outcome in enumerate(result.outcomes) if outcome.gone]
         made.table(BISECTION, found, marked=gone)
+    if result.quantization is not None:
+        _quantization(made, result, result.quantization)
     made.heading("Errors by layer and place")
     infinite = (
         " ∞, violet: infinite, or not a number."
@@ -71,6 +79,39 @@ def page(result: Result) -> Page:
     marked = [number for number, row in enumerate(rows) if not row.excess <= 1]
     made.table(HEADINGS, [cells(row.name, row) for row in rows], marked=marked)
     return made
+
+
+def _quantization(made: Page, result: Result, loss: Loss) -> None:
+    made.heading("What quantized weights cost")
+    made.figure(
+        _costs(loss),
+        f"Error of the logits, where the weights of one part alone are plain. With none it is {loss.error:.3g}, and {loss.bound:g} is "
+        "what the methods allow.",
+    )
+    if loss.parameters:
+        made.table(COSTS, costs(result))
+    if found := strange(result):
+        made.heading("Weights that are not what their method makes")
+        made.table(STRANGE, found)
+    else:
+        made.text(judged(result))
+
+
+def _costs(loss: Loss) -> Figure:
+    import plotly.graph_objects as go
+
+    names, errors = [one.part for one in loss.costs], [one.error for one in loss.costs]
+    bars = go.Bar(x=names, y=errors, marker={"color": "#1d3f72"}, hovertemplate="%{x}: %{y:.3g}<extra></extra>")
+    drawn = go.Figure([bars])
+    drawn.add_hline(
+        y=loss.error, line={"color": "#d1703c"}, annotation_text="none plain", annotation_position="top right"
+    )
+    drawn.update_layout(
+        height=380, margin={"l": 70, "r": 40, "t": 40, "b": 110},
+        xaxis={"title": "part that is plain", "tickangle": -45, "type": "category"},
+        yaxis={"title": "logits' error", "rangemode": "tozero"},
+    )  # fmt: skip
+    return drawn
 
 
 def _error(row: Row, own: bool) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -11,6 +12,7 @@ from bestiary.core.diff.arguments import plainly
 from bestiary.core.diff.bisect import Kind, Outcome
 from bestiary.core.diff.compare import Reading, Row, Spoiler
 from bestiary.core.diff.measure import Error
+from bestiary.core.diff.quantization import Cost, Loss
 from bestiary.core.diff.run import Result
 from bestiary.core.reports.schema import JsonReport, ReportPart
 
@@ -96,6 +98,7 @@ class VerdictReport(ReportPart):
     blame: Literal[
         "nothing",
         "cache",
+        "quantization",
         "kernel",
         "fusion",
         "options",
@@ -106,13 +109,46 @@ class VerdictReport(ReportPart):
         "sum",
         "undecided",
     ] = Field(
-        description="kind of what is to blame: nothing; what a KV cache of few bits loses; a kernel; a fusion; kernels and fusions together; sums in 16 bit; the "
+        description="kind of what is to blame: nothing; what a KV cache of few bits loses; what quantized weights lose, or one that is not what its method makes; a kernel; a fusion; kernels and fusions together; sums in 16 bit; the "
         "rounding of the dtype; the model's plugin; the other side, or that it is another model; errors that only add up; what could not be decided"
     )
     text: str = Field(description="the verdict for people")
     distribution: str | None = Field(description="distribution and version of what is to blame")
     file: str | None = Field(description="the file of a model plugin in which to look")
     findings: list[str] = Field(description="what the error looks like, each sentence tested on the numbers")
+
+
+class StrangeReport(ReportPart):
+    """A quantized weight that is not what its method makes of the plain one."""
+
+    parameter: str = Field(description="name of the parameter")
+    method: str = Field(description="name of its quantization method")
+    share: float = Field(description="how much of it is too far, by blocks of 32 columns of a row, from 0 to 1")
+    times: float = Field(description="how many times as far as the method makes it, at the worst block, a ratio")
+
+
+class CostReport(ReportPart):
+    """What the quantization of a part of the model costs."""
+
+    part: str = Field(description="path of a layer or module, or name of a parameter")
+    logits_error: float = Field(description="as `logits_error`, where the weights of this part alone are plain")
+    share: float = Field(
+        description="of the square of the logits' error that is gone then, a ratio; negative: others make up for it"
+    )
+
+
+class QuantizationReport(ReportPart):
+    """What quantized weights cost."""
+
+    methods: str = Field(description="the methods, with how many weights have each, as text")
+    logits_error: float = Field(
+        description="median over tokens of rms(found - exact) / rms(exact - mean) of the logits, a ratio, with a plain KV cache"
+    )
+    bound: float = Field(description="what the methods allow of it, a ratio: of several the largest")
+    judged: bool = Field(description="whether there were plain weights to judge the quantized ones by")
+    strange: list[StrangeReport] = Field(description="weights that are not what their method makes, the farthest first")
+    costs: list[CostReport] = Field(description="by layer, and by module outside of layers")
+    parameters: list[CostReport] = Field(description="by weight of the layer that costs most, where something is wrong")
 
 
 class DiffReport(JsonReport):
@@ -124,8 +160,8 @@ class DiffReport(JsonReport):
     against: str = Field(description="the side that it is held against")
     device: str = Field(description="device of our side")
     tolerance_dtype: str = Field(description="dtype of either side with the fewest digits, whose rounding is allowed")
-    cache: str | None = Field(
-        description='what was done about a KV cache of few bits, whose loss would hide mistakes: "KV cache" and this; null: nothing'
+    few_bits: str | None = Field(
+        description="what was done about weights and a KV cache of few bits, whose loss would hide mistakes; null: nothing"
     )
     prompts: list[int] = Field(description="number of tokens of each prompt")
     within: bool = Field(description="whether all tensors are within tolerance")
@@ -134,6 +170,9 @@ class DiffReport(JsonReport):
     spoiled: list[SpoiledReport] = Field(description="kernels that changed their inputs, in the order of execution")
     first: FirstReport | None = Field(description="the first tensor out of tolerance; null: none")
     bisection: list[OutcomeReport] = Field(description="what each changed option did to it")
+    quantization: QuantizationReport | None = Field(
+        description="what quantized weights cost, where storage in few bits is all that is wrong; null: something else is, or there are none"
+    )
     verdict: VerdictReport = Field(description="what is to blame")
 
     @classmethod
@@ -145,7 +184,7 @@ class DiffReport(JsonReport):
             against=result.against,
             device=result.device,
             tolerance_dtype=str(result.coarsest).removeprefix("torch."),
-            cache=result.cache or None,
+            few_bits=result.few_bits or None,
             prompts=[len(prompt.tokens) for prompt in result.prompts],
             within=verdict.blame == "nothing",
             places=[_place(row) for row in comparison.rows],
@@ -153,6 +192,7 @@ class DiffReport(JsonReport):
             spoiled=[_spoiled(one, name) for one, name in zip(comparison.spoilers, result.spoiled_by, strict=True)],
             first=_first(comparison.first, result.made_by) if comparison.first else None,
             bisection=[_outcome(outcome) for outcome in result.outcomes],
+            quantization=_quantization(result.quantization) if result.quantization else None,
             verdict=VerdictReport(
                 blame=verdict.blame,
                 text=verdict.text,
@@ -220,6 +260,21 @@ def _spoiled(one: Spoiler, distribution: str | None) -> SpoiledReport:
         total=first.total,
         calls=one.calls,
         decodes_only=one.decodes_only,
+    )
+
+
+def _quantization(loss: Loss) -> QuantizationReport:
+    def costs(found: Sequence[Cost]) -> list[CostReport]:
+        return [CostReport(part=one.part, logits_error=one.error, share=one.share) for one in found]
+
+    return QuantizationReport(
+        methods=loss.methods,
+        logits_error=loss.error,
+        bound=loss.bound,
+        judged=loss.judged,
+        strange=[StrangeReport(**one._asdict()) for one in loss.strange],
+        costs=costs(loss.costs),
+        parameters=costs(loss.parameters),
     )
 
 

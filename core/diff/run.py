@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -14,11 +14,12 @@ from bestiary.core.checkpoint.parameters import parse_config
 from bestiary.core.diff.bisect import Outcome, bisect, suspects, variants
 from bestiary.core.diff.compare import Comparison, Prompt, compare, standards
 from bestiary.core.diff.describe import describe
-from bestiary.core.diff.few_bits import Search, behind_the_cache
+from bestiary.core.diff.few_bits import Search, behind_few_bits, stored_in, with_plain
 from bestiary.core.diff.lengths import longest_of, within
 from bestiary.core.diff.open import Request, Setting, open_sides
 from bestiary.core.diff.patterns import Finding
-from bestiary.core.diff.verdict import Verdict, judge, origin_of
+from bestiary.core.diff.quantization import Loss, measured, parts_of
+from bestiary.core.diff.verdict import Verdict, judge, of_few_bits, origin_of
 from bestiary.core.errors import UsageError
 from bestiary.core.plugins import PluginHost
 from bestiary.core.progress import Progress, step
@@ -70,7 +71,8 @@ class Result:
         coarsest: the dtype of either side with the fewest digits, by which tolerances are measured.
         made_by: the distribution whose kernel made the first tensor that is wrong.
         spoiled_by: the distributions of the kernels that change inputs.
-        cache: what was done about a KV cache of few bits.
+        few_bits: what was done about weights and a KV cache of few bits.
+        quantization: what quantized weights cost, where that is all that is wrong.
     """
 
     ours: str
@@ -83,7 +85,8 @@ class Result:
     outcomes: Sequence[Outcome] = field(default_factory=tuple)
     made_by: str | None = None
     spoiled_by: Sequence[str | None] = ()
-    cache: str = ""
+    few_bits: str = ""
+    quantization: Loss | None = None
 
 
 def diff(request: Request, texts: Texts, *, host: PluginHost, progress: Progress) -> Result:
@@ -119,10 +122,8 @@ def _compared(
     if isinstance(against, TransformersSide):
         against.rest()
     search = Search(setting.ours, side, comparison, right)
-    if side.few_bits and comparison.wrong:
-        with step(progress, "cache", 3, "comparisons") as note:
-            search = behind_the_cache(search, against, lambda: progress.advance(1))
-            note.text = f"KV cache {search.note}" if search.note else f"{side.few_bits}"
+    if (side.few_bits or side.methods) and comparison.wrong:
+        search = _past_few_bits(setting, search, against, progress)
     comparison, host = search.comparison, setting.ours.host
     outcomes, found = _bisected(search, against, progress)
     unexplained = comparison.first is not None and not any(outcome.gone for outcome in outcomes)
@@ -134,20 +135,37 @@ def _compared(
         coarsest=coarsest,
         prompts=prompts,
         comparison=comparison,
-        verdict=judge(comparison, outcomes, found, search.ours, against, strangers, search.loss),
+        verdict=judge(comparison, outcomes, found, search.ours, against, strangers, of_few_bits(search)),
         outcomes=outcomes,
         made_by=origin_of(host, comparison.first.by) if comparison.first else None,
         spoiled_by=[origin_of(host, one.by) for one in comparison.spoilers],
-        cache=search.note,
+        few_bits=search.note,
+        quantization=search.quantization,
     )
+
+
+def _past_few_bits(setting: Setting, search: Search, against: Side, progress: Progress) -> Search:
+    """The search where what is stored in few bits does not hide mistakes, and what that costs where there is none."""
+    search = with_plain(search, against, setting.plain_weights() if search.side.methods else None)
+    with step(progress, "few bits", 3, "comparisons") as note:
+        search = behind_few_bits(search, lambda: progress.advance(1))
+        note.text = search.note or stored_in(search)
+    plain, parts = search.plain, parts_of(search.side.methods)
+    if search.lost is None or plain is None or "plain" not in plain.options:
+        return search
+    with step(progress, "layers", len(parts), "parts") as note:
+        standard = search.standard or search.right[0]
+        loss = measured(search.ours, search.side, plain.options, standard, lambda: progress.advance(1))
+        note.text = f"logits off by {loss.error:.3g}"
+    return replace(search, quantization=loss)
 
 
 def _bisected(search: Search, against: Side, progress: Progress) -> tuple[Sequence[Outcome], list[Finding]]:
     """What one changed option does to the first tensor that is wrong, and what its error looks like."""
     row, standard = search.comparison.first, search.standard
-    if row is None or standard is None or search.loss:
+    if row is None or standard is None or search.lost:
         return search.outcomes, []
-    tries = variants(suspects(search.side, row, standard, search.ours.host))
+    tries = variants(suspects(search.side, row, standard, search.ours.host, search.plain))
     with step(progress, "bisect", len(tries), "variants") as note:
         outcomes = bisect(search.ours, tries, row, standard, advance=lambda: progress.advance(1))
         found = describe(row, standard, search.side, against, search.ours)

@@ -17,6 +17,8 @@ SHOWN = 8
 
 HEADINGS = ("tensor", "op=kernel", "max error", "relative", "allowed", "cosine", "accumulated", "step", "")
 BISECTION = ("changed", "own error / allowed", "", "first wrong then")
+COSTS = ("plain alone", "logits' error", "of all of it")
+STRANGE = ("quantized weight", "method", "of it", "times as far as the method makes it")
 SPOILED = ("op=kernel", "changes against its declaration", "calls", "step")
 
 
@@ -34,13 +36,13 @@ def heading(result: Result) -> list[str]:
     counts = [len(prompt.tokens) for prompt in result.prompts]
     name, factor = str(result.coarsest).removeprefix("torch."), FACTORS[result.coarsest]
     lengths = f"{counts[0]}" if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
-    cache = [f"KV cache   {result.cache}"] if result.cache else []
+    few_bits = [f"few bits   {result.few_bits}"] if result.few_bits else []
     return [
         f"ours       {result.ours}, on {result.device}",
         f"against    {result.against}",
         f"tokens     {len(counts)} prompt{'s' if len(counts) > 1 else ''} of {lengths} tokens, the last {DECODES} one by one",
         f"tolerance  {factor:g} times what one {name} rounding of what a tensor is made of, and its own, does to it",
-        *cache,
+        *few_bits,
     ]
 
 
@@ -110,6 +112,31 @@ def bisection(result: Result) -> list[tuple[str, ...]]:
             state = "gone" if outcome.gone else "stays"
             made.append((str(outcome.variant), number(outcome.excess), state, outcome.first or "none"))
     return made
+
+
+def costs(result: Result) -> list[tuple[str, ...]]:
+    """A row for each part whose weights were made plain alone, and one for none."""
+    loss = result.quantization
+    if loss is None:
+        return []
+    parts = [*loss.costs, *loss.parameters]
+    return [("nothing", number(loss.error), ""), *((one.part, number(one.error), f"{one.share:.1%}") for one in parts)]
+
+
+def strange(result: Result) -> list[tuple[str, ...]]:
+    """A row for each quantized weight that is not what its method makes of the plain one."""
+    found = result.quantization.strange if result.quantization else ()
+    return [(one.parameter, one.method, f"{one.share:.1%}", f"{one.times:.3g}") for one in found]
+
+
+def judged(result: Result) -> str:
+    """What was looked at of quantized weights."""
+    loss = result.quantization
+    if loss is None or loss.strange:
+        return ""
+    if loss.judged:
+        return "each quantized weight is as close to the plain one as its method makes it"
+    return "no plain weights but these were at hand to judge the quantized ones by"
 
 
 def first_place(result: Result) -> Iterator[tuple[str, str]]:

@@ -9,6 +9,7 @@ from typing import Literal
 from bestiary.core.diff.arguments import plainly
 from bestiary.core.diff.bisect import Outcome, Variant
 from bestiary.core.diff.compare import Comparison, Reading, Row, Spoiler
+from bestiary.core.diff.few_bits import Search
 from bestiary.core.diff.open import Ours
 from bestiary.core.diff.patterns import MODEL, Finding
 from bestiary.core.plugins import PluginHost
@@ -21,6 +22,7 @@ from bestiary.core.sides.transformers_side import TransformersSide
 Blame = Literal[
     "nothing",
     "cache",
+    "quantization",
     "kernel",
     "fusion",
     "options",
@@ -38,7 +40,7 @@ class Verdict:
     """What is to blame.
 
     Args:
-        blame: ``nothing``: all is within rounding; ``cache``: what the KV cache stores in few bits; ``options``: it takes several changes at once; ``plugin``: the model's;
+        blame: ``nothing``: all is within rounding; ``cache``: what the KV cache stores in few bits; ``quantization``: of weights; ``options``: it takes several changes at once; ``plugin``: the model's;
             ``models``: the other side, or it is not the same model; ``sum``: no place alone.
         text: for people.
         distribution: whose it is, with its version, where one is to blame.
@@ -60,7 +62,7 @@ def judge(
     ours: Ours,
     side: Side,
     strangers: str | None = None,
-    loss: str | None = None,
+    few_bits: Verdict | None = None,
 ) -> Verdict:
     """Name what is to blame.
 
@@ -69,10 +71,9 @@ def judge(
         found: what the error at that place looks like.
         side: what ours is held against.
         strangers: why the two sides are not of one source, if they are not.
-        loss: what a cache of few bits loses, where that is all.
+        few_bits: where what they lose is all that is wrong.
     """
-    row, spoilers = comparison.first, comparison.spoilers
-    wrong = Verdict("cache", loss) if loss else None
+    row, spoilers, wrong = comparison.first, comparison.spoilers, few_bits
     if row is not None and wrong is None:
         wrong = _of_row(row, outcomes, found, ours, side, strangers)
     if spoilers:
@@ -84,6 +85,20 @@ def judge(
         return Verdict("nothing", "nothing: all tensors are within tolerance")
     text = f"no place alone: each is within rounding, but what adds up is not, from {carried.name} on"
     return Verdict("sum", text)
+
+
+def of_few_bits(search: Search) -> Verdict | None:
+    """What is stored in few bits, where that is all that is wrong."""
+    loss = search.quantization
+    if search.lost is None:
+        return None
+    if loss is None:
+        return Verdict("cache", search.lost)
+    if not loss.within:
+        return Verdict("quantization", loss.text)
+    cache = search.side.few_bits if search.plain is not None and "kv_dtype" in search.plain.options else None
+    beside = f"; the cache's {cache} comes to that" if cache else ""
+    return Verdict("quantization", f"{loss.text}{beside}; {search.lost.partition('; ')[2]}")
 
 
 def _of_row(
@@ -142,6 +157,8 @@ def _blame(
             f"the cache's few bits, or what reads and writes them: with the KV cache in {plain} it is gone",
             None,
         )
+    if weights := next((variant for variant in gone if variant.kind == "quantization"), None):
+        return "quantization", f"quantization, or what reads quantized weights: with {weights} it is gone", None
     if any(variant.kind == "accumulation" for variant in gone):
         by = f" of {row.by.op}={row.by.kernel}" if row.by else ""
         return "accumulation", f"16-bit sums{by}: with sums in float32 it is gone", origin_of(host, row.by)

@@ -35,6 +35,7 @@ from bestiary.core.program.plan import Plan
 from bestiary.core.program.program import Program
 from bestiary.core.progress import Progress, Silent, step
 from bestiary.core.quant.choose import Methods, chosen, methods_in
+from bestiary.core.quant.tensors import Overlaid, Plain
 from bestiary.core.runtime.cache_groups import CacheGroup
 from bestiary.core.runtime.graphs import DecodeGraphs
 from bestiary.core.runtime.inputs import StepInputs
@@ -54,6 +55,7 @@ class LoadedEngine:
         prefix_caching: whether equal prefixes have equal keys; not so where angles depend on the prompt's length.
         weight_files: the files whose pages are weights of this engine.
         taps: the tensors that requests may keep.
+        methods: the quantization method of each parameter that is read quantized, by name.
     """
 
     runner: Runner | ReferenceRunner
@@ -68,6 +70,7 @@ class LoadedEngine:
     plan: Plan
     weight_files: MappedFiles
     taps: TapNames
+    methods: Methods
 
 
 def load_engine(
@@ -89,6 +92,7 @@ def load_engine(
     kv_dtype: str | None = None,
     deterministic: bool | None = None,
     quantization: str | None = None,
+    plain: Plain | None = None,
     reference: bool = False,
     progress: Progress | None = None,
 ) -> LoadedEngine:
@@ -109,6 +113,7 @@ def load_engine(
         kv_dtype: of the cache alone.
         deterministic: in place of the build's, which then has no plan.
         quantization: rules for an engine whose weights are not quantized: they are as they are read.
+        plain: parameters that are read plain all the same.
         reference: run the model's own forward on the ops' references, without a step program.
 
     Raises:
@@ -136,7 +141,8 @@ def load_engine(
     check_names(model, manifest.checkpoint.model_format)
     check_fallback(model, options, memory_limit)
     config = parse_config(model, manifest.checkpoint.config)
-    methods = methods_of(manifest, quantization, model, config, host)
+    known = methods_of(manifest, quantization, model, config, host)
+    methods = {name: one for name, one in known.items() if plain is None or name not in plain.names}
     with step(progress or Silent(), "load") as note:
         network = make_network(
             model,
@@ -153,14 +159,14 @@ def load_engine(
         manifest.check_lock(host)
         plan = _plan(directory, network, options)
         files = Weights.open(directory)
-        constants = constants_of(files, files.entries, network, methods)
+        constants = _constants(files, network, known, plain)
         mapped = {name: dtype for name, dtype in mapped_dtypes(files).items() if name not in methods}
         cap = MemoryCap.of(network, options, host, mapped, memory_limit, reference)
         constants.make(() if reference else network.program.weights())
         note.text = f"{constants.nbytes / 1e6:,.0f} MB of weights"
         groups = plan_cache(network, options, cap.cache_memory(kv_cache_memory), num_blocks, place)
         engine = _assemble(
-            network, constants, plan, host, options, groups, directory, model, reference, cap, files.mapped
+            network, constants, plan, host, options, groups, directory, model, reference, cap, files.mapped, methods
         )
         files.let_go()
         note.text += announce(model, manifest.checkpoint.config, host)
@@ -202,7 +208,7 @@ def random_engine(
         note.text = f"{constants.nbytes / 1e6:,.0f} MB of random weights"
         groups = plan_cache(network, options, cap.cache_memory(kv_cache_memory), num_blocks, UNDIVIDED)
         engine = _assemble(
-            network, constants, plan, host, options, groups, directory, model, reference, cap, MappedFiles()
+            network, constants, plan, host, options, groups, directory, model, reference, cap, MappedFiles(), methods
         )
         note.text += announce(model, raw, host)
     return engine
@@ -220,6 +226,7 @@ def _assemble(
     reference: bool,
     cap: MemoryCap,
     weight_files: MappedFiles,
+    methods: Methods,
 ) -> LoadedEngine:
     cap.check(groups)
     device = network.target.device
@@ -264,7 +271,23 @@ def _assemble(
         plan=plan,
         weight_files=weight_files,
         taps=taps,
+        methods=methods,
     )
+
+
+def _constants(files: Weights, network: Network, methods: Methods, plain: Plain | None) -> Constants:
+    """The constants of a network whose parameters are in files, but for some that may be others' or restored."""
+    if plain is None:
+        return constants_of(files, files.entries, network, methods)
+    others = plain.names if plain.source is not None else frozenset[str]()
+    # Of those that are restored the method has to be known.
+    read = {
+        name: one
+        for name, one in methods.items()
+        if not (name in plain.names and name in files.entries.keys() | others)
+    }
+    tensors = files if plain.source is None else Overlaid(files, Weights.open(plain.source), others)
+    return constants_of(tensors, files.entries.keys() | others, network, read)
 
 
 def methods_of(

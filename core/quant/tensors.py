@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Collection, Container, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -23,6 +25,40 @@ class Whole(Protocol):
 def stored_name(parameter: str, tensor: str) -> str:
     """The name in a checkpoint of one of the tensors that a quantized parameter is stored as."""
     return f"{parameter}.{tensor}"
+
+
+@dataclass(frozen=True)
+class Plain:
+    """Parameters that an engine is to read plain, though they are quantized where it has them from.
+
+    Args:
+        names: of parameters, quantized or not.
+        source: a checkpoint or engine directory whose tensors they are; None: an engine's own where they are quantized as
+            they are loaded, else what their stored tensors stand for, in fp32.
+    """
+
+    names: frozenset[str]
+    source: Path | None = None
+
+
+class Overlaid:
+    """Whole tensors, some of them others'.
+
+    Args:
+        names: of those that ``others`` gives.
+    """
+
+    def __init__(self, tensors: Whole, others: Whole, names: Collection[str]) -> None:
+        self._tensors, self._others, self._names = tensors, others, frozenset(names)
+
+    def tensor(self, name: str) -> Tensor:
+        return self._of(name).tensor(name)
+
+    def forget(self, name: str) -> None:
+        self._of(name).forget(name)
+
+    def _of(self, name: str) -> Whole:
+        return self._others if name in self._names else self._tensors
 
 
 class QuantizedTensors:

@@ -18,6 +18,7 @@ from bestiary.core.program.bound import BoundCall
 from bestiary.core.program.calls import signature
 from bestiary.core.program.program import Input, Instruction, Value, fill
 from bestiary.core.program.shapes import Dim, Sizes
+from bestiary.core.quant.choose import Methods
 from bestiary.core.runtime.messages import StepMessage
 from bestiary.core.runtime.reference import ReferenceRunner
 from bestiary.core.sides.guard import Guard, is_cache
@@ -73,6 +74,11 @@ class EngineSide:
         """The kind of codes that its KV cache stores; None: it stores the numbers of a dtype."""
         stored = self.engine.network.geometry.kv_dtype
         return stored if isinstance(stored, str) else None
+
+    @property
+    def methods(self) -> Methods:
+        """The quantization method of each parameter that it reads quantized."""
+        return self.engine.methods
 
     def run(
         self, tokens: Sequence[int], chunks: Sequence[int] = (), instead: Instead | None = None, *, guard: bool = False

@@ -284,6 +284,15 @@ def loud_keys(
     out.copy_(reference(q, k * 1.1, v, table, k_cache, v_cache, slots, kind, block_size))
 
 
+def nibbles(
+    x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor | None, block: Any, columns: int, dtype: str,
+    bias: Tensor | None = None, *, out: Tensor,
+) -> None:  # fmt: skip
+    """Takes a byte's two columns in the other order."""
+    turned = (codes >> 4) | (codes << 4)
+    out.copy_(ops.quantized_linear.reference(x, turned, scale, zero, block, columns, dtype, bias))
+
+
 def next_angles(positions: Tensor, lengths: Tensor, rope: Any, size: int, *, out: Tensor) -> None:
     """The angles of the positions after."""
     out.copy_(ops.rotary_table.reference(positions + 1, lengths, rope, size))
@@ -325,6 +334,7 @@ KERNELS = {
     "one_row": "linear", "neighbours": "rope_kv_write", "no_window": "paged_attention", "clobber": "rms_norm",
     "spoiling": "rope_kv_write", "next_angles": "rotary_table", "one_percent": "linear",
     "warm": "quantized_paged_attention", "loud_keys": "rope_quantized_kv_write",
+    "nibbles": "quantized_linear",
 }  # fmt: skip
 
 

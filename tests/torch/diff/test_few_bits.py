@@ -11,7 +11,7 @@ import torch
 
 from bestiary.core.cli.main import invoke
 from bestiary.core.diff import few_bits
-from bestiary.core.diff.bisect import Suspects, variants
+from bestiary.core.diff.bisect import Suspects, Variant, plain_storage, variants
 from bestiary.core.diff.measure import Allowance, Error
 from bestiary.core.diff.open import Request
 from bestiary.core.diff.run import Result, Texts, diff
@@ -44,7 +44,7 @@ def test_what_the_cache_loses_is_the_caches(families, kind, against):
     assert result.verdict.blame == "cache" and result.verdict.distribution is None and result.verdict.findings == ()
     assert result.verdict.text == (
         f"the cache's {kind}, which loses more than rounding; no mistake: with the KV cache in float32 all tensors are within "
-        f"tolerance, and the ops' references lose as much in {kind}"
+        f"tolerance, and the ops' references lose as much"
     )
     assert result.comparison.first is not None and result.comparison.first.name == "layers.0.attention.cache.k"
     plain, references = result.outcomes
@@ -73,7 +73,7 @@ def test_a_kernel_that_loses_more_than_the_cache_must_is_named(families, op, ker
     assert result.verdict.blame == "kernel" and result.verdict.text.startswith(
         f"kernel {op}={kernel} of planted unversioned"
     )
-    assert "1.5 times" in result.cache
+    assert "1.5 times" in result.few_bits
     assert {"KV cache in float32", f"--kernel {op}=reference"} <= {
         str(one.variant) for one in result.outcomes if one.gone
     }
@@ -82,7 +82,7 @@ def test_a_kernel_that_loses_more_than_the_cache_must_is_named(families, op, ker
 def test_a_mistake_elsewhere_is_found_behind_the_cache(families):
     result = compared(families, "right", "int8", rms_norm="wrong_other_eps")
     assert result.verdict.text.startswith("kernel rms_norm=wrong_other_eps of planted unversioned")
-    assert result.cache.startswith("in float32, not int8 as ours has it")
+    assert result.few_bits.startswith("of ours with the KV cache in float32, in place of the cache's int8")
     result = compared(families, "wrong_act", "int8")
     assert result.verdict.blame == "plugin" and "config.py" in str(result.verdict.part)
     assert result.comparison.first is not None and result.comparison.first.name == "layers.0.mlp.down.input"
@@ -92,20 +92,21 @@ def test_inputs_that_are_changed_are_named_beside_the_cache(families):
     result = compared(families, "right", "int8", rms_norm="wrong_clobber")
     assert result.verdict.blame == "kernel"
     assert "wrong_clobber of planted unversioned: it changes its input x" in result.verdict.text
-    assert result.verdict.text.endswith("lose as much in int8")
+    assert result.verdict.text.endswith("lose as much")
 
 
 def test_what_cannot_be_tried_is_no_proof(families, monkeypatch):
-    plain = few_bits.plain_cache
-    monkeypatch.setattr(few_bits, "plain_cache", lambda side: replace(plain(side), options={"kv_dtype": "no such"}))
+    broken = Variant("reference", "", {"kernels": {"no such": "op"}})
+    monkeypatch.setattr(few_bits, "all_references", lambda host: broken)
     result = compared(families, "right", "int8")
-    assert "can't be told from mistakes" in result.cache and "no mistake" not in result.verdict.text
+    assert "can't be told from mistakes" in result.few_bits and "no mistake" not in result.verdict.text
     assert result.verdict.blame == "cache" and "or what reads and writes them" in result.verdict.text
 
 
 def test_another_dtype_keeps_the_cache(families):
     _, engine = families("right", "bfloat16")
-    tries = variants(Suspects(side(engine, kv_dtype="int8"), {}, HOST))
+    ours = side(engine, kv_dtype="int8")
+    tries = variants(Suspects(ours, {}, HOST, plain_storage(ours, None, cache=True, weights=False)))
     assert [one.kind for one in tries][:1] == ["cache"] and tries[0].options == {"kv_dtype": "bfloat16"}
     (dtype,) = (one for one in tries if one.kind == "dtype")
     loaded = side(engine, **dtype.options)
@@ -120,13 +121,11 @@ def test_the_other_side_has_few_bits(families, tmp_path, capsys):
     assert invoke(["-p", "planted", "diff", str(engine), "--against", str(theirs), "--tokens", "20", "--json"]) == 70
     found = json.loads(capsys.readouterr().out)
     assert found["verdict"]["text"].startswith("the other side, whose cache is in int8, or its weights or config")
-    assert found["cache"] is None
+    assert found["few_bits"] is None
     assert invoke(["-p", "planted", "diff", str(theirs), "--against", "reference", "--tokens", "20", "--json"]) == 70
     found = json.loads(capsys.readouterr().out)
-    assert found["verdict"]["blame"] == "cache" and [one["kind"] for one in found["bisection"]] == [
-        "cache",
-        "reference",
-    ]
+    assert found["verdict"]["blame"] == "cache"
+    assert [one["kind"] for one in found["bisection"]] == ["cache", "reference"]
 
 
 def test_where_both_sides_have_few_bits_neither_is_changed(families, tmp_path):
@@ -135,7 +134,7 @@ def test_where_both_sides_have_few_bits_neither_is_changed(families, tmp_path):
     unmeasured(engine.parent / "right.ckpt", theirs, host=HOST, options=options)
     assert compared(families, "right", "int8", against=str(theirs)).verdict.blame == "nothing"
     result = compared(families, "right", "int8", against=str(theirs), rms_norm="wrong_other_eps")
-    assert result.verdict.blame == "kernel" and result.cache == ""
+    assert result.verdict.blame == "kernel" and result.few_bits == ""
 
 
 def test_a_loss_is_allowed_one_and_a_half_times():
