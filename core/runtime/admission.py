@@ -46,7 +46,8 @@ class Admission:
         self._tables, self._order = tables, order
         self.waiting = WaitingQueue()
         self._arrivals = 0
-        self._stuck_at = -1  # the tables' version at which the first waiting request did not fit
+        # The group that had no room for the first waiting request, and its version then.
+        self._stuck_at: tuple[int, int] | None = None
         self._failed: dict[Request, Exception] = {}
 
     def add(self, request: Request) -> None:
@@ -57,12 +58,12 @@ class Admission:
         else:
             request.rank = self._order(request.params.priority, self._arrivals)
         self.waiting.add(request)
-        self._stuck_at = -1
+        self._stuck_at = None
 
     def remove(self, request: Request) -> None:
         """A waiting request ends."""
         self.waiting.remove(request)
-        self._stuck_at = -1
+        self._stuck_at = None
 
     def take_failed(self) -> list[tuple[Request, Exception]]:
         """Waiting requests that could not be admitted, and why."""
@@ -76,7 +77,7 @@ class Admission:
             enter: lets a request run with what of its blocks is there. If that fails, it leaves all as it was.
             running: how many run. Without promises, a block for each of them keeps them from being preempted at once.
         """
-        if self._stuck_at == self._tables.version:
+        if self._stuck_at is not None and self._tables.versions[self._stuck_at[0]] == self._stuck_at[1]:
             return None
         for request in self.waiting:
             if request in self._failed:
@@ -86,8 +87,9 @@ class Admission:
                 continue  # its prompt is being computed by the one before it
             try:
                 hit = self._hit(request, number)
-                if not self._tables.fits(request, hit, spare=running):
-                    self._stuck_at = self._tables.version
+                lacks = self._tables.lacks(request, hit, spare=running)
+                if lacks is not None:
+                    self._stuck_at = lacks, self._tables.versions[lacks]
                     return None
                 enter(request, hit)
             except Exception as error:

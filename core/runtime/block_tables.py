@@ -47,7 +47,9 @@ class BlockTables:
         self.groups = tuple(groups)
         self.pools = tuple(BlockPool(group.num_blocks, group.block_size, key=key, clock=clock) for group in self.groups)
         self.prefix_caching, self.promise = prefix_caching, promise
-        self.version = 0  # changes whenever a request that didn't fit might fit
+        self.versions = [0] * len(
+            self.groups
+        )  # each changes whenever a request that its group had no room for might fit
         self._max_num_tokens = max_num_tokens
         self._stride = lcm(*(group.block_size for group in self.groups))
         self._promised = [0] * len(self.groups)
@@ -75,24 +77,24 @@ class BlockTables:
             return reuse.nothing(self.groups, "disabled" if len(request.tokens) > 1 else None)
         return reuse.match(request, self.groups, self.pools, self._stride, step)
 
-    def fits(self, request: Request, hit: Hit, spare: int = 0) -> bool:
-        """Whether what the request needs is free: all it can ever need where that is promised, else its tokens so far
-        and ``spare`` blocks for those that run."""
+    def lacks(self, request: Request, hit: Hit, spare: int = 0) -> int | None:
+        """The first group in which what the request needs is not free: all it can ever need where that is promised, else
+        its tokens so far and ``spare`` blocks for those that run. None where it is in all."""
         for g, (group, pool) in enumerate(zip(self.groups, self.pools, strict=True)):
             held_by_others = sum(block >= 0 and pool.refs[block] > 0 for block in hit.blocks[g])
             if not self.promise:
                 need = min(-(-len(request.tokens) // group.block_size), request.cap[g])
                 if need - held_by_others + spare > pool.available:
-                    return False
+                    return g
             elif group.window is not None:
                 if self._promised[g] + request.cap[g] > group.num_blocks:
-                    return False
+                    return g
             elif request.cap[g] - held_by_others > pool.available - self._promised[g]:
-                return False
-        return True
+                return g
+        return None
 
     def admit(self, request: Request, hit: Hit) -> None:
-        """Give the request, whose slot is open, what it takes over, and promise it the rest. ``fits`` must hold."""
+        """Give the request, whose slot is open, what it takes over, and promise it the rest. It must lack nothing."""
         request.chain = [list(chain) for chain in hit.chains]
         request.blocks = [[] for _ in self.groups]
         if self.promise:
@@ -150,13 +152,14 @@ class BlockTables:
 
     def leave_behind(self, request: Request, start: int) -> None:
         """Let go of what no query at ``start`` or later reads."""
-        for group, pool, table in zip(self.groups, self.pools, request.blocks, strict=True):
+        for g, (group, pool, table) in enumerate(zip(self.groups, self.pools, request.blocks, strict=True)):
             for index in range(min(group.first_needed(start), len(table)) - 1, -1, -1):
                 if table[index] < 0:
                     break
                 pool.release(table[index])
                 table[index] = -1
-                self.version += 1
+                if not self.promise:  # else what the group has promised counts, and that is as before
+                    self.versions[g] += 1
 
     def stored(self, request: Request, end: int, step: int) -> int:
         """The steps up to ``step`` store the tokens before ``end``: full blocks may be reused. The tokens that fill the
@@ -191,7 +194,7 @@ class BlockTables:
             if self.promise:
                 self._promised[g] -= request.cap[g] - (len(table) if group.window is None else 0)
         request.blocks, request.chain = [], []
-        self.version += 1
+        self._may_fit()
 
     def _keep_tail(self, request: Request, end: int, step: int) -> None:
         """Offer the tokens in the last, partly filled block for copying."""
@@ -219,7 +222,7 @@ class BlockTables:
         """What was stored in ``step`` or later is offered no more, and filled with zeros."""
         for pool, log in zip(self.pools, self._changes, strict=True):
             log.scrub_all(pool.forget_since(step))
-        self.version += 1
+        self._may_fit()
 
     def forget_own(self, request: Request) -> None:
         """What a running request stored since it was admitted is offered no more, nor what goes on from there."""
@@ -233,7 +236,7 @@ class BlockTables:
     def forget_branch(self, g: int, node: Node) -> None:
         """A prefix of a group and all that go on from it are offered no more, and filled with zeros unless someone holds them."""
         self._changes[g].scrub_all(self.pools[g].forget_branch(node))
-        self.version += 1
+        self._may_fit()
 
     def reset(self, running: Iterable[Request]) -> None:
         """Forget every prefix; what the running requests have computed is not offered either."""
@@ -241,7 +244,10 @@ class BlockTables:
             request.reusable = False
         for pool in self.pools:
             pool.reset()
-        self.version += 1
+        self._may_fit()
+
+    def _may_fit(self) -> None:
+        self.versions = [version + 1 for version in self.versions]
 
     def drain(self) -> tuple[TableChanges, ...]:
         """The changes since the last call, for the ranks."""

@@ -428,7 +428,7 @@ def test_log_probabilities_are_asked_for_requests_that_still_run():
     assert asked[:2] == [[1, -1], [1, -1]] and len(asked) > 5 and not any(asked[2:]), asked
 
 
-@pytest.mark.parametrize("where", ["match", "fits", "admit", "share", "reuse", "take", "room"])
+@pytest.mark.parametrize("where", ["match", "lacks", "admit", "share", "reuse", "take", "room"])
 @pytest.mark.parametrize("capacity", ["no-evict", "max-utilization"])
 def test_what_fails_while_a_request_is_admitted_ends_that_one(where, capacity, overlaps):
     """C09: wherever it fails, all is as it was before; blocks, promises, slots and tables are checked after each step."""

@@ -50,3 +50,40 @@ def test_with_promises_nobody_is_preempted(overlaps):
     engine.drain(poison=True)
     assert engine.scheduler.num_preemptions == 0
     assert all(r.output == engine.expected(r) for r in engine.requests)
+
+
+@pytest.mark.parametrize(
+    ("capacity", "blocks"), [("no-evict", (40, 100)), ("no-evict", (200, 40)), ("max-utilization", (40, 100))]
+)
+def test_a_prompt_that_waits_costs_the_steps_of_others_nothing(monkeypatch, capacity, blocks):
+    """What a window leaves behind is no room in a group that lacks it, nor a promise less, so the prompt is not looked up
+    again for it."""
+    whole, window = blocks
+    engine = Engine([CacheGroup(whole, 4), CacheGroup(window, 4, window=6)], max_seq_len=160, capacity=capacity)
+    for prompt in range(4):
+        engine.submit([prompt] * (4 + prompt), 24)
+    engine.step()
+    looked = []
+    match = engine.scheduler.tables.match
+    monkeypatch.setattr(engine.scheduler.tables, "match", lambda *given: looked.append(given) or match(*given))
+    last = engine.submit(range(156), 2)
+    for _ in range(20):
+        engine.step()
+    assert len(looked) == 1 and last.num_cached is None
+    engine.drain()
+    assert last.output == engine.expected(last)
+    engine.check_drained()
+
+
+def test_what_a_window_leaves_behind_lets_a_prompt_in_that_waits_for_it():
+    engine = Engine([CacheGroup(40, 4), CacheGroup(7, 4, window=6)], tokens=16, capacity="max-utilization")
+    first = engine.submit(range(14), 40)
+    engine.step()
+    second = engine.submit(range(50, 61), 2)
+    engine.step()
+    assert second.num_cached is None
+    while second.num_cached is None:
+        engine.step()
+    assert first.num_output < 12 and first.preemptions == 0
+    engine.drain()
+    assert [one.output for one in (first, second)] == [engine.expected(one) for one in (first, second)]
