@@ -121,6 +121,7 @@ def test_the_other_side_has_few_bits(families, tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["verdict"]["text"].startswith("the other side, whose cache is in int8, or its weights or config")
     assert found["cache"] is None
+    assert found["ours"].endswith(", float32") and found["against"] == "engine theirs.engine, float32, KV cache int8"
     assert invoke(["-p", "planted", "diff", str(theirs), "--against", "reference", "--tokens", "20", "--json"]) == 70
     found = json.loads(capsys.readouterr().out)
     assert found["verdict"]["blame"] == "cache" and [one["kind"] for one in found["bisection"]] == [
