@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from bestiary.core.cli.main import invoke
-from bestiary.core.diff import few_bits
+from bestiary.core.diff import few_bits, picture, text
 from bestiary.core.diff.bisect import Suspects, variants
 from bestiary.core.diff.measure import Allowance, Error
 from bestiary.core.diff.open import Request
+from bestiary.core.diff.report import DiffReport
 from bestiary.core.diff.run import Result, Texts, diff
 from bestiary.core.engine.build import unmeasured
 from bestiary.core.engine.load import load_engine
@@ -47,6 +48,10 @@ def test_what_the_cache_loses_is_the_caches(families, kind, against):
         f"tolerance, and the ops' references lose as much in {kind}"
     )
     assert result.comparison.first is not None and result.comparison.first.name == "layers.0.attention.cache.k"
+    assert (
+        f"lose as much in {kind}</h2>" in (html := picture.page(result).html())
+        and "with the KV cache in float32" in html
+    )
     plain, references = result.outcomes
     assert (str(plain.variant), plain.gone, plain.first) == ("KV cache in float32", True, None)
     assert (str(references.variant), references.gone) == ("all references, no fusion", False)
@@ -83,6 +88,8 @@ def test_a_mistake_elsewhere_is_found_behind_the_cache(families):
     result = compared(families, "right", "int8", rms_norm="wrong_other_eps")
     assert result.verdict.text.startswith("kernel rms_norm=wrong_other_eps of planted unversioned")
     assert result.cache.startswith("in float32, not int8 as ours has it")
+    assert text.heading(result)[-1].startswith("KV cache   in float32, not int8 as ours has it")
+    assert DiffReport.of(result).cache == result.cache
     result = compared(families, "wrong_act", "int8")
     assert result.verdict.blame == "plugin" and "config.py" in str(result.verdict.part)
     assert result.comparison.first is not None and result.comparison.first.name == "layers.0.mlp.down.input"
