@@ -40,7 +40,8 @@ _BOTH = (True, False)
 def page(result: Result) -> Page:
     """The page."""
     made = Page(f"bestiary diff: {result.ours}", f"against {result.against} · {result.device} · bestiary {__version__}")
-    made.heading(verdict(result).capitalize())
+    said = verdict(result)
+    made.heading(said[0].upper() + said[1:])
     rows, first = result.comparison.rows, result.comparison.first
     if result.comparison.spoilers:
         made.heading("Inputs that calls changed")

@@ -84,7 +84,7 @@ def transformers_side(
 
 
 def loaded_side(directory: Path, host: PluginHost, longest: int, label: str, **options: Any) -> EngineSide:
-    """An engine with a KV cache for one sequence of ``longest`` tokens, and its dtype behind its label.
+    """An engine with a KV cache for one sequence of ``longest`` tokens, and its dtypes behind its label.
 
     Args:
         options: of ``load_engine``.
@@ -94,4 +94,7 @@ def loaded_side(directory: Path, host: PluginHost, longest: int, label: str, **o
     blocks = -(-longest // block) + 2
     engine = load_engine(directory, host=host, num_blocks=blocks, **{**options, "graphs": False})
     dtype = str(engine.network.target.dtype).removeprefix("torch.")
-    return EngineSide(engine, label if dtype in label else f"{label}, {dtype}")
+    side = EngineSide(engine, label if label.endswith(f", {dtype}") else f"{label}, {dtype}")
+    if side.few_bits:
+        side.label += f", KV cache {side.few_bits}"
+    return side

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import time
 from random import Random
 
 import pytest
@@ -94,6 +95,17 @@ def test_arrivals_do_not_wait_for_answers_and_are_drawn_from_the_seed():
     assert found == pytest.approx(gaps[1:])
     assert target.most > 3
     assert all(record.sent >= record.due for record in records)
+
+
+def test_a_generator_that_is_held_up_says_how_late_it_sent():
+    class Holding(Waiter):
+        async def answer(self, ask, arrived):
+            time.sleep(0.02)
+            return await super().answer(ask, arrived)
+
+    records = run(OpenLoop(1e6, 0), Holding(), 4)
+    late = [record.sent - record.due for record in records]
+    assert all(b > a + 0.015 for a, b in itertools.pairwise(late)), "each waits for one more than the one before"
 
 
 def test_what_takes_too_long_has_failed():

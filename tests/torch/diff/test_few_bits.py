@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from bestiary.core.cli.main import invoke
-from bestiary.core.diff import few_bits
+from bestiary.core.diff import few_bits, picture, text
 from bestiary.core.diff.bisect import Suspects, Variant, plain_storage, variants
 from bestiary.core.diff.measure import Allowance, Error
 from bestiary.core.diff.open import Request
+from bestiary.core.diff.report import DiffReport
 from bestiary.core.diff.run import Result, Texts, diff
 from bestiary.core.engine.build import unmeasured
 from bestiary.core.engine.load import load_engine
@@ -47,6 +48,7 @@ def test_what_the_cache_loses_is_the_caches(families, kind, against):
         f"tolerance, and the ops' references lose as much"
     )
     assert result.comparison.first is not None and result.comparison.first.name == "layers.0.attention.cache.k"
+    assert "lose as much</h2>" in (html := picture.page(result).html()) and "with the KV cache in float32" in html
     plain, references = result.outcomes
     assert (str(plain.variant), plain.gone, plain.first) == ("KV cache in float32", True, None)
     assert (str(references.variant), references.gone) == ("all references, no fusion", False)
@@ -82,7 +84,10 @@ def test_a_kernel_that_loses_more_than_the_cache_must_is_named(families, op, ker
 def test_a_mistake_elsewhere_is_found_behind_the_cache(families):
     result = compared(families, "right", "int8", rms_norm="wrong_other_eps")
     assert result.verdict.text.startswith("kernel rms_norm=wrong_other_eps of planted unversioned")
-    assert result.few_bits.startswith("of ours with the KV cache in float32, in place of the cache's int8")
+    begins = "of ours with the KV cache in float32, in place of the cache's int8"
+    assert result.few_bits.startswith(begins)
+    assert begins in text.heading(result)[-1]
+    assert DiffReport.of(result).few_bits == result.few_bits
     result = compared(families, "wrong_act", "int8")
     assert result.verdict.blame == "plugin" and "config.py" in str(result.verdict.part)
     assert result.comparison.first is not None and result.comparison.first.name == "layers.0.mlp.down.input"
@@ -122,6 +127,7 @@ def test_the_other_side_has_few_bits(families, tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["verdict"]["text"].startswith("the other side, whose cache is in int8, or its weights or config")
     assert found["few_bits"] is None
+    assert found["ours"].endswith(", float32") and found["against"] == "engine theirs.engine, float32, KV cache int8"
     assert invoke(["-p", "planted", "diff", str(theirs), "--against", "reference", "--tokens", "20", "--json"]) == 70
     found = json.loads(capsys.readouterr().out)
     assert found["verdict"]["blame"] == "cache"
