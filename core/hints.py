@@ -26,7 +26,7 @@ HINTS = {
     "E-BENCH-URL": "give the address below which /completions lies",
     "E-BENCH-WARMUP": "correct what it says, and try a single request by hand",
     "E-BUILD-OPTION": "correct the option, or leave it out to get the default",
-    "E-BUILD-QUANTIZATION": "leave quantization out, or install a plugin that provides the method",
+    "E-BUILD-QUANTIZATION": "'bestiary quantize --list' shows the methods that are installed and their options",
     "E-BUILD-SHARD": "choose a tensor_parallel that divides the model's heads and features",
     "E-CFG-ARCHITECTURE": "name the model's class in config.json, as Hugging Face does",
     "E-CFG-ARITHMETIC": _CONFIG,

@@ -84,7 +84,8 @@ class RequestOutput:
         num_cached_tokens: prompt tokens whose keys and values were reused from other requests.
         cache_miss: why not all but the last one, which is always computed; None if they were. ``"unseen"``: nobody had the
             same prompt further, not by one token; ``"evicted"``: someone had, and the blocks were needed, expired or reset (an
-            engine remembers four times as many as it has blocks); ``"salt"`` or ``"adapter"``: only requests of others had;
+            engine remembers four times as many as it has blocks); ``"salt"``: only requests without a salt had, and this one has
+            one (those of other salts are ``"unseen"``, so that no prompt can be guessed); ``"adapter"``: only those of others had;
             ``"partial block"``: the rest lies in a block that can't be copied: the same step writes it, or the model's cache
             groups have different block sizes;
             ``"disabled"``: by the engine, ``reuse_prefix=False``, ``prompt_logprobs`` or ``taps``.

@@ -33,7 +33,8 @@ def fit(load: Callable[[], PluginHost], model: str, said: Mapping[str, Any]) -> 
     source = find_local(model, host)
     assert source.path is not None
     known = known_of(source.path, host, said, Silent())
-    yield Finding("model", f"{source.name}: {_KINDS[source.kind]}, {known.model.name}, {known.dtype}")
+    dtype = known.options.dtype if source.kind == "engine" else known.dtype
+    yield Finding("model", f"{source.name}: {_KINDS[source.kind]}, {known.model.name}, {dtype}")
     yield disk(source, host, options)
     yield from memory(plan_memory(source.path, host=host, said=said))
 

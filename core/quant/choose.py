@@ -134,9 +134,11 @@ def methods_in(quantization: Mapping[str, Any], host: PluginHost) -> dict[str, C
 def _method(rule: Rule, host: PluginHost) -> Chosen:
     known = sorted(one.name for one in host.quantizations())
     if rule.method not in known:
+        meant = any(rule.pattern in method_class(name, host).model_fields for name in known)
         raise ConfigError(
             "E-BUILD-QUANTIZATION", "quantization", "no installed plugin provides this method",
             found=repr(rule.method), expected=", ".join((*known, NONE)),
+            hint=f"{rule.pattern} is an option, and colons stand before options: METHOD:{rule.pattern}={rule.method}" if meant else None,
         )  # fmt: skip
     return Chosen(rule.method, method_class(rule.method, host).of(rule.method, dict(rule.options)))
 

@@ -63,7 +63,7 @@ class EngineLoop:
         self._endings = Endings(executor, scheduler, self.meters, self.slow_calls, vocab_size=vocab_size)
         self._given_up: EngineError | None = None  # by another thread, while a step hung
         self._flight: _Flight | None = None
-        self._landed_at: float | None = None  # while steps follow each other
+        self._landed_at: float | None = None  # while steps follow each other: none where nothing was left to do
         self._host = 0.0  # seconds of the host's own work since the last step was read
 
     @property
@@ -155,8 +155,7 @@ class EngineLoop:
             self._choose(batch)
             if not self.executor.overlaps and self._flight is not None:
                 self._land(self._flight)
-        if self._flight is None and self.scheduler.idle:
-            self._landed_at = None
+        self._perhaps_idle()
 
     def drain(self) -> list[Request]:
         """Step until nothing is left; the requests that ended, in that order."""
@@ -174,6 +173,7 @@ class EngineLoop:
         if not self._endings.finish(request, reason, found):
             return False
         self._endings.ended.remove(request)
+        self._perhaps_idle()
         return True
 
     def abort_all(self) -> None:
@@ -191,6 +191,11 @@ class EngineLoop:
     def stats(self) -> EngineStats:
         """Figures of this moment."""
         return snapshot(self.meters, self.scheduler, self.pulse, self.slow_calls)
+
+    def _perhaps_idle(self) -> None:
+        """Where nothing is left, the time until the next request comes is no step's, whatever is in flight."""
+        if self.scheduler.idle:
+            self._landed_at = None
 
     def _go_on(self) -> None:
         """After whatever may hang: leave the step if it was given up."""

@@ -10,12 +10,13 @@ import secrets
 from array import array
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 from bestiary.core.runtime.continuations import Continuations
 from bestiary.core.runtime.evictions import Evictions
 
 _NOTHING: Final = Continuations()
+_Key = TypeVar("_Key", bytes, tuple[bytes, str | None])
 
 
 class Scope(NamedTuple):
@@ -78,6 +79,7 @@ class PrefixTree:
         self._roots: dict[Scope, Node] = {}
         self._after: dict[bytes, Continuations] = {}  # indexed nodes by the key of the prefix before them
         self._anywhere: dict[bytes, Continuations] = {}  # those of all scopes, by its content
+        self._of_salt: dict[tuple[bytes, str | None], Continuations] = {}  # those of all adapters, by that and the salt
         self.evictions = Evictions(remembered)
 
     def root(self, scope: Scope) -> Node:
@@ -108,6 +110,7 @@ class PrefixTree:
         assert node.parent is not None
         self._after.setdefault(node.parent.key, Continuations()).add(node)
         self._anywhere.setdefault(node.parent.content, Continuations()).add(node)
+        self._of_salt.setdefault((node.parent.content, node.scope.salt), Continuations()).add(node)
         self.evictions.drop(node.key)
         return True
 
@@ -117,6 +120,7 @@ class PrefixTree:
         assert node.parent is not None
         _drop(self._after, node.parent.key, node)
         _drop(self._anywhere, node.parent.content, node)
+        _drop(self._of_salt, (node.parent.content, node.scope.salt), node)
         self.evictions.add(node)
 
     def clear(self) -> None:
@@ -126,6 +130,7 @@ class PrefixTree:
         self.index.clear()
         self._after.clear()
         self._anywhere.clear()
+        self._of_salt.clear()
 
     def after(self, node: Node) -> Iterator[Node]:
         """The nodes that go on from a node's prefix."""
@@ -137,12 +142,17 @@ class PrefixTree:
         return ((common, one) for common, one in known if one.follows(node, one.tokens))
 
     def elsewhere(self, node: Node, tokens: Sequence[int]) -> Scope | None:
-        """Another scope of whose prefixes one goes on with ``tokens`` after the tokens of the prefix that ``node`` ends."""
-        for common, one in self._anywhere.get(node.content, _NOTHING).alike(tokens):
-            if common < len(tokens):
-                break
-            if one.scope != node.scope:
-                return one.scope
+        """Another scope of whose prefixes one goes on with ``tokens`` after the tokens of the prefix that ``node`` ends.
+
+        Its salt may keep this from the request that asks: see :meth:`in_the_open`."""
+        return _another(self._anywhere.get(node.content, _NOTHING), node, tokens)
+
+    def in_the_open(self, node: Node, tokens: Sequence[int]) -> Scope | None:
+        """As :meth:`elsewhere`, of scopes without a salt or with that of ``node``: whoever knows the latter may ask them, too."""
+        for salt in dict.fromkeys((node.scope.salt, None)):
+            found = _another(self._of_salt.get((node.content, salt), _NOTHING), node, tokens)
+            if found is not None:
+                return found
         return None
 
     def key(self, parent: Node, tokens: tuple[int, ...]) -> bytes:
@@ -156,7 +166,16 @@ class PrefixTree:
         return chain.digest()
 
 
-def _drop(known: dict[bytes, Continuations], prefix: bytes, node: Node) -> None:
+def _another(known: Continuations, node: Node, tokens: Sequence[int]) -> Scope | None:
+    for common, one in known.alike(tokens):
+        if common < len(tokens):
+            break
+        if one.scope != node.scope:
+            return one.scope
+    return None
+
+
+def _drop(known: dict[_Key, Continuations], prefix: _Key, node: Node) -> None:
     of_prefix = known[prefix]
     of_prefix.remove(node)
     if not of_prefix:

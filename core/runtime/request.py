@@ -51,6 +51,7 @@ class Request:
         reusable: its blocks may be taken from and given to the prefix cache.
         num_cached: prompt tokens that were found in the cache when it was first admitted; None before.
         cache_miss: why not more of them, None if no more were possible.
+        salt_hides: more were there, under salts of others, which the request is not told.
         num_scored: prompt tokens whose log-probabilities are known.
         prompt_step: number of the step that stores the last prompt token; 0 before.
         admitted: number of the step in which it was last admitted.
@@ -85,6 +86,7 @@ class Request:
         "rank",
         "restricted",
         "reusable",
+        "salt_hides",
         "scope",
         "sibling",
         "slot",
@@ -131,6 +133,7 @@ class Request:
         self.reusable = params.reuse_prefix and params.prompt_logprobs is None
         self.num_cached: int | None = None
         self.cache_miss: str | None = None
+        self.salt_hides = False
         self.num_scored = 1  # nothing precedes the first token
         self.prompt_step = self.preemptions = self.admitted = self.began = 0
         self.hit: Hit | None = None

@@ -22,6 +22,7 @@ class Hit(NamedTuple):
         tail: tokens beyond ``length`` that are copied from the beginning of another block.
         sources: per group the block that the tail is copied from.
         miss: why not everything but the last token is taken over; None if it is.
+        hidden: more is known under salts that the request has no part in, which it is not told: it could guess prompts.
     """
 
     length: int
@@ -30,6 +31,7 @@ class Hit(NamedTuple):
     tail: int = 0
     sources: tuple[int, ...] = ()
     miss: str | None = None
+    hidden: bool = False
 
     @property
     def tokens(self) -> int:
@@ -82,8 +84,8 @@ def match(request: Request, groups: Sequence[CacheGroup], pools: Sequence[BlockP
     looks = [_look(pool, end, wanted, step) for pool, end in zip(pools, ends, strict=True)]
     tail, sources = _tail(groups, looks)
     missed = length + tail < most
-    miss = _miss(pools, ends, looks, wanted[: tail + 1]) if missed else None
-    return Hit(length, blocks, chains, tail, sources, miss)
+    miss, hidden = _miss(pools, ends, looks, wanted[: tail + 1]) if missed else (None, False)
+    return Hit(length, blocks, chains, tail, sources, miss, hidden)
 
 
 def fork(request: Request, groups: Sequence[CacheGroup]) -> Hit | None:
@@ -147,8 +149,8 @@ def _tail(groups: Sequence[CacheGroup], looks: list[_Look]) -> tuple[int, tuple[
     return (tail, tuple(look.block for look in looks)) if tail else (0, ())
 
 
-def _miss(pools: Sequence[BlockPool], ends: list[Node], looks: list[_Look], more: list[int]) -> str:
-    """Why not one token more is taken over.
+def _miss(pools: Sequence[BlockPool], ends: list[Node], looks: list[_Look], more: list[int]) -> tuple[str, bool]:
+    """Why not one token more is taken over, as the request may know it, and whether a salt of others hides more.
 
     Args:
         ends: per group the prefix whose continuation is missed.
@@ -156,11 +158,12 @@ def _miss(pools: Sequence[BlockPool], ends: list[Node], looks: list[_Look], more
     """
     there = [look.there >= len(more) for look in looks]
     if all(there):
-        return "partial block"
+        return "partial block", False
     # What one group has, the others had.
     if any(there) or any(pool.tree.evictions.had(end, more) for pool, end in zip(pools, ends, strict=True)):
-        return "evicted"
-    other = pools[0].tree.elsewhere(ends[0], more)
+        return "evicted", False
+    tree, end = pools[0].tree, ends[0]
+    other = tree.in_the_open(end, more)
     if other is None:
-        return "unseen"
-    return "salt" if other.salt != ends[0].scope.salt else "adapter"
+        return "unseen", tree.elsewhere(end, more) is not None
+    return "salt" if other.salt != end.scope.salt else "adapter", False

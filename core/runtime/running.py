@@ -49,7 +49,7 @@ class Running:
             self._slots.close(request)
             raise
         if request.num_cached is None:
-            request.num_cached, request.cache_miss = hit.tokens, hit.miss
+            request.num_cached, request.cache_miss, request.salt_hides = hit.tokens, hit.miss, hit.hidden
         request.admitted, request.began, request.hit = number, len(tokens), hit
         request.state = State.RUNNING
         self.streams += request.streams

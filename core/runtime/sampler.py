@@ -155,9 +155,8 @@ class Sampler:
                 for given in self._params.processors[int(slots[row])]:
                     run = self._processor(given) if isinstance(given, str) else given
                     with _timed(run, history.row, trouble):
-                        made = run(prompt, output, logits[row].clone())
-                    if not isinstance(made, Tensor) or made.shape != logits[row].shape:
-                        raise TypeError(f"it returned {_shape(made)}, not logits [{logits.shape[-1]}]")
+                        made = run(prompt.copy(), output.copy(), logits[row].clone())  # each its own to spoil
+                    _check_logits(made, logits.shape[-1])
                     logits[row] = made
                     trouble.looks.after(history.row, described(run), logits[row])
             except BaseException as error:
@@ -204,6 +203,14 @@ def _timed(run: Callable[..., Tensor], row: int, trouble: _Trouble) -> Iterator[
         taken = time.perf_counter() - began
         if taken >= SLOW:
             trouble.slow_calls.append(SlowCall(row, described(run), taken))
+
+
+def _check_logits(made: object, vocab_size: int) -> None:
+    """What a logits processor returned is logits, [V] of real numbers. Raises TypeError."""
+    if not isinstance(made, Tensor) or made.shape != (vocab_size,):
+        raise TypeError(f"it returned {_shape(made)}, not logits [{vocab_size}]")
+    if made.dtype == torch.bool or made.is_complex():
+        raise TypeError(f"it returned numbers of {made.dtype}, not logits")
 
 
 def _shape(made: object) -> str:

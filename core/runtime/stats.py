@@ -38,6 +38,8 @@ class EngineStats:
         since_last_step: seconds since the last step ended; None before the first.
         stalled: the step under way takes longer than ``step_warning``.
         slow_calls: plugin → how many calls of its grammars and logits processors took a second or more.
+        cache_misses: why the prompts of requests whose first token has come were not reused further → how many requests.
+            ``"salt"`` is also counted where ``RequestOutput.cache_miss`` says ``"unseen"``, because the salt is another's.
     """
 
     running: int
@@ -57,6 +59,7 @@ class EngineStats:
     since_last_step: float | None
     stalled: bool
     slow_calls: dict[str, int]
+    cache_misses: dict[str, int] = field(default_factory=dict)
 
     @property
     def kv_use(self) -> float:
@@ -74,6 +77,7 @@ class Meters:
     cached_tokens: int = 0
     output_tokens: int = 0
     finished: dict[str, int] = field(default_factory=dict)
+    cache_misses: dict[str, int] = field(default_factory=dict)
     times: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=_STEPS))
     """Seconds of each step: in all, and of those the host's own."""
 
@@ -83,6 +87,9 @@ class Meters:
             return
         self.prompt_tokens += request.prompt_length
         self.cached_tokens += request.num_cached or 0
+        miss = "salt" if request.salt_hides else request.cache_miss
+        if miss is not None:
+            self.cache_misses[miss] = self.cache_misses.get(miss, 0) + 1
 
     def ended(self, request: Request) -> None:
         """It is over."""
@@ -117,6 +124,7 @@ def snapshot(meters: Meters, scheduler: Scheduler, pulse: Pulse, slow_calls: Slo
         since_last_step=None if ended is None else now - ended,
         stalled=pulse.late,
         slow_calls=dict(slow_calls.counts),
+        cache_misses=dict(meters.cache_misses),
     )
 
 

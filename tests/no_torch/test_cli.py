@@ -3,13 +3,14 @@
 import io
 import json
 import re
+import subprocess
 import sys
 from types import ModuleType
 from typing import ClassVar
 
 import pytest
 
-from bestiary import BeamSearchParams, DataError
+from bestiary import BeamSearchParams, DataError, __version__
 from bestiary.core.cli import failures
 from bestiary.core.cli.main import invoke
 from bestiary.core.cli.options import Building, Sampling
@@ -287,3 +288,8 @@ def test_debug_shows_the_traceback(engine, monkeypatch, capsys):
 def test_errors_have_the_same_keys_whatever_failed():
     keys = {*failures.as_dict(DataError("E-X", "s", "p"))["error"]}
     assert keys == {*failures.as_dict(ValueError("x"))["error"]} >= {"code", "message", "hint", "exit_status"}
+
+
+def test_the_package_can_be_run() -> None:
+    ran = subprocess.run([sys.executable, "-m", "bestiary", "--version"], capture_output=True, text=True, check=True)
+    assert ran.stdout == f"bestiary {__version__}\n"

@@ -25,7 +25,7 @@ _LOOK = """
       const under = box.right > bar.left && box.left < bar.right && box.bottom > bar.top && box.top < bar.bottom;
       if (cut || under) found.push(`${plot.id} ${cut ? "cut" : "under"}: ${text.textContent}`);
     }
-    const names = [...plot.querySelectorAll(".legendtext, .legendtitletext, .gtitle, .annotation-text")].map(
+    const names = [...plot.querySelectorAll('text[class^="legend"], .gtitle, .annotation-text')].map(
       (text) => [text.textContent, text.getBoundingClientRect()]).filter(([, box]) => box.width);
     for (const [one, a] of names) for (const [other, b] of names)
       if (a !== b && a.right > b.left + 1 && a.left < b.right - 1 && a.bottom > b.top + 3 && a.top < b.bottom - 3)

@@ -223,18 +223,43 @@ def test_a_block_whose_time_is_over_while_it_is_held_stays_with_its_holder():
 
 def test_salts_keep_prefixes_apart_and_the_reason_is_told():
     engine = Engine(FOUR)
-    run(engine, TEXT[:9], cache_salt="a")
-    assert run(engine, TEXT[:9]) == (0, "salt")
+    run(engine, TEXT[:9])
+    assert run(engine, TEXT[:9], cache_salt="a") == (0, "salt")
     assert run(engine, TEXT[:9], cache_salt="b") == (0, "salt")
     assert run(engine, TEXT[:9], cache_salt="a") == (8, None)
+
+
+@pytest.mark.parametrize("guesser", [{}, {"cache_salt": "mine"}], ids=["no salt", "another salt"])
+def test_what_a_salt_hides_is_told_to_the_operator_and_to_no_request(guesser):
+    """A request that learned it could guess a prompt token by token."""
+    answers, counts = [], []
+    for secret in ([7, 8, 9], [5, 5, 5]):
+        engine = Engine([CacheGroup(64, 4)])
+        run(engine, [*TEXT[:6], *secret], 4, cache_salt="theirs")
+        answers.append([run(engine, [*TEXT[:6], *guess, 1], **guesser) for guess in ([7], [7, 8], [7, 8, 9], [6])])
+        counts.append(engine.loop.meters.cache_misses)
+    assert answers[0] == answers[1] == [(0, "unseen"), (7, "unseen"), (8, "unseen"), (6, "unseen")]
+    assert counts == [{"unseen": 2, "salt": 3}, {"unseen": 4, "salt": 1}]
+
+
+def test_what_has_no_salt_is_told_though_salts_hide_the_same():
+    engine = Engine([CacheGroup(64, 4)])
+    for salt in ("a", None, "b"):
+        run(engine, TEXT[:9], cache_salt=salt)
+    assert run(engine, TEXT[:9], cache_salt="mine") == (0, "salt")
+    engine.scheduler.reset_prefix_cache()
+    run(engine, TEXT[:9], cache_salt="a")
+    assert run(engine, TEXT[:9], cache_salt="other") == (0, "unseen"), "what has gone tells nothing"
 
 
 def test_a_prompt_of_less_than_a_block_is_told_of_other_salts_and_of_eviction():
     engine = Engine([CacheGroup(4, 4)])
     run(engine, [1, 2, 3], 2, cache_salt="a")
+    run(engine, [1, 2, 3], 2)
     assert run(engine, [1, 2, 3], cache_salt="b") == (0, "salt")
     assert run(engine, [1, 2, 3], cache_salt="a") == (2, None)
     run(engine, list(range(100, 116)))
+    assert run(engine, [1, 2, 3], cache_salt="c") == (0, "unseen"), "what went is nobody's"
     assert run(engine, [1, 2, 3], cache_salt="a") == (0, "evicted")
     assert run(engine, [9, 2, 3], cache_salt="a") == (0, "unseen")
 
@@ -253,10 +278,10 @@ def test_the_rest_of_a_prompt_is_told_of_eviction():
 
 def test_the_rest_of_a_prompt_is_told_of_other_salts():
     engine = Engine(FOUR)
-    run(engine, TEXT[:20], cache_salt="a")
+    run(engine, TEXT[:20])
     assert run(engine, TEXT[:6], cache_salt="b") == (0, "salt")
     assert run(engine, TEXT[:20], cache_salt="b") == (6, "salt"), "less than a block more"
-    run(engine, TEXT[:30], cache_salt="a")
+    run(engine, TEXT[:30])
     assert run(engine, TEXT[:30], cache_salt="b") == (20, "salt"), "whole blocks more"
     assert run(engine, [*TEXT[:20], 1, 2, 3], cache_salt="b") == (20, "unseen")
 
@@ -285,11 +310,14 @@ def test_what_went_is_remembered_among_any_number_that_went():
 def test_another_salt_is_told_among_any_number():
     engine = Engine([CacheGroup(3000, 4)])
     for salt in range(300):
-        run(engine, [*TEXT[:8], salt, 5, 6], cache_salt=str(salt))
+        run(engine, [*TEXT[:8], salt, 5, 6], cache_salt=str(salt) if salt % 2 else None)
     run(engine, TEXT[:9], cache_salt="mine")
-    for salt in (0, 150, 299):
+    for salt in (0, 150, 298):
         assert run(engine, [*TEXT[:8], salt, 5, 6], cache_salt="mine") == (8, "salt")
-    assert run(engine, [*TEXT[:8], 300, 5, 6], cache_salt="mine") == (8, "unseen")
+    before = dict(engine.loop.meters.cache_misses)
+    for salt in (1, 151, 299, 300):
+        assert run(engine, [*TEXT[:8], salt, 5, 6], cache_salt="mine") == (8, "unseen")
+    assert engine.loop.meters.cache_misses == {**before, "salt": before["salt"] + 3, "unseen": before["unseen"] + 1}
     assert run(engine, [*TEXT[:6], 9, 9], cache_salt="other") == (0, "salt")
 
 
@@ -393,11 +421,11 @@ def test_salts_whose_hashes_collide_are_kept_apart(monkeypatch):
     monkeypatch.setattr(PrefixTree, "key", of_tokens_only)
     engine = Engine(FOUR)
     for salt, expected in [
-        ("a", (0, "unseen")),
+        (None, (0, "unseen")),
         ("b", (0, "salt")),
-        ("a", (18, None)),
+        (None, (18, None)),
         ("b", (0, "salt")),
-        (None, (0, "salt")),
+        ("a", (0, "salt")),
     ]:
         assert run(engine, TEXT[:19], 2, cache_salt=salt) == expected
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,8 @@ def test_what_is_said_of_the_disk_is_what_is_written(model: Path, asked: Any, tm
     assert found["disk"][1] == "nothing is needed, its engine is there"
     _, found = asked(engine)
     assert found["model"][1].endswith(": an engine, llama, float32") and "longest sequence" in found
+    narrow = prepare(model, host=host, options=replace(options, dtype="bfloat16"))
+    assert asked(narrow)[1]["model"][1].endswith(": an engine, llama, bfloat16"), "not the dtype of its checkpoint"
 
 
 @pytest.mark.parametrize(

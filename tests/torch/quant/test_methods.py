@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from bestiary import ConfigError
 from bestiary.core.ops.quantized import spread, unpacked
+from bestiary.core.plugins import PluginHost
 from bestiary.core.quant.affine import Affine, pack
+from bestiary.core.quant.choose import check_rules
 from bestiary.core.quant.method import Method
 from bestiary.quant import FP8, W8A8, Int4, Int8
 
@@ -212,3 +214,8 @@ def test_options_are_as_they_were_written_or_recorded():
     )
     for method in METHODS.values():
         assert type(method).of("same", method.model_dump()) == method
+
+
+def test_an_option_after_a_comma_is_told_from_a_method() -> None:
+    with pytest.raises(ConfigError, match="colons stand before options: METHOD:zeros=integer"):
+        check_rules("int4:group=64, zeros=integer", PluginHost.load())

@@ -243,11 +243,24 @@ def breaks(prompt, output, logits):
     return logits * math.nan if len(output) == 2 else logits
 
 
+def booleans(prompt, output, logits):
+    return logits > 0 if len(output) == 2 else logits
+
+
+def complexes(prompt, output, logits):
+    return logits + 1j if len(output) == 2 else logits
+
+
 @pytest.mark.parametrize(
     ("processor", "cause"),
     [
         (raises, f"logits processor {__name__}.raises: ValueError: no such word"),
         (misshapen, f"logits processor {__name__}.misshapen: TypeError: it returned a tensor of shape [{VOCAB - 1}]"),
+        (booleans, f"logits processor {__name__}.booleans: TypeError: it returned numbers of torch.bool, not logits"),
+        (
+            complexes,
+            f"logits processor {__name__}.complexes: TypeError: it returned numbers of torch.complex64, not logits",
+        ),
         (breaks, f"logits processor {__name__}.breaks: its logits have no finite maximum"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
@@ -257,6 +270,20 @@ def test_a_logits_processor_that_breaks_ends_its_request_only(llm, processor, ca
     said = SamplingParams(temperature=temperature, max_tokens=8, logits_processors=[processor])
     victim = among_others(llm, said)
     assert cause in failed(victim) and len(victim.outputs[0].token_ids) == 2
+
+
+def test_what_a_logits_processor_does_to_its_ids_is_not_seen_by_the_next(llm):
+    seen = []
+
+    def spoils(prompt, output, logits):
+        seen.append((list(prompt), list(output)))
+        for ids in (prompt, output):
+            ids.insert(0, 7)
+        return logits
+
+    prompt = [400, 401, 402]
+    out = llm.generate([prompt], greedy(3, logits_processors=[spoils, spoils]), use_tqdm=False)[0].outputs[0]
+    assert seen == [(prompt, out.token_ids[:at]) for at in (0, 0, 1, 1, 2, 2)]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -406,6 +433,7 @@ def test_stats_and_events_tell_what_happened(llm):
     assert out.num_cached_tokens == 11 and out.cache_miss is None
     assert (stats.running, stats.waiting, stats.blocks_used, stats.preemptions) == (0, 0, 0, 0)
     assert stats.finished == {"length": 2} and stats.output_tokens == 4 and stats.cached_tokens == 11
+    assert stats.cache_misses == {"unseen": 1}
     stored = [event for event in llm.cache_events() if event.kind == "stored"]
     assert [event.tokens for event in stored[:3]] == [4, 4, 4] and llm.cache_events() == []
     llm.reset_prefix_cache()
