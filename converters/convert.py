@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from bestiary.core.plugins import PluginHost
-    from bestiary.core.quant.choose import Chosen
+    from bestiary.core.quant.choose import Chosen, Methods
     from bestiary.spec import Model
 
 log = logging.getLogger("bestiary.convert")
@@ -107,11 +107,7 @@ def convert(
     check_place(source, target)
     with step(progress, "read headers") as note:
         job = _prepare(source, host)
-        staying = kept(job.plan.transfers, job.expected.shapes, job.source, host) if keep_quantized else {}
-        groups = [_group(transfer, job, dtype, staying) for transfer in job.plan.transfers]
-        main = _main_dtype(groups, job, dtype)
-        groups, made = _quantized(groups, job, quantize, host)
-        methods = {**made, **staying}
+        groups, methods, staying, main = _planned(job, dtype, quantize, keep_quantized, host)
         total = total_bytes(groups)
         check_space(target, total)
         note.text = f"{job.model.name}, {len(job.source.tensors)} tensors"
@@ -155,26 +151,31 @@ def convert(
 
 
 class Foreseen(NamedTuple):
-    """What a conversion would make: ``stored`` is each tensor's dtype, ``dtype`` the main one, ``nbytes`` of all weights."""
+    """What a conversion would make: ``stored`` is each tensor's dtype, ``dtype`` the main one, ``nbytes`` of all weights, ``methods``
+    those of quantized parameters."""
 
     model: Model
     config: ModelConfig
     stored: dict[str, str]
     dtype: str
     nbytes: int
+    methods: Methods
 
 
-def foresee(path: Path, host: PluginHost, dtype: str = "auto") -> Foreseen:
-    """What a conversion would make, from headers alone.
+def foresee(
+    path: Path, host: PluginHost, dtype: str = "auto", *, quantize: str | None = None, keep_quantized: bool = False
+) -> Foreseen:
+    """What a conversion with these options would make, from headers alone.
 
     Raises:
         BestiaryError: the source could not be converted.
     """
     check_option(dtype)
     job = _prepare(path, host)
-    groups = [_group(transfer, job, dtype, {}) for transfer in job.plan.transfers]
-    stored = {slot.name: slot.dtype for group in groups for slot in group.slots}
-    return Foreseen(job.model, job.config, stored, _main_dtype(groups, job, dtype), total_bytes(groups))
+    planned = _planned(job, dtype, quantize, keep_quantized, host)
+    stored = {slot.name: slot.dtype for group in planned.groups for slot in group.slots}
+    methods = {name: one.method for name, one in planned.methods.items()}
+    return Foreseen(job.model, job.config, stored, planned.dtype, total_bytes(planned.groups), methods)
 
 
 def open_source(path: Path, host: PluginHost) -> Source:
@@ -244,6 +245,24 @@ def _group(transfer: Transfer, job: _Job, dtype: str, methods: Kept) -> Group:
 
     slots = tuple(Slot(name, chosen, shape) for name, shape in zip(transfer.targets, shapes, strict=True))
     return Group(slots, make, ", ".join(f"{source.tensors[name].file}, tensor {name}" for name in transfer.sources))
+
+
+class _Planned(NamedTuple):
+    """What is written: the groups, the method of each quantized parameter, those of them that stay as they are in the source, and
+    the main dtype."""
+
+    groups: list[Group]
+    methods: dict[str, Chosen]
+    staying: Kept
+    dtype: str
+
+
+def _planned(job: _Job, dtype: str, quantize: str | None, keep_quantized: bool, host: PluginHost) -> _Planned:
+    staying = kept(job.plan.transfers, job.expected.shapes, job.source, host) if keep_quantized else {}
+    groups = [_group(transfer, job, dtype, staying) for transfer in job.plan.transfers]
+    main = _main_dtype(groups, job, dtype)
+    groups, made = _quantized(groups, job, quantize, host)
+    return _Planned(groups, {**made, **staying}, staying, main)
 
 
 def _quantized(

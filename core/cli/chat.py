@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bestiary.core.cli.options import Json, MemoryLimit, Sampling, Tokenizer, spread
+from bestiary.core.cli.options import Json, KvDtype, MemoryLimit, Quantize, Sampling, Tokenizer, spread
 
 if TYPE_CHECKING:
     from bestiary import LLM, SamplingParams
@@ -23,6 +23,8 @@ def chat(
     system: Annotated[str | None, typer.Option(help="A system message in front.")] = None,
     sampling: Sampling,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    quantization: Quantize = None,
+    kv_dtype: KvDtype = None,
     memory_limit: MemoryLimit = None,
     tokenizer: Tokenizer = None,
     json: Json = False,
@@ -39,7 +41,14 @@ def chat(
     with (
         progress(silent=json) as steps,
         answer.open_llm(
-            directory, session, steps, device=device, tokenizer=tokenizer, memory_limit=memory_limit
+            directory,
+            session,
+            steps,
+            device=device,
+            tokenizer=tokenizer,
+            memory_limit=memory_limit,
+            quantization=quantization,
+            kv_dtype=kv_dtype,
         ) as llm,
     ):
         converse(llm, params, system=system, json=json)

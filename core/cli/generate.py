@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bestiary.core.cli.options import Json, MemoryLimit, Sampling, Tokenizer, print_json, spread
+from bestiary.core.cli.options import Json, KvDtype, MemoryLimit, Quantize, Sampling, Tokenizer, print_json, spread
 
 if TYPE_CHECKING:
     from bestiary import CompletionOutput, RequestOutput
@@ -32,6 +32,8 @@ def generate(
         int | None, typer.Option(metavar="N", help="Search for the likeliest answer with N beams, and draw nothing.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    quantization: Quantize = None,
+    kv_dtype: KvDtype = None,
     capacity: Annotated[
         str | None,
         typer.Option(help="no-evict, or max-utilization: run more at a time, and compute some of it twice."),
@@ -64,6 +66,8 @@ def generate(
             steps,
             tokenizer=tokenizer,
             device=device,
+            quantization=quantization,
+            kv_dtype=kv_dtype,
             memory_limit=memory_limit,
             capacity=capacity,
         ) as llm,

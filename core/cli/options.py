@@ -46,15 +46,26 @@ def _sampling(*names: str, help: str, metavar: str | None = None) -> Any:
     return _option(*names, panel="Sampling", help=help, metavar=metavar)
 
 
+KvDtype = Annotated[
+    str | None, _build(help="Dtype of the KV cache: auto, float32, bfloat16, float16, int8, fp8, int4.")
+]
+Quantize = Annotated[
+    str | None,
+    _build(
+        "--quantize",
+        metavar="RULES",
+        help="Which quantization method weights get, such as 'int4:group=64, lm_head=int8'.",
+    ),
+]
+
+
 @dataclass(frozen=True)
 class Building:
     """How an engine is built; what isn't said is left to ``BuildOptions``."""
 
     device: Annotated[str | None, _build(help="auto, cpu or cuda.")] = None
     dtype: Annotated[str | None, _build(help="Compute dtype: auto, float32, bfloat16, float16.")] = None
-    kv_dtype: Annotated[
-        str | None, _build(help="Dtype of the KV cache: auto, float32, bfloat16, float16, int8, fp8, int4.")
-    ] = None
+    kv_dtype: KvDtype = None
     max_batch_size: Annotated[int | None, _build(help="Most requests in one step.")] = None
     max_seq_len: Annotated[int | None, _build(help="Most tokens of one request, prompt and answer.")] = None
     max_num_tokens: Annotated[int | None, _build(help="Most tokens in one step.")] = None
@@ -65,14 +76,7 @@ class Building:
     pipeline_parallel: Annotated[
         int | None, _build("--pipeline-parallel", "--pp", help="Stages that the layers are divided among.")
     ] = None
-    quantization: Annotated[
-        str | None,
-        _build(
-            "--quantize",
-            metavar="RULES",
-            help="Which quantization method weights get, such as 'int4:group=64, lm_head=int8'.",
-        ),
-    ] = None
+    quantization: Quantize = None
     deterministic: Annotated[
         bool | None, _build("--deterministic", help="Answers that don't depend on what else runs; slower.")
     ] = None

@@ -68,7 +68,7 @@ def pairs(option: str, texts: tuple[str, ...] | list[str], form: str) -> dict[st
     """
     found: dict[str, str] = {}
     for text in texts:
-        name, separator, value = text.rpartition("=")
+        name, separator, value = text.partition("=")
         if not (separator and name and value):
             raise UsageError("E-CLI-PAIR", option, "not a pair", found=repr(text), expected=form)
         if name in found:

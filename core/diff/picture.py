@@ -10,13 +10,11 @@ from bestiary.core.diff.quantization import Loss
 from bestiary.core.diff.run import Result
 from bestiary.core.diff.text import (
     BISECTION,
-    COSTS,
     HEADINGS,
     SPOILED,
     STRANGE,
     bisection,
     cells,
-    costs,
     first_place,
     heading,
     judged,
@@ -86,11 +84,9 @@ def _quantization(made: Page, result: Result, loss: Loss) -> None:
     made.heading("What quantized weights cost")
     made.figure(
         _costs(loss),
-        f"Error of the logits, where the weights of one part alone are plain. With none it is {loss.error:.3g}, and {loss.bound:g} is "
-        "what the methods allow.",
+        f"Error of the logits, where the weights of one part alone are quantized. With all it is {loss.error:.3g}, and {loss.bound:g} "
+        "is what the methods allow.",
     )
-    if loss.parameters:
-        made.table(COSTS, costs(result))
     if found := strange(result):
         made.heading("Weights that are not what their method makes")
         made.table(STRANGE, found)
@@ -105,11 +101,11 @@ def _costs(loss: Loss) -> Figure:
     bars = go.Bar(x=names, y=errors, marker={"color": "#1d3f72"}, hovertemplate="%{x}: %{y:.3g}<extra></extra>")
     drawn = go.Figure([bars])
     drawn.add_hline(
-        y=loss.error, line={"color": "#d1703c"}, annotation_text="none plain", annotation_position="top right"
+        y=loss.error, line={"color": "#d1703c"}, annotation_text="all quantized", annotation_position="top right"
     )
     drawn.update_layout(
         height=380, margin={"l": 70, "r": 40, "t": 40, "b": 110},
-        xaxis={"title": "part that is plain", "tickangle": -45, "type": "category"},
+        xaxis={"title": "part that is quantized", "tickangle": -45, "type": "category"},
         yaxis={"title": "logits' error", "rangemode": "tozero"},
     )  # fmt: skip
     return drawn

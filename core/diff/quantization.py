@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,16 +48,10 @@ class Strange(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """What a part of the model costs: the logits' error where that part alone is plain.
-
-    Args:
-        part: ``layers.3``, ``head``, or a parameter's name.
-        share: of the error's square that is gone then; negative: others make up for it.
-    """
+    """What a part of the model costs: the logits' error where that part alone is quantized; ``layers.3``, ``head``."""
 
     part: str
     error: float
-    share: float
 
 
 @dataclass(frozen=True)
@@ -70,7 +64,7 @@ class Loss:
         bound: what the methods allow of it.
         strange: parameters that are not what their method makes of the plain ones; the farthest first.
         judged: whether there were plain weights to see that by.
-        costs: by layer; where the error is beyond the bound or a layer has a strange parameter, then by its parameters.
+        costs: by layer, and by module outside of layers.
     """
 
     methods: str
@@ -79,7 +73,6 @@ class Loss:
     strange: tuple[Strange, ...] = ()
     judged: bool = False
     costs: tuple[Cost, ...] = ()
-    parameters: tuple[Cost, ...] = field(default=())
 
     @property
     def within(self) -> bool:
@@ -95,15 +88,9 @@ class Loss:
         logits = f"logits are off by {self.error:.3g} of their size, {self.bound:g} allowed"
         if self.within:
             return f"quantization ({self.methods}), within its method's bound: {logits}"
-        worst, inner = _worst(self.costs), _worst(self.parameters)
-        where = f" of {worst.part}" if worst else ""
-        most = f"; without that of {worst.part} they are off by {worst.error:.3g}" if worst else ""
-        within = f", without that of {inner.part} alone by {inner.error:.3g}" if inner else ""
-        return f"quantization{where} ({self.methods}), beyond its method's bound: {logits}{most}{within}"
-
-
-def _worst(costs: Iterable[Cost]) -> Cost | None:
-    return max(costs, key=lambda one: one.share, default=None)
+        worst = max(self.costs, key=lambda one: one.error)
+        most = f"that of {worst.part} alone moves them by {worst.error:.3g}"
+        return f"quantization of {worst.part} most ({self.methods}), beyond its method's bound: {logits}; {most}"
 
 
 def method_names(methods: Methods, host: PluginHost) -> str:
@@ -142,34 +129,27 @@ def measured(
     whole: Plain = plain["plain"]
     longest = len(standard.prompt.tokens)
 
-    def error(names: Iterable[str]) -> float:
-        options = {**others, "plain": replace(whole, names=frozenset(names))}
-        return _error(ours.load(longest, **options), standard)
-
-    total, methods, host = error(()) if others else _error(side, standard), side.methods, ours.host
-
-    def cost(part: str, names: Iterable[str]) -> Cost:
-        found = error(names)
+    def alone(part: str, names: Iterable[str]) -> Cost:
+        options = {**others, "plain": replace(whole, names=whole.names - _in_part(part, names, whole))}
+        error = _error(ours.load(longest, **options), standard)
         advance()
-        return Cost(part, found, 1 - (found / total) ** 2 if total else 0.0)
+        return Cost(part, error)
 
-    costs = [cost(part, _with_plain(part, names, whole)) for part, names in parts_of(methods).items()]
+    methods = side.methods
     strange = sorted(_strange(ours, methods, whole.source), key=lambda one: -one.times)
-    loss = Loss(
-        method_names(methods, host), total, max(method.bound for method in methods.values()), tuple(strange),
-        whole.source is not None, tuple(costs),
-    )  # fmt: skip
-    worst = _worst(costs)
-    if loss.within or worst is None:
-        return loss
-    inner = parts_of(methods)[worst.part] if not strange else [strange[0].parameter]
-    return replace(loss, parameters=tuple(cost(name, [name]) for name in inner))
+    return Loss(
+        methods=method_names(methods, ours.host),
+        error=_error(ours.load(longest, **others) if others else side, standard),
+        bound=max(method.bound for method in methods.values()),
+        strange=tuple(strange),
+        judged=whole.source is not None,
+        costs=tuple(alone(part, names) for part, names in parts_of(methods).items()),
+    )
 
 
-def _with_plain(part: str, names: Iterable[str], whole: Plain) -> frozenset[str]:
-    """A part's quantized parameters, and all else in it: a calibration may have scaled a norm against its readers."""
-    inside = {name for name in whole.names if name.startswith(f"{part}.")} if layer_of(f"{part}.") else set[str]()
-    return frozenset({*names, *inside})
+def _in_part(part: str, names: Iterable[str], whole: Plain) -> frozenset[str]:
+    """A part's quantized parameters, and all else in its layer: a calibration may have scaled a norm against its readers."""
+    return frozenset({*names, *(name for name in whole.names if layer_of(name) == part)})
 
 
 def _error(side: EngineSide, standard: Standard) -> float:

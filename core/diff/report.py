@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -12,7 +11,7 @@ from bestiary.core.diff.arguments import plainly
 from bestiary.core.diff.bisect import Kind, Outcome
 from bestiary.core.diff.compare import Reading, Row, Spoiler
 from bestiary.core.diff.measure import Error
-from bestiary.core.diff.quantization import Cost, Loss
+from bestiary.core.diff.quantization import Loss
 from bestiary.core.diff.run import Result
 from bestiary.core.reports.schema import JsonReport, ReportPart
 
@@ -130,10 +129,9 @@ class StrangeReport(ReportPart):
 class CostReport(ReportPart):
     """What the quantization of a part of the model costs."""
 
-    part: str = Field(description="path of a layer or module, or name of a parameter")
-    logits_error: float = Field(description="as `logits_error`, where the weights of this part alone are plain")
-    share: float = Field(
-        description="of the square of the logits' error that is gone then, a ratio; negative: others make up for it"
+    part: str = Field(description="path of a layer, or of a module outside of layers")
+    logits_error: float = Field(
+        description="as `logits_error` of all, where the weights of this part alone are quantized"
     )
 
 
@@ -148,7 +146,6 @@ class QuantizationReport(ReportPart):
     judged: bool = Field(description="whether there were plain weights to judge the quantized ones by")
     strange: list[StrangeReport] = Field(description="weights that are not what their method makes, the farthest first")
     costs: list[CostReport] = Field(description="by layer, and by module outside of layers")
-    parameters: list[CostReport] = Field(description="by weight of the layer that costs most, where something is wrong")
 
 
 class DiffReport(JsonReport):
@@ -264,17 +261,13 @@ def _spoiled(one: Spoiler, distribution: str | None) -> SpoiledReport:
 
 
 def _quantization(loss: Loss) -> QuantizationReport:
-    def costs(found: Sequence[Cost]) -> list[CostReport]:
-        return [CostReport(part=one.part, logits_error=one.error, share=one.share) for one in found]
-
     return QuantizationReport(
         methods=loss.methods,
         logits_error=loss.error,
         bound=loss.bound,
         judged=loss.judged,
         strange=[StrangeReport(**one._asdict()) for one in loss.strange],
-        costs=costs(loss.costs),
-        parameters=costs(loss.parameters),
+        costs=[CostReport(part=one.part, logits_error=one.error) for one in loss.costs],
     )
 
 

@@ -17,7 +17,7 @@ SHOWN = 8
 
 HEADINGS = ("tensor", "op=kernel", "max error", "relative", "allowed", "cosine", "accumulated", "step", "")
 BISECTION = ("changed", "own error / allowed", "", "first wrong then")
-COSTS = ("plain alone", "logits' error", "of all of it")
+COSTS = ("quantized alone", "logits' error")
 STRANGE = ("quantized weight", "method", "of it", "times as far as the method makes it")
 SPOILED = ("op=kernel", "changes against its declaration", "calls", "step")
 
@@ -115,12 +115,11 @@ def bisection(result: Result) -> list[tuple[str, ...]]:
 
 
 def costs(result: Result) -> list[tuple[str, ...]]:
-    """A row for each part whose weights were made plain alone, and one for none."""
+    """A row for each part whose weights alone were quantized, and one for all."""
     loss = result.quantization
     if loss is None:
         return []
-    parts = [*loss.costs, *loss.parameters]
-    return [("nothing", number(loss.error), ""), *((one.part, number(one.error), f"{one.share:.1%}") for one in parts)]
+    return [*((one.part, number(one.error)) for one in loss.costs), ("all of it", number(loss.error))]
 
 
 def strange(result: Result) -> list[tuple[str, ...]]:

@@ -37,6 +37,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "bf16": {"dtype": "bfloat16", "block_size": 8},
     "narrow_cache": {"kv_dtype": "float16", "max_batch_size": 7, "max_seq_len": 100},
     "few_bits": {"kv_dtype": "int8", "dtype": "bfloat16", "max_seq_len": 100},
+    "quantized": {"quantization": "int4:group=32, lm_head=int8, *.down_proj=w8a8", "kv_dtype": "int4"},
+    "restored_at_load": {"quantization": "fp8", "dtype": "bfloat16"},
     "deterministic": {"deterministic": True},
     "more_requests_than_tokens": {"max_batch_size": 9, "max_num_tokens": 5, "max_seq_len": 33},
 }

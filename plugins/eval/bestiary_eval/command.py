@@ -76,6 +76,15 @@ def evaluate(
         str | None, typer.Option(metavar="K=V,…", help="How answers are generated, above what tasks say.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    quantize: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RULES", help="Quantize ENGINE's weights, such as 'int4:group=64, lm_head=int8'; not --against's."
+        ),
+    ] = None,
+    kv_dtype: Annotated[
+        str | None, typer.Option(help="Dtype of ENGINE's KV cache: auto, float32, bfloat16, float16, int8, fp8, int4.")
+    ] = None,
     memory_limit: Annotated[
         str | None, typer.Option(metavar="BYTES|GiB", help="Most memory for this process, such as 4GiB.")
     ] = None,
@@ -123,6 +132,8 @@ def evaluate(
             context=ctx,
             progress=steps,
             device=None if device == "auto" else device,
+            quantization=quantize,
+            kv_dtype=None if kv_dtype == "auto" else kv_dtype,
             batch_size=batch_size,
             max_seq_len=max_seq_len,
             memory_limit=memory_limit,

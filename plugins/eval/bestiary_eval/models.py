@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ HF = "hf"
 
 @dataclass(frozen=True)
 class Opening:
-    """How models are opened: where, how much at once, how long, with which seed of draws."""
+    """How models are opened: where, how much at once, how long, with which seed of draws; and how the first one is stored."""
 
     context: typer.Context
     progress: Progress
@@ -32,6 +32,8 @@ class Opening:
     memory_limit: str | None
     tokenizer: Path | None
     seed: int | None
+    quantization: str | None = None
+    kv_dtype: str | None = None
 
 
 @contextmanager
@@ -46,6 +48,8 @@ def engine(model: str, how: Opening) -> Iterator[EngineLM]:
         "memory_limit": how.memory_limit,
         "tokenizer": how.tokenizer or "auto",
         "seed": how.seed or 0,
+        "quantization": how.quantization,
+        "kv_dtype": how.kv_dtype,
     }
     with open_model(how.context, model, how.progress, **options) as llm:
         yield EngineLM(llm, name_of(model), how.progress)
@@ -59,7 +63,7 @@ def other(against: str, model: str, how: Opening, max_length: int) -> Iterator[L
         with reference(named or model, how, max_length) as lm:
             yield lm
     else:
-        with engine(against, how) as lm:
+        with engine(against, replace(how, quantization=None, kv_dtype=None)) as lm:
             yield lm
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import planted
 import pytest
 import tiny
-import torch
 from safetensors.torch import load_file, save_file
 
 from bestiary.converters.convert import convert
@@ -18,6 +17,7 @@ from bestiary.core.checkpoint.files import digest_file
 from bestiary.core.checkpoint.manifest import FileDigest, Manifest
 from bestiary.core.cli.main import invoke
 from bestiary.core.diff.open import Request
+from bestiary.core.diff.quantization import Cost, Loss
 from bestiary.core.diff.run import Result, Texts, diff
 from bestiary.core.engine.build import unmeasured
 from bestiary.core.engine.options import BuildOptions
@@ -77,7 +77,7 @@ def test_what_quantization_loses_is_its_own(made):
     loss = result.quantization
     assert loss is not None and loss.strange == () and 0.01 < loss.error < loss.bound
     assert [one.part for one in loss.costs] == ["layers.0", "layers.1"]
-    assert all(0 < one.share < 1 for one in loss.costs) and loss.parameters == ()
+    assert all(0.01 < one.error < loss.error for one in loss.costs)
     plain, references = result.outcomes
     assert (str(plain.variant), plain.gone, references.gone) == ("plain weights", True, False)
 
@@ -92,8 +92,7 @@ def test_a_wrong_scale_is_named(made, tmp_path, rows, share):
     (strange,) = result.quantization.strange
     assert strange.share == pytest.approx(share) and strange.times > 3
     if share == 1:
-        worst = max(result.quantization.costs, key=lambda one: one.share)
-        assert worst.part == "layers.1" and [one.part for one in result.quantization.parameters] == [strange.parameter]
+        assert max(result.quantization.costs, key=lambda one: one.error).part == "layers.1"
 
 
 @pytest.mark.parametrize("method", ["int4:group=32:quantizer=awq", "int4:group=32:quantizer=gptq", "w8a8:smooth=0.5"])
@@ -147,7 +146,7 @@ def test_the_command_says_it(made, tmp_path, capsys):
     assert invoke([*args, "--html", str(page)]) == 70
     shown = capsys.readouterr().out
     assert (
-        "plain alone" in shown
+        "quantized alone" in shown
         and "layers.1" in shown
         and "to blame: quantization (int4 of 14 weights), within" in shown
     )
@@ -155,4 +154,11 @@ def test_the_command_says_it(made, tmp_path, capsys):
     assert invoke([*args, "--json"]) == 70
     found = json.loads(capsys.readouterr().out)
     assert found["quantization"]["judged"] and len(found["quantization"]["costs"]) == 2
-    assert torch.isfinite(torch.tensor([one["share"] for one in found["quantization"]["costs"]])).all()
+
+
+def test_a_loss_beyond_the_bound_names_the_layer():
+    loss = Loss("int4 of 2 weights", error=1.5, bound=1.0, costs=(Cost("layers.0", 0.2), Cost("layers.1", 1.4)))
+    assert not loss.within and loss.text == (
+        "quantization of layers.1 most (int4 of 2 weights), beyond its method's bound: logits are off by 1.5 of their size, "
+        "1 allowed; that of layers.1 alone moves them by 1.4"
+    )
