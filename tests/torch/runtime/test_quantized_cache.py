@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import canary_model
+import meeting_kernels
 import pytest
 import queue_kernels
 import torch
@@ -178,6 +179,26 @@ def test_pipeline_stages_in_turn_are_the_whole(kind: str, tiny: Path, tmp_path: 
     message = whole(list(range(3, 33)), [5, 2])
     results = [engine.runner.forward(message) for engine in stages]
     assert torch.equal(results[1]["logits"], undivided.runner.forward(message)["logits"])
+
+
+@pytest.mark.parametrize("calibrated", [False, True], ids=["dynamic", "calibrated"])
+def test_two_tensor_parallel_ranks_are_one(kind: str, tiny: Path, tmp_path: Path, calibrated: bool) -> None:
+    """Each has heads of its own, and their scales."""
+    host, checkpoint = PluginHost.load(plugins=[meeting_kernels]), tiny / "ckpt"
+    if calibrated:
+        shutil.copytree(checkpoint, checkpoint := tmp_path / "ckpt")
+        scales = {"k": torch.tensor([0.25, 0.5]), "v": torch.tensor([0.125, 1.0])}
+        with_scales(checkpoint, "layers.1.attention.cache", kind, scales)
+    for ranks in (1, 2):
+        kernels = {"*": "torch", **meeting_kernels.CHOSEN}
+        options = BuildOptions(device="cpu", max_num_tokens=64, tensor_parallel=ranks, kv_dtype=kind, kernels=kernels)
+        build(checkpoint, tmp_path / f"engine-{ranks}", host=host, options=options)
+    message = whole(list(range(3, 33)), [5, 2])
+    one = meeting_kernels.undivided(tmp_path / "engine-1", host, message)
+    two = meeting_kernels.divided(tmp_path / "engine-2", host, message, quantization="int8:group=32")
+    weights = meeting_kernels.undivided(tmp_path / "engine-1", host, message, quantization="int8:group=32")
+    assert float((two - weights).abs().max()) < APART[kind]
+    assert float((two - one).abs().max()) > 1e-3, "with weights of few bits as well"
 
 
 def test_an_engine_is_loaded_with_another_cache_than_it_was_built_for(tiny: Path) -> None:
