@@ -73,7 +73,7 @@ def test_ranks(tiny: Path, tmp_path: Path) -> None:
     assert (meeting_kernels.divided(tmp_path / "engine", HOST, MESSAGE) - one).abs().max() < 1e-4
     uneven = replace(options(2), quantization="normal-float:group=16")
     with pytest.raises(
-        ConfigError, match=r"down.weight: can't be divided .*found 0 … 40 of 80, expected a multiple of 16"
+        ConfigError, match=r"o.weight: can't be divided .*found 0 … 24 of 48, expected a multiple of 16"
     ):
         build(tiny / "ckpt", tmp_path / "uneven", host=HOST, options=uneven)
 

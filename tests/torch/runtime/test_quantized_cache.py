@@ -143,6 +143,31 @@ def near(found: list[Any], expected: list[Any], apart: float) -> None:
                 break
 
 
+@pytest.mark.parametrize(("way", "window"), [("prefixes", 20), ("preempted", None)])
+def test_blocks_that_are_free_are_never_read(kind: str, tmp_path: Path, way: str, window: int | None) -> None:
+    """Behind a window blocks become free while their request goes on; after each step all free ones are made NaN."""
+    said = {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": window}
+    (tmp_path / "config.json").write_text(json.dumps({**CONFIG, **said}))
+    with opened(tmp_path, kind, deterministic=True) as llm:
+        expected = answers(llm, alone=True)
+    with opened(tmp_path, kind, deterministic=True, **WAYS[way]) as llm:
+        loop, store = llm._driver.loop, llm.engine.runner.inputs.store
+        ordinary, broken = loop.step, 0
+
+        def step() -> Any:
+            nonlocal broken
+            ended = ordinary()
+            for members, pool in zip(store._members, loop.scheduler.tables.pools, strict=True):
+                for tensor in members:
+                    tensor[torch.tensor(list(pool._free), dtype=torch.int64)] = 255
+                broken += len(pool._free)
+            return ended
+
+        loop.step = step  # type: ignore[method-assign]
+        assert all(found == expected for found in ran(llm, way))
+        assert broken
+
+
 #: Root mean square of what logits lie from those over an fp32 cache, as a part of their deviation; bfloat16's is 0.008.
 ERRORS = {"int8": 0.03, "fp8": 0.15, "int4": 0.4}
 
