@@ -25,8 +25,8 @@ from bestiary.core.errors import UsageError
 #: Set to ``long``, every check runs on every config.
 VARIABLE = "BESTIARY_CONFORMANCE"
 #: Checks that the short form runs on the first and the last config only, and on the last only.
-ENDS = ("test_bfloat16", "test_preemption", "test_prefix_reuse", "test_batch_composition", "test_quantization")
-LAST = ("test_deterministic",)
+ENDS = ("test_bfloat16", "test_preemption", "test_prefix_reuse", "test_batch_composition")
+LAST = ("test_deterministic", "test_quantization", "test_quantized_cache")
 #: Checks that may have nothing to check.
 OPTIONAL = ("test_gguf_map", "test_quantization")
 _SUITE = pytest.StashKey[Suite]()
@@ -169,12 +169,16 @@ class ModelConformance(metaclass=Guarded):
         answers.deterministic(case, findings, thorough=_long())
 
     def test_quantization(self, case: Case, findings: Findings) -> None:
-        """Every registered quantization method stays within its stated bound."""
+        """Every registered quantization method does as little harm to logits as it states."""
         methods = case.suite.host.quantizations()
         if not methods:
             pytest.skip("none: no quantization method is registered")
         for method in methods:
-            quantization.within_bound(case, method, findings)
+            quantization.within_bound(case, method, findings, thorough=_long())
+
+    def test_quantized_cache(self, case: Case, findings: Findings) -> None:
+        """Over a cache of int8, fp8 and int4 logits are as near as so many bits allow."""
+        quantization.caches(case, findings)
 
     @pytest.mark.slow
     def test_tensor_parallel(self, case: Case, findings: Findings, request: pytest.FixtureRequest) -> None:

@@ -119,7 +119,8 @@ class Case:
             build: options of the build.
             options: of ``load_engine``.
         """
-        return load_engine(self.engine(**(build or {})), host=self.suite.host, **{"kv_cache_memory": _CACHE, **options})
+        said = {"host": self.suite.host, "kv_cache_memory": _CACHE, **options}
+        return load_engine(self.engine(**(build or {})), **said)
 
     def llm(self, *, build: Mapping[str, Any] | None = None, **options: Any) -> LLM:
         """An engine with everything around it."""

@@ -14,7 +14,7 @@ from torch.multiprocessing.spawn import start_processes
 from bestiary.core.conformance.findings import Findings
 from bestiary.core.conformance.model_case import Case
 from bestiary.core.conformance.model_logits import FLOAT32, difference
-from bestiary.core.conformance.model_quantization import default, ranks_agree
+from bestiary.core.conformance.model_quantization import CACHES, ranks_agree, stated
 from bestiary.core.engine.steps import logits, whole
 from bestiary.core.errors import ConfigError
 
@@ -22,12 +22,12 @@ _REFUSALS = ("SHARD", "STAGES")
 
 
 class Task(NamedTuple):
-    """An engine to load, with rules for its weights, and a sequence to run through it."""
+    """An engine to load, with options, and a sequence to run through it."""
 
     engine: str
     tokens: list[int]
     blocks: list[list[int]]
-    quantization: str | None = None
+    options: dict[str, Any]
 
 
 def tensor_parallel(case: Case, findings: Findings, wanted: Sequence[str]) -> None:
@@ -55,9 +55,9 @@ def _check(case: Case, findings: Findings, wanted: Sequence[str], *, tensor: int
     else:
         assert first is not None and torch.equal(first, second), "the ranks have different logits"
     findings.within("logits of two ranks", difference(second, expected), FLOAT32)
-    for method in case.suite.host.quantizations():
-        if (pair := results.get(f"{case.name}, {method.name}")) is not None:
-            ranks_agree(case, method, pair[1], findings)
+    for options in _few_bits(case):
+        if (pair := results.get(f"{case.name}, {options}")) is not None:
+            ranks_agree(case, options, pair[1], findings)
 
 
 def _check_refusal(error: ConfigError, findings: Findings) -> None:
@@ -87,8 +87,8 @@ def _run(cases: Sequence[Case], tensor: int, stages: int) -> dict[str, Any]:
             results[case.name] = error
         else:
             if tensor == 2 and not tasks:  # one config of a family shows how its layers are divided
-                tasks |= _quantized(case, engine)
-            tasks[case.name] = Task(str(engine), case.tokens(case.length), case.blocks(1))
+                tasks |= {f"{case.name}, {options}": _task(case, engine, options) for options in _few_bits(case)}
+            tasks[case.name] = _task(case, engine, {})
     if tasks:
         suite = cases[0].suite
         directory = suite.directory / f"ranks-{tensor}x{stages}-{len(list(suite.directory.iterdir()))}"
@@ -101,11 +101,14 @@ def _run(cases: Sequence[Case], tensor: int, stages: int) -> dict[str, Any]:
     return results
 
 
-def _quantized(case: Case, engine: Path) -> dict[str, Task]:
-    """A config's task with each method that needs no calibration."""
-    task = Task(str(engine), case.tokens(case.length), case.blocks(1))
-    methods = [one for one in case.suite.host.quantizations() if not default(case, one)[0].wants]
-    return {f"{case.name}, {one.name}": task._replace(quantization=one.name) for one in methods}
+def _task(case: Case, engine: Path, options: dict[str, Any]) -> Task:
+    return Task(str(engine), case.tokens(case.length), case.blocks(1), options)
+
+
+def _few_bits(case: Case) -> list[dict[str, Any]]:
+    """Options of ``load_engine``: each method that needs no calibration, and each kind of cache."""
+    methods = [one.name for one in case.suite.host.quantizations() if not stated(case, one, one.name)[0].wants]
+    return [*({"quantization": name} for name in methods), *({"kv_dtype": kind} for kind in CACHES)]
 
 
 def _rank(
@@ -129,11 +132,9 @@ def _rank(
     made: list[Tensor | str | None] = []
     for task in tasks:
         try:
-            engine = load_engine(
-                Path(task.engine), host=host, place=place, kv_cache_memory=2**24, quantization=task.quantization
-            )
+            engine = load_engine(Path(task.engine), host=host, place=place, kv_cache_memory=2**24, **task.options)
         except ConfigError as error:
-            if task.quantization is None or error.code != "E-BUILD-SHARD":
+            if not task.options or error.code not in ("E-BUILD-SHARD", "E-BUILD-OPTION"):
                 raise
             made.append(f"{error.subject}: {error.found}, expected {error.expected}")  # on the other rank as well
             continue

@@ -24,12 +24,16 @@ class Method(BaseModel, ABC):
     nothing that it needs to know: the build gives every weight that it applies to a call of :meth:`linear` or :meth:`weight`.
 
     Class attributes:
-        bound: largest relative error of logits, ``rms(quantized − exact) / rms(exact − mean)`` of half of the tokens, that
-            its users have to accept with the default options; the conformance kit holds every model to it.
+        bound: largest relative error of products, ``rms(x · ŵᵀ − x · wᵀ) / rms(x · wᵀ)`` of normally distributed x and w, that
+            the method's definition allows. The conformance kit holds the logits of every model to what errors of this size,
+            without any system, do to them, times two.
+        variants: options, as rules have them (``"group=32:zeros=integer"``), with which the kit's long form checks the method
+            besides its default ones.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     bound: ClassVar[float]
+    variants: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def of(cls, name: str, options: Mapping[str, Any]) -> Self:

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 class Int8(Affine):
     """Weights in 8 bits, symmetric: a scale for each row, or for each ``group`` of its columns."""
 
-    bound: ClassVar[float] = 0.07
+    bound: ClassVar[float] = 0.01
+    variants: ClassVar[tuple[str, ...]] = ("group=32",)
     group: int | None = Field(None, description="columns that share a scale: 32, 64 or 128; all of a row unless said")
 
     @property
@@ -34,7 +35,8 @@ class Int8(Affine):
 class Int4(Affine):
     """Weights in 4 bits: a scale for each ``group`` of a row's columns, and a zero point or a minimum if asked for."""
 
-    bound: ClassVar[float] = 1.0
+    bound: ClassVar[float] = 0.12
+    variants: ClassVar[tuple[str, ...]] = ("zeros=integer", "zeros=minimum", "group=32:clip=true")
     group: int = Field(64, description="columns that share a scale: 32, 64 or 128")
     zeros: Literal["none", "integer", "minimum"] = Field(
         "none", description="none: symmetric; integer: a zero point in 4 bits; minimum: an offset in the scale's dtype"
@@ -99,7 +101,7 @@ class _Activations(Method):
 class W8A8(_Activations):
     """Weights and activations in INT8: a scale for each row and for each token (or one for all tokens, calibrated)."""
 
-    bound: ClassVar[float] = 0.09
+    bound: ClassVar[float] = 0.015
     kind: ClassVar[str] = "int8"
     smooth: float = Field(
         0.0,
@@ -121,7 +123,8 @@ class W8A8(_Activations):
 class FP8(_Activations):
     """Weights and activations in FP8 E4M3. On processors weights only, restored once when an engine is loaded."""
 
-    bound: ClassVar[float] = 0.33
+    bound: ClassVar[float] = 0.04
+    variants: ClassVar[tuple[str, ...]] = ("weights=tensor", "weights=block")
     kind: ClassVar[str] = "fp8"
     weights: Literal["row", "tensor", "block"] = Field(
         "row",

@@ -28,6 +28,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "preemption": ("test_preemption",),
     "deterministic": ("test_deterministic",),
     "quantization": ("test_quantization",),
+    "cache of few bits": ("test_quantized_cache",),
 }
 HEAD = """# Model matrix
 

@@ -43,6 +43,17 @@ class Strict(Generous):
     bound = 1e-4
 
 
+class Twofold(Plain):
+    """Bits behind the point, of which one is too few."""
+
+    bound = 0.05
+    variants = ("bits=1",)
+    bits: int = 7
+
+    def codes(self, weight: Tensor) -> Tensor:
+        return (weight * 2**self.bits).round() / 2**self.bits
+
+
 class Boundless(Generous):
     bound = None
 
@@ -85,7 +96,7 @@ class Nothing(Generous):
         return stored["codes"]
 
 
-METHODS = (Plain, Generous, Strict, Boundless, Negative, Refusing, Silent, Careful, Torch, Nothing)
+METHODS = (Plain, Generous, Strict, Twofold, Boundless, Negative, Refusing, Silent, Careful, Torch, Nothing)
 
 
 @hookimpl

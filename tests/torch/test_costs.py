@@ -12,7 +12,8 @@ from bestiary.core.config import Rope
 from bestiary.core.ops import collective
 from bestiary.ops import Cost, OpDeclaration
 
-BF16, F32, I32, I64 = torch.bfloat16, torch.float32, torch.int32, torch.int64
+BF16, F16, F32, I32, I64 = torch.bfloat16, torch.float16, torch.float32, torch.int32, torch.int64
+I8, U8 = torch.int8, torch.uint8
 
 
 def t(*shape: int, dtype: torch.dtype = BF16) -> torch.Tensor:
@@ -33,6 +34,11 @@ def quantized(kind: str) -> tuple[Any, ...]:
     """The decode of 9 keys and values, of which these are a block's bytes of two heads of 8, and of 6."""
     q, _, _, *others = attention((0, 1), (9,), None)
     return q, t(16, 96, dtype=torch.uint8), t(16, 80, dtype=torch.uint8), *others, kind, 4, 2, 6
+
+
+def int8(*shape: int) -> tuple[Any, ...]:
+    """A weight with a scale for each row, and no zeros."""
+    return t(*shape, dtype=I8), t(*shape[:-1], 1, dtype=F32), None
 
 
 TWO = collective.Ranks(0, 2, None)
@@ -139,6 +145,62 @@ COUNTED = {
         (t(2, 16), t(2, 2, dtype=F32), ints(0, 3, 3, 5).view(2, 2), t(8, 12, 16), t(8, 12, 16), t(8, 16, 12), "silu"),
         4 * (3 * 2 * 16 * 12 + 5 * 12 + 2 * 16),
         2 * 64 + 16 + 16 + 3 * 3 * 12 * 16 * 2,
+    ),
+    # two columns in a byte, and a scale of 2 bytes for 16 of them; restoring is a product and a sum
+    "dequantize": (
+        ops.dequantize,
+        (t(6, 16, dtype=U8), t(6, 2, dtype=F16), None, (1, 16), 32, "bfloat16"),
+        2 * 6 * 32,
+        6 * (16 + 2 * 2) + 2 * 6 * 32,
+    ),
+    "quantized_linear": (
+        ops.quantized_linear,
+        (t(5, 32), t(16, 16, dtype=U8), t(16, 2, dtype=F16), None, (1, 16), 32, "bfloat16", t(16)),
+        2 * 16 * 32 + 2 * 5 * 16 * 32 + 80,
+        2 * (160 + 16 + 80) + 16 * (16 + 2 * 2),
+    ),
+    "quantized_logits": (
+        ops.quantized_logits,
+        (t(3, 32), *int8(96, 32), (1, 32), 32, "bfloat16"),
+        2 * 96 * 32 + 2 * 3 * 96 * 32,
+        2 * 96 + 96 * (32 + 4) + 4 * 288,
+    ),
+    # ids, three rows with their scales, the same in fp32
+    "quantized_embedding": (
+        ops.quantized_embedding,
+        (ints(1, 2, 3, dtype=I64), *int8(96, 32), (1, 32), 32, "bfloat16"),
+        2 * 3 * 32,
+        24 + 3 * (32 + 4) + 4 * 96,
+    ),
+    # as moe; each of the 3 experts is restored once
+    "quantized_moe": (
+        ops.quantized_moe,
+        (
+            t(2, 16),
+            t(2, 2, dtype=F32),
+            ints(0, 3, 3, 5).view(2, 2),
+            *int8(8, 12, 16),
+            *int8(8, 12, 16),
+            *int8(8, 16, 12),
+            (1, 16),
+            (1, 16),
+            (1, 12),
+            16,
+            12,
+            "silu",
+            "bfloat16",
+        ),
+        4 * (3 * 2 * 16 * 12 + 5 * 12 + 2 * 16) + 3 * 2 * 3 * 12 * 16,
+        2 * 64 + 16 + 16 + 3 * (3 * 12 * 16 + 4 * (12 + 12 + 16)),
+    ),
+    # the largest, a quotient, rounding; two scales for each of 5 rows
+    "quantize_rows": (ops.quantize_rows, (t(5, 32), "int8", 16), 3 * 160, 320 + 160 + 4 * 5 * 2),
+    "quantize_with": (ops.quantize_with, (t(5, 32), t(1, 1, dtype=F32), "int8"), 2 * 160, 320 + 4 + 160),
+    "scaled_linear": (
+        ops.scaled_linear,
+        (t(5, 32, dtype=I8), t(5, 1, dtype=F32), *int8(16, 32)[:2], 32, (1, 32), "bfloat16", t(16)),
+        2 * 5 * 16 * 32 + 2 * 80 + 80,
+        160 + 20 + 16 * (32 + 4) + 2 * 16 + 2 * 80,
     ),
     "all_reduce": (ops.all_reduce, (t(5, 32), TWO), 160, 640),
     "all_gather": (ops.all_gather, (t(5, 32), TWO), 0, 960),

@@ -275,7 +275,10 @@ def test_wrong_options_are_refused_before_anything_is_checked(
 
 def test_what_a_distribution_brings_is_found_by_its_names() -> None:
     own = select(HOST, "bestiary")
-    assert {fusion.name for fusion in own.fusions} == {"residual_norm", "rotary_cache", "rotary_quantized_cache"}
+    assert {fusion.name for fusion in own.fusions} == {
+        "residual_norm", "rotary_cache", "rotary_quantized_cache",
+        "quantized_linear", "quantized_logits", "quantized_embedding", "quantized_moe",
+    }  # fmt: skip
     assert len(own.registered) == len([one for one in HOST.kernels() if not one.op.startswith("faulty::")])
     assert [str(case) for case in select(HOST, "faulty_kernels").ops] == ["faulty::scale", "faulty::store"]
     assert {kernel.name for kernel in own.only("linear").registered} >= {"torch", "invariant"}

@@ -44,4 +44,5 @@ class TransformersConformance(ModelConformance):
         "test_tensor_parallel": "the fallback refuses it: bestiary does not know the module's layers",
         "test_pipeline_parallel": "the fallback refuses it: bestiary does not know the module's layers",
         "test_quantization": "the fallback refuses it: bestiary does not know the module's layers",
+        "test_quantized_cache": "the fallback refuses it: transformers' attention keeps the cache",
     }

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import meeting_kernels
 import numpy as np
 import pytest
 import torch
@@ -131,6 +132,17 @@ def test_logits_are_those_of_the_dequantized_model(mixtral: Path, host: PluginHo
         build(mixtral / name, target / "engine", host=host, options=BuildOptions(device="cpu", max_batch_size=4, max_num_tokens=64))  # fmt: skip
         found.append(logits(load(target, host), whole([3, 7, 40, 1, 0, 22], [0, 1])))
     assert found[0].std() > 0.1 and (found[0] - found[1]).abs().max() <= 1e-5
+
+
+def test_two_tensor_parallel_ranks_are_one(mixtral: Path, tmp_path: Path) -> None:
+    """Experts' blocks of 32 columns are cut in two; embedding and head are divided as well."""
+    host, message = PluginHost.load(plugins=[meeting_kernels]), whole([3, 7, 40, 1, 0, 22], [0, 1])
+    for ranks in (1, 2):
+        kernels = {"*": "torch", **meeting_kernels.CHOSEN}
+        options = BuildOptions(device="cpu", max_num_tokens=64, tensor_parallel=ranks, kernels=kernels)
+        build(mixtral / "kept", tmp_path / f"{ranks}", host=host, options=options)
+    one = meeting_kernels.undivided(tmp_path / "1", host, message)
+    assert (meeting_kernels.divided(tmp_path / "2", host, message) - one).abs().max() <= 1e-5
 
 
 def test_the_command_reports_what_it_kept(mixtral: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import canary_model
+import meeting_kernels
 import pytest
 import queue_kernels
 import torch
@@ -142,6 +143,31 @@ def near(found: list[Any], expected: list[Any], apart: float) -> None:
                 break
 
 
+@pytest.mark.parametrize(("way", "window"), [("prefixes", 20), ("preempted", None)])
+def test_blocks_that_are_free_are_never_read(kind: str, tmp_path: Path, way: str, window: int | None) -> None:
+    """Behind a window blocks become free while their request goes on; after each step all free ones are made NaN."""
+    said = {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": window}
+    (tmp_path / "config.json").write_text(json.dumps({**CONFIG, **said}))
+    with opened(tmp_path, kind, deterministic=True) as llm:
+        expected = answers(llm, alone=True)
+    with opened(tmp_path, kind, deterministic=True, **WAYS[way]) as llm:
+        loop, store = llm._driver.loop, llm.engine.runner.inputs.store
+        ordinary, broken = loop.step, 0
+
+        def step() -> Any:
+            nonlocal broken
+            ended = ordinary()
+            for members, pool in zip(store._members, loop.scheduler.tables.pools, strict=True):
+                for tensor in members:
+                    tensor[torch.tensor(list(pool._free), dtype=torch.int64)] = 255
+                broken += len(pool._free)
+            return ended
+
+        loop.step = step  # type: ignore[method-assign]
+        assert all(found == expected for found in ran(llm, way))
+        assert broken
+
+
 #: Root mean square of what logits lie from those over an fp32 cache, as a part of their deviation; bfloat16's is 0.008.
 ERRORS = {"int8": 0.03, "fp8": 0.15, "int4": 0.4}
 
@@ -178,6 +204,26 @@ def test_pipeline_stages_in_turn_are_the_whole(kind: str, tiny: Path, tmp_path: 
     message = whole(list(range(3, 33)), [5, 2])
     results = [engine.runner.forward(message) for engine in stages]
     assert torch.equal(results[1]["logits"], undivided.runner.forward(message)["logits"])
+
+
+@pytest.mark.parametrize("calibrated", [False, True], ids=["dynamic", "calibrated"])
+def test_two_tensor_parallel_ranks_are_one(kind: str, tiny: Path, tmp_path: Path, calibrated: bool) -> None:
+    """Each has heads of its own, and their scales."""
+    host, checkpoint = PluginHost.load(plugins=[meeting_kernels]), tiny / "ckpt"
+    if calibrated:
+        shutil.copytree(checkpoint, checkpoint := tmp_path / "ckpt")
+        scales = {"k": torch.tensor([0.25, 0.5]), "v": torch.tensor([0.125, 1.0])}
+        with_scales(checkpoint, "layers.1.attention.cache", kind, scales)
+    for ranks in (1, 2):
+        kernels = {"*": "torch", **meeting_kernels.CHOSEN}
+        options = BuildOptions(device="cpu", max_num_tokens=64, tensor_parallel=ranks, kv_dtype=kind, kernels=kernels)
+        build(checkpoint, tmp_path / f"engine-{ranks}", host=host, options=options)
+    message = whole(list(range(3, 33)), [5, 2])
+    one = meeting_kernels.undivided(tmp_path / "engine-1", host, message)
+    two = meeting_kernels.divided(tmp_path / "engine-2", host, message, quantization="int8:group=32")
+    weights = meeting_kernels.undivided(tmp_path / "engine-1", host, message, quantization="int8:group=32")
+    assert float((two - weights).abs().max()) < APART[kind]
+    assert float((two - one).abs().max()) > 1e-3, "with weights of few bits as well"
 
 
 def test_an_engine_is_loaded_with_another_cache_than_it_was_built_for(tiny: Path) -> None:
