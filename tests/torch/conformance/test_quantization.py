@@ -14,6 +14,7 @@ from bestiary.core.conformance.model_noise import ALLOWED, Noise, allowed, error
 from bestiary.core.conformance.model_quantization import CACHES, caches, ranks_agree, within_bound
 from bestiary.core.engine.steps import logits, whole
 from bestiary.core.errors import PluginError
+from bestiary.core.quant.bound import relative
 from bestiary.spec import Quantization
 
 
