@@ -61,7 +61,6 @@ def verify(directory: Path, *, host: PluginHost, progress: Progress | None = Non
     config = parse_config(model, manifest.config)
     check_layers(config, len(weights.entries), "the checkpoint")
     wanted = expected_tensors(parameters(model, config), manifest.quantization, host)
-    wanted.shapes.update(shapes_of(manifest.quantization, wanted.caches))
     check_coverage(wanted, weights, config)
     total = sum(digest.size for digest in manifest.files.values())
     with step(progress, "verify", total, "B") as note:
@@ -88,7 +87,8 @@ def _manifest(directory: Path) -> tuple[str, Manifest]:
 
 
 def expected_tensors(model: Parameters, quantization: Mapping[str, Any], host: PluginHost) -> Parameters:
-    """The tensors of a checkpoint: the model's parameters, or what their quantization methods store in their place.
+    """The tensors of a checkpoint: the model's parameters, or what their quantization methods store in their place, and the
+    calibrated scales of its caches.
 
     Raises:
         DataError: the manifest names a method for what is no parameter.
@@ -107,7 +107,8 @@ def expected_tensors(model: Parameters, quantization: Mapping[str, Any], host: P
         whole = shapes.pop(parameter)
         for name, stored in chosen.method.layout(whole).items():
             shapes[stored_name(parameter, name)] = stored.shape(whole)
-    return Parameters(shapes, model.aliases)
+    shapes |= shapes_of(quantization, model.caches)
+    return Parameters(shapes, model.aliases, model.caches)
 
 
 def check_coverage(expected: Parameters, weights: Weights, config: ModelConfig) -> None:
