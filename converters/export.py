@@ -105,7 +105,7 @@ def export(
         parameters=sum(math.prod(shape) for shape in expected.shapes.values()),
         bytes=total,
         files=files,
-        kept=() if dequantize else tuple(manifest.quantization),
+        kept=() if dequantize else tuple(methods),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from bestiary.converters.write import (
     write_index,
     write_shards,
 )
+from bestiary.core.checkpoint import kv_scales
 from bestiary.core.checkpoint.checkpoint import Checkpoint
 from bestiary.core.checkpoint.files import digest_file, json_bytes
 from bestiary.core.checkpoint.manifest import FileDigest, Manifest
@@ -30,7 +31,8 @@ from bestiary.core.checkpoint.safetensors import ITEMSIZE, SafetensorsWriter, Sl
 from bestiary.core.checkpoint.transaction import check_target, new_directory, scratch_beside
 from bestiary.core.checkpoint.verify import verify
 from bestiary.core.checkpoint.weights import INDEX, Weights
-from bestiary.core.errors import ConfigError, DataError
+from bestiary.core.errors import ConfigError, DataError, shown
+from bestiary.core.kv_format import KINDS
 from bestiary.core.progress import Progress, Silent, step
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 
     from bestiary.core.plugins import PluginHost
     from bestiary.core.quant.choose import Chosen
+    from bestiary.core.quant.kv_ranges import CacheRange
     from bestiary.core.quant.report import QuantizeReport
 
 
@@ -46,8 +49,9 @@ def quantize(
     target: Path,
     *,
     host: PluginHost,
-    rules: str,
+    rules: str | None,
     calibration: Calibration | None = None,
+    kv_dtype: str | None = None,
     overwrite: bool = False,
     verified: bool = False,
     progress: Progress | None = None,
@@ -57,12 +61,13 @@ def quantize(
     Without a calibration one weight is in memory at a time, with one one layer, and what the text makes in it.
 
     Args:
-        rules: ``"int4:group=64, lm_head=int8, *.down_proj=none"``.
+        rules: ``"int4:group=64, lm_head=int8, *.down_proj=none"``; None: weights stay as they are.
         calibration: the text that methods are calibrated with; needed by those that want one.
+        kv_dtype: the kind of KV cache that gets calibrated scales, ``int8``, ``fp8`` or ``int4``; None: none does.
         verified: this process has just checked the digests.
 
     Raises:
-        ConfigError: the rules don't fit the model, or there is no calibration where one is needed.
+        ConfigError: the rules don't fit the model, no cache is of that kind, or there is no calibration where one is needed.
         BestiaryError: of the kind that fits; nothing is left at ``target``.
     """
     from bestiary.core.quant.calibration import sequences_of
@@ -79,10 +84,14 @@ def quantize(
     model = host.model(manifest.model)
     check_names(model, manifest.model_format)
     config = parse_config(model, manifest.config)
-    methods = (uncalibrated if calibration is None else methods_for)(rules, model, config, host)
+    methods: dict[str, Chosen] = {}
+    if rules is not None:
+        methods = (uncalibrated if calibration is None else methods_for)(rules, model, config, host)
+    shapes, _, caches = parameters(model, config)
+    if kv_dtype is not None:
+        _check_cache(kv_dtype, calibrated=calibration is not None)
     if not verified:
         verify(checkpoint, host=host, progress=progress)
-    shapes = parameters(model, config).shapes
     plain = _groups(source, shapes)
     with ExitStack() as stack:
         if calibration is None:
@@ -92,8 +101,10 @@ def quantize(
                 calibration.file, checkpoint, samples=calibration.samples, length=calibration.length
             )
             scratch = stack.enter_context(scratch_beside(target))
-            spooled = _calibrate(source, host, methods, sequences, scratch, progress)
+            spooled, ranges = _calibrate(source, host, methods, sequences, scratch, progress)
             groups = [_replaced(group, spooled, methods) for group in plain]
+            if kv_dtype is not None:
+                groups += _scales(ranges, caches, kv_dtype)
         total = total_bytes(groups)
         check_space(target, total)
         directory = stack.enter_context(new_directory(target, overwrite=overwrite))
@@ -105,14 +116,29 @@ def quantize(
                 shutil.copyfile(checkpoint / name, directory / name)
         files = digests_of(directory, digests)
         records = {name: one.record() for name, one in methods.items()}
+        if kv_dtype is not None:
+            records |= {path: kv_scales.record(kv_dtype) for path in caches}
         made = manifest.model_copy(update={"quantization": records, "files": files})
         made.write(directory)
     names = Counter(one.name for one in methods.values())
     return QuantizeReport(
         checkpoint=target.name, model=manifest.model, parameters=sum(map(math.prod, shapes.values())),
-        quantized=dict(sorted(names.items())), plain=len(shapes) - len(methods),
+        quantized=dict(sorted(names.items())), kv_dtype=kv_dtype, plain=len(shapes) - len(methods),
         bytes_before=sum(entry.nbytes for entry in source.weights.entries.values()), bytes=total,
     )  # fmt: skip
+
+
+def _check_cache(kind: str, *, calibrated: bool) -> None:
+    if kind not in KINDS:
+        raise ConfigError(
+            "E-BUILD-QUANTIZATION", "kv_dtype", "no cache of few bits", found=shown(kind), expected=", ".join(KINDS),
+            hint="a cache of elements needs no scales: leave --kv-dtype out",
+        )  # fmt: skip
+    if not calibrated:
+        raise ConfigError(
+            "E-BUILD-QUANTIZATION", f"kv_dtype {kind}", "needs a calibration",
+            hint="--calibration FILE; without one leave it out: an engine with this kv_dtype gives each token a scale of its own",
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -186,12 +212,14 @@ def _calibrate(
     sequences: Sequence[Sequence[int]],
     scratch: Path,
     progress: Progress,
-) -> Weights:
-    """What the layers' parameters become, in a directory of its own: a layer is written and let go before the next is made."""
+) -> tuple[Weights, dict[str, CacheRange]]:
+    """What the layers' parameters become, in a directory of its own: a layer is written and let go before the next is made.
+    And what each cache was given."""
     from bestiary.core.quant.calibrated import quantize_layers
     from bestiary.core.quant.tensors import stored_name
 
     places: dict[str, str] = {}
+    ranges: dict[str, CacheRange] = {}
     for number, layer in enumerate(quantize_layers(source, host, methods, sequences, progress=progress)):
         made = {
             stored_name(parameter, name): tensor
@@ -204,8 +232,9 @@ def _calibrate(
             file = f"layer-{number:05d}.safetensors"
             _spool(scratch / file, made)
             places |= dict.fromkeys(made, file)
+        ranges |= layer.caches
     (scratch / INDEX).write_bytes(json_bytes({"weight_map": places}))
-    return Weights.open(scratch)
+    return Weights.open(scratch), ranges
 
 
 def _spool(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -231,6 +260,15 @@ def _replaced(group: Group, spooled: Weights, methods: Mapping[str, Chosen]) -> 
     else:
         return group
     return Group(tuple(slots), lambda: [spooled.tensor(name) for name in names], group.origin)
+
+
+def _scales(ranges: Mapping[str, CacheRange], caches: Iterable[str], kind: str) -> list[Group]:
+    from bestiary.core.quant.kv_ranges import scales_of
+
+    def group(name: str, scale: Tensor) -> Group:
+        return Group((Slot(name, "float32", tuple(scale.shape)),), lambda: [scale], "calibration")
+
+    return [group(name, scale) for name, scale in scales_of(ranges, caches, kind).items()]
 
 
 def _groups(source: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> list[Group]:

@@ -26,13 +26,17 @@ def quantize(
     calibration: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A text, or JSON lines, that stands for the model's use.")
     ] = None,
+    kv_dtype: Annotated[
+        str | None,
+        typer.Option(metavar="KIND", help="Calibrate scales for a KV cache of this kind: int8, fp8 or int4."),
+    ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Most sequences of the calibration file.")] = 128,
     length: Annotated[int, typer.Option(min=1, help="Most tokens of a sequence.")] = 512,
     listed: Annotated[bool, typer.Option("--list", help="List the methods and their options instead.")] = False,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
-    """Quantize a checkpoint's weights."""
+    """Quantize a checkpoint's weights, and calibrate its cache."""
     from bestiary.converters.quantize import Calibration
     from bestiary.converters.quantize import quantize as quantize_to
     from bestiary.core.cli.report import progress
@@ -44,8 +48,9 @@ def quantize(
     if listed:
         _list(host, json)
         return
-    if ckpt is None or out is None or method is None:
-        missing = [name for name, value in (("CKPT", ckpt), ("OUT", out), ("--method", method)) if value is None]
+    needed = (("CKPT", ckpt), ("OUT", out), ("--method or --kv-dtype", method or kv_dtype))
+    if ckpt is None or out is None or not (method or kv_dtype):
+        missing = [name for name, value in needed if not value]
         raise UsageError(
             "E-CLI-QUANTIZE", ", ".join(missing), "missing", expected="bestiary quantize CKPT OUT --method RULES",
             hint="'bestiary quantize --list' shows the methods",
@@ -56,7 +61,9 @@ def quantize(
         raise UsageError("E-CLI-CHECKPOINT", source.name, "not a checkpoint", hint=hint)
     text = None if calibration is None else Calibration(calibration, samples, length)
     with progress(silent=json) as steps:
-        report = quantize_to(ckpt, out, host=host, rules=method, calibration=text, overwrite=overwrite, progress=steps)
+        report = quantize_to(
+            ckpt, out, host=host, rules=method, calibration=text, kv_dtype=kv_dtype, overwrite=overwrite, progress=steps
+        )  # fmt: skip
     if json:
         print_json(report.as_dict())
 

@@ -31,6 +31,7 @@ RESERVED_COMMANDS = frozenset(
     [
         *("run", "convert", "verify", "build", "generate", "chat", "export", "cache", "plan-memory", "new"),
         *("plugins", "kernels", "check", "check-kernel", "doctor", "lock", "trace", "bench", "quality", "diff"),
+        "quantize",
     ]
 )
 

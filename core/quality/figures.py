@@ -42,23 +42,24 @@ class Rows:
             first: place of the first of these, T before the window's end.
         """
         targets = torch.tensor(tokens[first:])
-        for start in range(0, len(targets), _ROWS):
-            rows = slice(start, min(start + _ROWS, len(targets)))
+        count = len(targets)
+        # Made before the distributions: small tensors between these would keep their memory from being used again.
+        self.window.append(torch.full((count,), window))
+        self.place.append(torch.arange(count) + first)
+        chosen = [torch.empty(count, dtype=torch.int64) for _ in range(2)]
+        found = [torch.empty(count, dtype=torch.float64) for _ in range(5)]
+        for start in range(0, count, _ROWS):
+            rows = slice(start, min(start + _ROWS, count))
             q = torch.log_softmax(ours[rows].double(), -1)
             p = torch.log_softmax(reference[rows].double(), -1)
             wanted = targets[rows, None]
-            self.window.append(torch.full((len(wanted),), window))
-            self.place.append(torch.arange(rows.start, rows.stop) + first)
-            self.ours.append(q.gather(1, wanted)[:, 0])
-            self.reference.append(p.gather(1, wanted)[:, 0])
-            self.divergence.append(_divergence(p, q))
-            for best, choice, of in (
-                (self.our_best, self.our_choice, q),
-                (self.reference_best, self.reference_choice, p),
-            ):
-                value, token = of.max(-1)
-                best.append(value)
-                choice.append(token)
+            found[0][rows], found[1][rows] = q.gather(1, wanted)[:, 0], p.gather(1, wanted)[:, 0]
+            found[2][rows] = _divergence(p, q)
+            found[3][rows], chosen[0][rows] = q.max(-1)
+            found[4][rows], chosen[1][rows] = p.max(-1)
+        floats = (self.ours, self.reference, self.divergence, self.our_best, self.reference_best)
+        for kept, made in zip((*floats, self.our_choice, self.reference_choice), (*found, *chosen), strict=True):
+            kept.append(made)
 
     def column(self, name: str) -> Tensor:
         """[tokens] float64 or int64: one of the attributes, over all windows."""

@@ -12,7 +12,8 @@ from bestiary.core.checkpoint.checkpoint import Checkpoint
 from bestiary.core.plugins import PluginHost
 from bestiary.core.progress import Progress
 from bestiary.core.quant.choose import Chosen
-from bestiary.core.quant.inputs import CacheRange, Inputs, Wants
+from bestiary.core.quant.inputs import Inputs, Wants
+from bestiary.core.quant.kv_ranges import CacheRange
 from bestiary.core.quant.layerwise import Layer, layerwise
 from bestiary.core.quant.method import Method
 from bestiary.core.quant.sharing import Shared
@@ -26,7 +27,7 @@ class QuantizedLayer:
     Attributes:
         stored: of each quantized parameter, its stored tensors.
         changed: plain parameters that took up scales, fp32.
-        caches: largest magnitudes written to the layer's caches, by path.
+        caches: largest magnitudes that the layer as it is then writes to its caches, by path.
     """
 
     stored: dict[str, dict[str, Tensor]] = field(default_factory=dict)
@@ -70,7 +71,7 @@ class _Work:
     def run(self) -> QuantizedLayer:
         for group in self._layer.shared:
             self._scale(group)
-        made = QuantizedLayer(caches=self._layer.caches)
+        made = QuantizedLayer()
         for name, method in self._methods.items():
             weight = self._weights.pop(name) if name in self._weights else self._plain(name)
             check_finite(weight, name)
@@ -80,6 +81,8 @@ class _Work:
             self._layer.put({name: restored})
         made.changed = {name: weight for name, weight in self._weights.items() if name not in self._methods}
         self._layer.put(made.changed)
+        self._layer.settle()
+        made.caches = self._layer.caches
         return made
 
     def _plain(self, name: str) -> Tensor:

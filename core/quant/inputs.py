@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,8 +11,8 @@ from torch import Tensor
 
 from bestiary.core.ops import linear, moe
 from bestiary.core.ops.activation import gated_activation
-from bestiary.core.ops.declare import OpDeclaration
-from bestiary.core.program.program import Input, Instruction, Value, Weight
+from bestiary.core.program.program import Instruction, Value, Weight
+from bestiary.core.quant.kv_ranges import CacheRanges
 
 _READS = (linear.linear, linear.logits)  # x, weight, …
 
@@ -52,22 +52,19 @@ class Inputs(NamedTuple):
     hessian: Tensor | None
 
 
-class CacheRange(NamedTuple):
-    """The largest magnitudes written to a cache: of keys and of values, for each key-value head ``[heads]``."""
-
-    k: Tensor
-    v: Tensor
-
-
 class Collector:
-    """Sees the calls of one layer for all sequences, whose instructions these are."""
+    """Sees the calls of one layer for all sequences, whose instructions these are.
+
+    Attributes:
+        caches: what is written to caches.
+    """
 
     def __init__(self, layer: Sequence[Instruction], wants: Wants) -> None:
         self._wants = wants
         self._names = _first_readers(layer)
         self._seen: dict[tuple[Instruction, str, int], _Seen] = {}
         self._of: dict[str, list[_Seen]] = {}
-        self._caches: dict[str, CacheRange] = {}
+        self.caches = CacheRanges()
 
     def __call__(self, instruction: Instruction, args: Sequence[Any]) -> None:
         """A call that is about to be made."""
@@ -76,17 +73,13 @@ class Collector:
             self._see(instruction, "", 0, self._names[instruction], args[0].flatten(0, -2))
         elif target is moe.moe and all(isinstance(value, Weight) for value in instruction.args[3:6]):
             self._see_experts(instruction, args)
-        elif isinstance(target, OpDeclaration) and target.mutates:
-            self._see_cache(target, instruction, args)
+        else:
+            self.caches(instruction, args)
 
     def inputs(self) -> dict[str, tuple[Inputs, ...]]:
         """By parameter: of each of its matrices, one or E."""
         made = {id(seen): seen.inputs() for several in self._of.values() for seen in several}
         return {name: tuple(made[id(seen)] for seen in several) for name, several in self._of.items()}
-
-    def caches(self) -> dict[str, CacheRange]:
-        """By the path of the cache."""
-        return dict(self._caches)
 
     def _see(self, call: Instruction, place: str, expert: int, names: Sequence[str], x: Tensor) -> None:
         key = (call, place, expert)
@@ -105,21 +98,6 @@ class Collector:
             self._see(instruction, "in", expert, (first, second), some)
             between = gated_activation.reference(F.linear(some, gate[expert]), F.linear(some, up[expert]), kind)
             self._see(instruction, "between", expert, (last,), between)
-
-    def _see_cache(self, target: OpDeclaration[..., Any], instruction: Instruction, args: Sequence[Any]) -> None:
-        """An op that writes has k and k_cache, v and v_cache."""
-        given: Mapping[str, Any] = dict(zip(target.parameters, args, strict=True))
-        named = dict(zip(target.parameters, instruction.args, strict=True))
-        cache = named.get("k_cache")
-        if isinstance(cache, Input) and {"k", "v", "v_cache"} <= given.keys():
-            path = cache.name.partition(".")[2]
-            k, v = (given[name].float().abs().amax((0, -1)) for name in ("k", "v"))
-            before = self._caches.get(path)
-            self._caches[path] = (
-                CacheRange(k, v)
-                if before is None
-                else CacheRange(torch.maximum(before.k, k), torch.maximum(before.v, v))
-            )
 
 
 def _first_readers(layer: Sequence[Instruction]) -> dict[Instruction, tuple[str, ...]]:

@@ -18,8 +18,9 @@ from bestiary.core.plugins import PluginHost
 from bestiary.core.program.program import Program, Value
 from bestiary.core.program.trace import trace
 from bestiary.core.progress import Progress, Silent
-from bestiary.core.quant.inputs import CacheRange, Collector, Inputs, Wants
-from bestiary.core.quant.segments import Segment, run, segments, step_inputs
+from bestiary.core.quant.inputs import Collector, Inputs, Wants
+from bestiary.core.quant.kv_ranges import CacheRange, CacheRanges
+from bestiary.core.quant.segments import See, Segment, run, segments, step_inputs
 from bestiary.core.quant.sharing import Shared, shared
 
 _TOKENS: Final = 4096  # in one step: products over several sequences at once, and no more memory for what a layer makes
@@ -47,19 +48,20 @@ class Layer:
         seen: Collector,
         shared: tuple[Shared, ...],
         weight: Callable[[str], Tensor],
+        again: Callable[[Mapping[str, Tensor]], Mapping[str, CacheRange]],
     ) -> None:
         self.name, self.parameters, self.shared = name, parameters, shared
         self.inputs: Mapping[str, tuple[Inputs, ...]] = seen.inputs()
-        self.caches: Mapping[str, CacheRange] = seen.caches()
-        self._weight = weight
-        self.replaced: dict[str, Tensor] = {}
+        self.caches: Mapping[str, CacheRange] = seen.caches.found
+        self._weight, self._again = weight, again
+        self._replaced: dict[str, Tensor] = {}
 
     def weight(self, name: str) -> Tensor:
         """A parameter as the layer was run with it, in the dtype of the run. It must not be written to."""
         return self._weight(name)
 
     def put(self, replaced: Mapping[str, Tensor]) -> None:
-        """Run the layer again with these parameters before the next layer reads its results.
+        """Run the layer again with these parameters, at the latest before the next layer reads its results.
 
         Raises:
             PluginError: the layer has no such parameter, or it has another shape.
@@ -74,7 +76,12 @@ class Layer:
                     found=str(tuple(tensor.shape)),
                     expected="a parameter of the layer" if shape is None else str(shape),
                 )
-        self.replaced.update(replaced)
+        self._replaced.update(replaced)
+
+    def settle(self) -> None:
+        """Run the layer with what was put. Then ``caches`` is what is written with that, ``inputs`` stays what it was."""
+        if self._replaced:
+            self.caches, self._replaced = self._again(self._replaced), {}
 
 
 def layerwise(
@@ -121,18 +128,24 @@ def layerwise(
 
 def _layer(part: Segment, states: _States, source: _Parameters, program: Program, wants: Wants) -> Iterator[Layer]:
     """Yield one layer, and leave what it made in ``states``."""
+
+    def through(before: _States, see: See) -> _States:
+        return [run(part, state, source, program, source.dtype, see) for state in before]
+
+    def again(replaced: Mapping[str, Tensor]) -> Mapping[str, CacheRange]:
+        made.clear()
+        source.put(replaced)
+        ranges = CacheRanges()
+        made.extend(through(states, ranges))
+        return ranges.found
+
     collector = Collector(part.instructions, wants)
-    made = [run(part, state, source, program, source.dtype, collector) for state in states]
-    layer = Layer(part.name, part.parameters, collector, shared(program, part.instructions), source)
+    made = through(states, collector)
+    layer = Layer(part.name, part.parameters, collector, shared(program, part.instructions), source, again)
     del collector
     yield layer
-    if layer.replaced:
-        del made
-        source.put(layer.replaced)
-        for number, state in enumerate(states):
-            states[number] = run(part, state, source, program, source.dtype)
-    else:
-        states[:] = made
+    layer.settle()
+    states[:] = made
 
 
 class _Parameters:

@@ -11,7 +11,8 @@ from bestiary import ops
 from bestiary.core.errors import DataError
 from bestiary.core.kv_format import KINDS, BlockFormat
 from bestiary.core.ops.kv_blocks import blocks_of, codes_of, dequantize, numbers_of, quantize, scales_of
-from bestiary.core.quant.kv_ranges import HeadRanges
+from bestiary.core.quant.kv_ranges import CacheRange
+from bestiary.core.quant.kv_ranges import scales_of as calibrated_scales
 
 SIZES = [1, 2, 9, 16, 64, 65]
 
@@ -130,30 +131,28 @@ def test_extremes_stay_finite(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_calibrated_scales_hold_what_was_observed_and_clip_what_is_beyond(kind: str) -> None:
-    ranges = HeadRanges()
     x = deviates(4, 20, 3, 8)
     x[:, 2] = 0.0
-    for part in x.split(7):
-        ranges.observe(part)
-    scale = ranges.scales(kind, "layers.0.attention.cache")
+    largest = x.abs().amax((0, 2))
+    made = calibrated_scales({"cache": CacheRange(largest, largest * 2)}, ["cache"], kind)
+    scale = made["cache.k_scale"]
+    assert torch.equal(made["cache.v_scale"][:2], scale[:2] * 2)
     assert scale.dtype is torch.float32 and scale[2] == 1.0
     codes, scales = quantize(x, kind, scale)
     assert torch.equal(scales.float(), scales[:1].float().expand_as(scales)), "each token stores the fixed ones"
     found = dequantize(codes, scales, kind, 8)
     assert ((found - x).abs() <= bound(kind, x, scales)).all()
     beyond = dequantize(*quantize(x * 100, kind, scale), kind, 8)
-    largest = x.abs().amax((0, 2))
     # int4 reaches one step further below zero than above.
     assert (beyond.abs() <= largest.unsqueeze(-1) * (8 / 7 + 1e-3 if kind == "int4" else 1 + 1e-6)).all()
 
 
 def test_ranges_need_numbers() -> None:
     with pytest.raises(DataError, match=r"cache layers\.3: has shown no keys and values"):
-        HeadRanges().scales("int8", "layers.3")
-    ranges = HeadRanges()
-    ranges.observe(torch.tensor([[[1.0, math.nan]]]))
+        calibrated_scales({}, ["layers.3"], "int8")
+    seen = CacheRange(torch.tensor([1.0]), torch.tensor([math.nan]))
     with pytest.raises(DataError, match=r"cache layers\.3: has shown numbers that are not finite"):
-        ranges.scales("int8", "layers.3")
+        calibrated_scales({"layers.3": seen}, ["layers.3"], "int8")
 
 
 @pytest.mark.parametrize("name", ["torch", "invariant", "reference"])

@@ -197,6 +197,19 @@ def test_what_is_put_comes_into_the_next_layers(cases):
             check(layer.inputs["layers.1.attention.q.weight"][0], torch.cat(rows))
 
 
+def test_a_layer_that_is_settled_writes_what_its_new_weights_make(cases):
+    case = cases("biased")
+    for layer in layers_of(case):
+        if layer.name == "layers.0":
+            before = layer.caches
+            layer.put({name: layer.weight(name) * 3 for name in layer.parameters if "attention.v." in name})
+            layer.settle()
+            ((path, found),) = layer.caches.items()
+            assert torch.equal(found.k, before[path].k) and torch.allclose(found.v, before[path].v * 3)
+            layer.settle()
+            assert layer.caches[path] is found, "nothing was put since"
+
+
 def test_a_tied_weight_that_was_put_stays_for_the_head(cases):
     case, other = cases("window_and_wide_heads"), None
     for layer in layers_of(case):

@@ -34,6 +34,11 @@ COMMANDS: dict[str, list[list[str]]] = {
     ],
     "doctor": [["doctor", "--no-self-test", "--json"], ["doctor", "ckpt", "--no-self-test", "--json"]],
     "quality": [["quality", "engine", "--against", "ckpt", "--text", "text.txt", "--json", "-"]],
+    "quantize": [
+        ["quantize", "ckpt", "int4", "--method", "int4:group=32", "--json"],
+        ["quantize", "ckpt", "scales", "--calibration", "text.txt", "--kv-dtype", "int8", "--json"],
+    ],
+    "quantize.methods": [["quantize", "--list", "--json"]],
     "trace": [["trace", "engine", "-n", "2", "--json"], ["trace", "engine", "-n", "2", "--all", "--json"]],
 }  # fmt: skip
 
