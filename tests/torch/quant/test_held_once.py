@@ -61,7 +61,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 #: What remains of the layers' weights, as a part of their bytes in fp32.
-REMAINS = {"int8": 0.26, "int4:group=32:clip=true": 0.14, "w8a8": 0.26, "fp8": 1.0}
+REMAINS = {"int8": 0.25, "int4:group=32:clip=true": 0.14, "w8a8": 0.25, "fp8": 1.0}
 
 
 @pytest.mark.parametrize("rules", REMAINS)
@@ -85,5 +85,5 @@ def test_random_ones(tmp_path: Path, rules: str) -> None:
 
 def check(held: Held, rules: str) -> None:
     """Beside what remains, random embeddings among it, a weight is wide, with what its rounding makes of it."""
-    assert REMAINS[rules] <= held.now / LAYERS < REMAINS[rules] + 0.03
+    assert REMAINS[rules] <= held.now / LAYERS < REMAINS[rules] + 0.04
     assert held.most - held.now < 5 * LARGEST < LAYERS / 6
