@@ -28,7 +28,7 @@ Block = tuple[int, int]
 #: ``scale · code + zero``, or ``scale · (code − zero)``.
 _RESTORING = 2
 _CONSTANTS = ("codes", "scale", "zero", "bias")
-#: Rows, columns, block, kind of codes, kind of zeros.
+#: Rows, columns, block, kind of codes, kind of zeros; the last are as large as a model's.
 _FORMS = (
     (8, 16, (1, 16), "int8", None),
     (33, 48, (1, 32), "int4", None),
@@ -37,7 +37,12 @@ _FORMS = (
     (5, 40, (1, 40), "int8", None),
     (9, 20, (4, 16), "fp8", None),
     (4, 24, (1, 8), "int8", None),
+    (256, 4096, (1, 64), "int4", None),
+    (256, 4096, (1, 4096), "int8", None),
 )
+_LARGE = 2  # of these
+#: Tokens of a product with each of them.
+_TOKENS = (1, 5, 17, 3, 2, 4, 3, 3, 2)
 
 
 def _stored(
@@ -65,7 +70,7 @@ def _stored(
 
 
 def _forms(generator: torch.Generator, lead: tuple[int, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    for rows, columns, block, kind, zeros in _FORMS:
+    for rows, columns, block, kind, zeros in _FORMS[: -_LARGE if lead else None]:
         yield (*_stored(generator, lead, rows, columns, block, kind, zeros), block, columns)
 
 
@@ -74,7 +79,7 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _dequantize_inputs(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
-    for lead in ((), (3,)):
+    for lead in ((3,), ()):
         for form in _forms(generator, lead):
             yield (*form, _name(dtype))
 
@@ -137,7 +142,7 @@ def dequantize(codes: Tensor, scale: Tensor, zero: Tensor | None, block: Block, 
 
 
 def _linear_inputs(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
-    for tokens, form in zip((1, 5, 17, 3, 2, 4, 3), _forms(generator), strict=True):
+    for tokens, form in zip(_TOKENS, _forms(generator), strict=True):
         codes, *_, columns = form
         bias = normal(generator, codes.shape[0], dtype=dtype) if tokens % 2 else None
         yield normal(generator, tokens, columns, dtype=dtype), *form, _name(dtype), bias
@@ -203,8 +208,10 @@ def quantized_logits(
 
 
 def _embedding_inputs(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
-    for tokens, form in zip((1, 9, 0, 4, 2, 6, 3), _forms(generator), strict=True):
+    for tokens, form in zip((1, 9, 0, 4, 2, 6, 3, 3, 2), _forms(generator), strict=True):
         yield integers(generator, form[0].shape[0], tokens), *form, _name(dtype)
+    rows, block = 40000, (1, 32)  # more than 15 bits count
+    yield integers(generator, rows, 9), *_stored(generator, (), rows, 64, block, "int4", None), block, 64, _name(dtype)
 
 
 def _looked_up(
@@ -236,10 +243,15 @@ def quantized_embedding(
 
 
 def _moe_inputs(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
-    shapes = ((1, 8, 2, 32, 24, "int8", None), (0, 4, 2, 8, 8, "int4", None), (5, 3, 2, 33, 17, "int4", "integer"))
-    for tokens, experts, top_k, hidden, features, kind, zeros in shapes:
+    shapes = (
+        (1, 8, 2, 32, 24, None, "int8", None),
+        (0, 4, 2, 8, 8, 8, "int4", None),
+        (5, 3, 2, 33, 17, 8, "int4", "integer"),
+        (6, 4, 2, 256, 320, 64, "int4", None),
+    )
+    for tokens, experts, top_k, hidden, features, group, kind, zeros in shapes:
         weights, chosen = moe_route.reference(normal(generator, tokens, experts, dtype=dtype), top_k, "softmax")
-        wide, long = (1, hidden if kind == "int8" else 8), (1, features if kind == "int8" else 8)
+        wide, long = (1, group or hidden), (1, group or features)
         gate, up = (_stored(generator, (experts,), features, hidden, wide, kind, zeros) for _ in "gu")
         down = _stored(generator, (experts,), hidden, features, long, kind, zeros)
         x = normal(generator, tokens, hidden, dtype=dtype)

@@ -28,24 +28,26 @@ from bestiary.core.ops.kv_blocks import blocks_of, codes_of, numbers_of, quantiz
 from bestiary.core.ops.rotary import rope, rotation_cost
 
 _PAGED = 8  # arguments that ``paged_attention`` has too
-_BLOCK_SIZE = 4  # of the test cases
+#: Tokens, heads, key size, value size, fixed scales, block size of the test cases; the last are as a model's.
+_WRITES = ((1, 1, 8, 8, False, 4), (6, 2, 16, 7, False, 4), (5, 3, 9, 10, True, 4), (70, 8, 128, 128, False, 16))
 
 
 def _write_inputs(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
     device = generator.device
     for kind in KINDS:
-        for tokens, heads, size, value_size, fixed in ((1, 1, 8, 8, False), (6, 2, 16, 7, False), (5, 3, 9, 10, True)):
+        for tokens, heads, size, value_size, fixed, block_size in _WRITES:
             k = normal(generator, tokens, heads, size, dtype=dtype, scale=3.0)
             v = normal(generator, tokens, heads, value_size, dtype=dtype)
             v[:, 0] = 0.0  # a head of zeros has no scale
+            blocks = -(-tokens // block_size) + 2
             caches = [
-                torch.randint(256, (4, form.nbytes), generator=generator, device=device, dtype=torch.uint8)
-                for form in (BlockFormat(kind, _BLOCK_SIZE, heads, n) for n in (size, value_size))
+                torch.randint(256, (blocks, form.nbytes), generator=generator, device=device, dtype=torch.uint8)
+                for form in (BlockFormat(kind, block_size, heads, n) for n in (size, value_size))
             ]
-            slots = torch.randperm(12, generator=generator, device=device)[:tokens]
+            slots = torch.randperm((blocks - 1) * block_size, generator=generator, device=device)[:tokens]
             slots[tokens - 1 :] = -1 if tokens > 1 else 3
             scales = [torch.rand(heads, generator=generator, device=device) / 50 if fixed else None for _ in "kv"]
-            yield k, v, *caches, slots, kind, _BLOCK_SIZE, *scales
+            yield k, v, *caches, slots, kind, block_size, *scales
 
 
 def _write_cost(
@@ -150,13 +152,16 @@ def rope_quantized_kv_write(
 
 def _attention_inputs(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
     decodes, mixed, padded = ((1, 9), (1, 3), (1, 16)), ((5, 5), (3, 11), (1, 7)), ((1, 4), (0, 0), (3, 3))
+    # As models are: several tiles of keys and of queries, a window that ends within a tile.
+    many = ((1, 200), (40, 70), (1, 17))
     for kind in KINDS:
-        for batch, sizes in (
-            (decodes, (6, 2, 16, 16, 5)),
-            (mixed, (4, 1, 16, 8, None)),
-            (padded, (2, 2, 9, 7, 3)),
+        for batch, sizes, block_size in (
+            (decodes, (6, 2, 16, 16, 5), 4),
+            (mixed, (4, 1, 16, 8, None), 4),
+            (padded, (2, 2, 9, 7, 3), 4),
+            (many, (4, 1, 128, 128, 100), 32),
         ):
-            q, k_cache, v_cache, *others = attention_case(generator, dtype, batch, sizes)
+            q, k_cache, v_cache, *others = attention_case(generator, dtype, batch, sizes, block_size)
             caches = [blocks_of(cache, kind) for cache in (k_cache, v_cache)]
             yield q, *caches, *others, kind, *k_cache.shape[1:3], v_cache.shape[3]
 

@@ -19,7 +19,15 @@ KINDS = {"int8": (127.0, torch.int8), "fp8": (448.0, torch.float8_e4m3fn)}
 
 def _rows_inputs(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
     for kind in KINDS:
-        for tokens, columns, group in ((1, 16, 16), (5, 33, 33), (3, 48, 16), (4, 20, 8), (0, 8, 8)):
+        for tokens, columns, group in (
+            (1, 16, 16),
+            (5, 33, 33),
+            (3, 48, 16),
+            (4, 20, 8),
+            (0, 8, 8),
+            (17, 4096, 4096),
+            (17, 4096, 128),
+        ):
             x = normal(generator, tokens, columns, dtype=dtype, scale=3.0)
             yield x.index_fill_(0, torch.arange(tokens)[2:3].to(x.device), 0.0), kind, group
 
@@ -61,7 +69,7 @@ def codes_of(wide: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _static_inputs(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple[Any, ...]]:
     for kind in KINDS:
-        for tokens, columns in ((1, 16), (5, 33), (0, 8)):
+        for tokens, columns in ((1, 16), (5, 33), (0, 8), (17, 4096)):
             scale = torch.full((1, 1), 2.5 / KINDS[kind][0], device=generator.device)
             yield normal(generator, tokens, columns, dtype=dtype), scale, kind
 
@@ -89,6 +97,8 @@ def _scaled_inputs(generator: torch.Generator, dtype: torch.dtype) -> Iterator[t
         (3, 9, 40, 16, (4, 16), "fp8"),
         (4, 16, 32, 32, (16, 32), "fp8"),
         (0, 8, 8, 8, (1, 8), "int8"),
+        (3, 256, 4096, 4096, (1, 4096), "int8"),
+        (3, 256, 4096, 128, (128, 128), "fp8"),
     )
     for tokens, rows, columns, group, block, kind in cases:
         x, x_scale = quantize_rows.reference(normal(generator, tokens, columns, dtype=dtype), kind, group)

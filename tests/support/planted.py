@@ -293,6 +293,16 @@ def nibbles(
     out.copy_(ops.quantized_linear.reference(x, turned, scale, zero, block, columns, dtype, bias))
 
 
+def far_scales(
+    x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor | None, block: Any, columns: int, dtype: str,
+    bias: Tensor | None = None, *, out: Tensor,
+) -> None:  # fmt: skip
+    """Takes the thirtieth scale of a row for all that follow."""
+    near = scale.clone()
+    near[:, 30:] = near[:, 29:30]
+    out.copy_(ops.quantized_linear.reference(x, codes, near, zero, block, columns, dtype, bias))
+
+
 def next_angles(positions: Tensor, lengths: Tensor, rope: Any, size: int, *, out: Tensor) -> None:
     """The angles of the positions after."""
     out.copy_(ops.rotary_table.reference(positions + 1, lengths, rope, size))
@@ -335,6 +345,7 @@ KERNELS = {
     "spoiling": "rope_kv_write", "next_angles": "rotary_table", "one_percent": "linear",
     "warm": "quantized_paged_attention", "loud_keys": "rope_quantized_kv_write",
     "nibbles": "quantized_linear",
+    "far_scales": "quantized_linear",
 }  # fmt: skip
 
 

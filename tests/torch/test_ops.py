@@ -9,15 +9,19 @@ import pytest
 import torch
 
 from bestiary import Kernel, ops
+from bestiary.core.conformance.kernel_cases import Batch, large
 from bestiary.testing import KernelCase, OpCase, check_kernel, check_op, kernel_cases, load_plugins, op_cases
 
 HOST = load_plugins()
-# The one kernel that takes seconds in each dtype has test_invariant_kernels.py for the others.
+# The kernels that take seconds in each dtype: test_invariant_kernels.py has the plain one for the others.
 CASES = [
     case
     for case in kernel_cases(HOST)
     if case.dtype is torch.float32
-    or (case.dtype is torch.bfloat16 and not (case.op.name == "paged_attention" and case.kernel.name == "invariant"))
+    or (
+        case.dtype is torch.bfloat16
+        and not (case.op.name.endswith("paged_attention") and case.kernel.name == "invariant")
+    )
 ]
 
 
@@ -53,6 +57,25 @@ def test_experts_on_packed_weights(name: str, dtype: torch.dtype) -> None:
 
 def test_every_op_of_the_sdk_says_which_of_its_arguments_have_rows() -> None:
     assert all(case.op.rows for case in op_cases(HOST) if "::" not in case.op.name)
+
+
+@pytest.mark.parametrize(
+    "name", [case.op.name for case in op_cases(HOST) if "quant" in case.op.name or "scaled" in case.op.name]
+)
+def test_ops_of_few_bits_are_checked_at_a_models_sizes(name: str) -> None:
+    """A kernel may be wrong from some number of columns, tiles or blocks on."""
+    op, generator = HOST.op(name), torch.Generator().manual_seed(0)
+    declared = getattr(ops, name)
+    assert op.name == name and any(large(Batch(0, args)) for args in declared.inputs(generator, torch.float32))
+
+
+def test_a_kernel_that_is_wrong_at_real_sizes_only_is_named() -> None:
+    host = load_plugins("planted")
+    (case,) = (
+        c for c in kernel_cases(host, ["planted"]) if c.kernel.name == "wrong_far_scales" and c.dtype is torch.float32
+    )
+    with pytest.raises(AssertionError, match=r"quantized_linear=wrong_far_scales.*256, 2048"):
+        check_kernel(case)
 
 
 def test_attention_taken_row_by_row_is_attention() -> None:
