@@ -84,7 +84,7 @@ def _quantization(made: Page, result: Result, loss: Loss) -> None:
     made.heading("What quantized weights cost")
     made.figure(
         _costs(loss),
-        f"Error of the logits, where the weights of one part alone are quantized. With all it is {loss.error:.3g}, and {loss.bound:g} "
+        f"Error of the logits, where the weights of one part alone are quantized. With all it is {loss.error:.3g}, and {loss.allowed:.3g} "
         "is what the methods allow.",
     )
     if found := strange(result):

@@ -15,7 +15,7 @@ from bestiary.core.diff.compare import Standard, layer_of
 from bestiary.core.diff.folded import Folded, folded
 from bestiary.core.diff.open import Ours
 from bestiary.core.plugins import PluginHost
-from bestiary.core.quant.bound import relative
+from bestiary.core.quant.bound import ALLOWED, relative
 from bestiary.core.quant.choose import Methods, method_class
 from bestiary.core.quant.method import Method
 from bestiary.core.quant.tensors import Plain, stored_name
@@ -61,7 +61,7 @@ class Loss:
     Args:
         methods: for people, with how many weights have each.
         error: of the logits, the median over tokens of ``rms(found − exact) / rms(exact − mean)``, with a plain KV cache.
-        bound: what the methods allow of it.
+        allowed: of it: twice what random errors of the size of the methods' bounds do to this model.
         strange: parameters that are not what their method makes of the plain ones; the farthest first.
         judged: whether there were plain weights to see that by.
         costs: by layer, and by module outside of layers.
@@ -69,7 +69,7 @@ class Loss:
 
     methods: str
     error: float
-    bound: float
+    allowed: float
     strange: tuple[Strange, ...] = ()
     judged: bool = False
     costs: tuple[Cost, ...] = ()
@@ -77,7 +77,7 @@ class Loss:
     @property
     def within(self) -> bool:
         """Whether it is what the methods are known to lose."""
-        return not self.strange and self.error <= self.bound
+        return not self.strange and self.error <= self.allowed
 
     @property
     def text(self) -> str:
@@ -85,7 +85,7 @@ class Loss:
         if self.strange:
             more = f", and {len(self.strange) - 1} more" if len(self.strange) > 1 else ""
             return f"quantization of {self.strange[0]}{more}"
-        logits = f"logits are off by {self.error:.3g} of their size, {self.bound:g} allowed"
+        logits = f"logits are off by {self.error:.3g} of their size, {self.allowed:.3g} allowed"
         if self.within:
             return f"quantization ({self.methods}), within its method's bound: {logits}"
         worst = max(self.costs, key=lambda one: one.error)
@@ -123,7 +123,7 @@ def measured(
 
     Args:
         plain: options of ``load_engine`` that make weights, and a cache of few bits, plain.
-        advance: called after each part.
+        advance: called after each part, and once before them.
     """
     others = {name: value for name, value in plain.items() if name != "plain"}
     whole: Plain = plain["plain"]
@@ -136,11 +136,14 @@ def measured(
         return Cost(part, error)
 
     methods = side.methods
+    noise = replace(whole, noise={name: method.bound for name, method in methods.items()})
+    bounds = _error(ours.load(longest, **{**others, "plain": noise}), standard)
+    advance()
     strange = sorted(_strange(ours, methods, whole.source), key=lambda one: -one.times)
     return Loss(
         methods=method_names(methods, ours.host),
         error=_error(ours.load(longest, **others) if others else side, standard),
-        bound=max(method.bound for method in methods.values()),
+        allowed=ALLOWED * bounds,
         strange=tuple(strange),
         judged=whole.source is not None,
         costs=tuple(alone(part, names) for part, names in parts_of(methods).items()),

@@ -142,7 +142,9 @@ class QuantizationReport(ReportPart):
     logits_error: float = Field(
         description="median over tokens of rms(found - exact) / rms(exact - mean) of the logits, a ratio, with a plain KV cache"
     )
-    bound: float = Field(description="what the methods allow of it, a ratio: of several the largest")
+    allowed: float = Field(
+        description="of it, a ratio: twice the error that random errors of the size of the methods' bounds cause in this model"
+    )
     judged: bool = Field(description="whether there were plain weights to judge the quantized ones by")
     strange: list[StrangeReport] = Field(description="weights that are not what their method makes, the farthest first")
     costs: list[CostReport] = Field(description="by layer, and by module outside of layers")
@@ -264,7 +266,7 @@ def _quantization(loss: Loss) -> QuantizationReport:
     return QuantizationReport(
         methods=loss.methods,
         logits_error=loss.error,
-        bound=loss.bound,
+        allowed=loss.allowed,
         judged=loss.judged,
         strange=[StrangeReport(**one._asdict()) for one in loss.strange],
         costs=[CostReport(part=one.part, logits_error=one.error) for one in loss.costs],

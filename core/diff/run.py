@@ -153,7 +153,7 @@ def _past_few_bits(setting: Setting, search: Search, against: Side, progress: Pr
     plain, parts = search.plain, parts_of(search.side.methods)
     if search.lost is None or plain is None or "plain" not in plain.options:
         return search
-    with step(progress, "layers", len(parts), "parts") as note:
+    with step(progress, "layers", len(parts) + 1, "parts") as note:
         standard = search.standard or search.right[0]
         loss = measured(search.ours, search.side, plain.options, standard, lambda: progress.advance(1))
         note.text = f"logits off by {loss.error:.3g}"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bestiary.core.program.program import Part, Weight
 from bestiary.core.quant.method import Method
-from bestiary.core.quant.tensors import QuantizedTensors
+from bestiary.core.quant.tensors import Noisy, QuantizedTensors
 
 if TYPE_CHECKING:
     from bestiary.core.engine.network import Network
@@ -79,12 +79,24 @@ class Tensors(Protocol):
         """Its memory, if any, is needed no more."""
 
 
-def constants_of(tensors: Tensors, there: Container[str], network: Network, methods: Mapping[str, Method]) -> Constants:
-    """The constants of a network, from tensors of which some may be quantized, there or on their way."""
+def constants_of(
+    tensors: Tensors,
+    there: Container[str],
+    network: Network,
+    methods: Mapping[str, Method],
+    noise: Mapping[str, float] | None = None,
+) -> Constants:
+    """The constants of a network, from tensors of which some may be quantized, there or on their way.
+
+    Args:
+        noise: sizes of random errors, by parameter.
+    """
     target = network.target
     if methods:
         shapes = {name: tuple(p.shape) for name, p in network.module.named_parameters()}
         tensors = QuantizedTensors(tensors, there, methods, shapes, target.device)
+    if noise:
+        tensors = Noisy(tensors, noise)
     return Constants(parts_of(tensors, target.dtype, target.device), tensors.forget)
 
 

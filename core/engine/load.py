@@ -287,7 +287,7 @@ def _constants(files: Weights, network: Network, methods: Methods, plain: Plain 
         if not (name in plain.names and name in files.entries.keys() | others)
     }
     tensors = files if plain.source is None else Overlaid(files, Weights.open(plain.source), others)
-    return constants_of(tensors, files.entries.keys() | others, network, read)
+    return constants_of(tensors, files.entries.keys() | others, network, read, plain.noise)
 
 
 def methods_of(

@@ -53,8 +53,8 @@ def methods_for(text: str, model: Model, config: ModelConfig, host: PluginHost) 
 
     program = trace(make_module(model, config))
     names = _names(model, config, program)
-    default = frozenset(name for name, ops in _readers(program).items() if ops & set(_BY_DEFAULT))
     shapes = parameters(model, config).shapes
+    default = _default(program)
     found = {name: made[rule] for name, rule in choose(rules, names, default, text).items()}
     for name, one in found.items():
         check_layout(one.method, name, shapes[name])
@@ -165,6 +165,17 @@ def embeddings(model: Model, config: ModelConfig) -> frozenset[str]:
 
     found = _readers(trace(make_module(model, config)))
     return frozenset(name for name, ops in found.items() if embedding in ops)
+
+
+def by_default(model: Model, config: ModelConfig) -> frozenset[str]:
+    """The parameters that a rule without a pattern means."""
+    from bestiary.core.engine.network import make_module  # which imports this
+
+    return _default(trace(make_module(model, config)))
+
+
+def _default(program: Program) -> frozenset[str]:
+    return frozenset(name for name, ops in _readers(program).items() if ops & set(_BY_DEFAULT))
 
 
 def _readers(program: Program) -> dict[str, set[object]]:

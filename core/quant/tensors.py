@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Container, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bestiary.core.errors import DataError
+from bestiary.core.quant.bound import noisy
 from bestiary.core.quant.layout import Shape
 from bestiary.core.quant.method import Method
 
@@ -35,10 +36,13 @@ class Plain:
         names: of parameters, quantized or not.
         source: a checkpoint or engine directory whose tensors they are; None: an engine's own where they are quantized as
             they are loaded, else what their stored tensors stand for, in fp32.
+        noise: of some of them, the size of random errors in place of those of quantization, as
+            :func:`~bestiary.core.quant.bound.noisy` says.
     """
 
     names: frozenset[str]
     source: Path | None = None
+    noise: Mapping[str, float] = field(default_factory=dict)
 
 
 class Overlaid:
@@ -59,6 +63,20 @@ class Overlaid:
 
     def _of(self, name: str) -> Whole:
         return self._others if name in self._names else self._tensors
+
+
+class Noisy:
+    """Whole tensors, some of them with random errors of a size."""
+
+    def __init__(self, tensors: Whole, sizes: Mapping[str, float]) -> None:
+        self._tensors, self._sizes = tensors, sizes
+
+    def tensor(self, name: str) -> Tensor:
+        found = self._tensors.tensor(name)
+        return noisy(found, self._sizes[name]) if name in self._sizes else found
+
+    def forget(self, name: str) -> None:
+        self._tensors.forget(name)
 
 
 class QuantizedTensors:

@@ -10,11 +10,11 @@ import torch
 
 from bestiary.core.conformance.findings import Findings
 from bestiary.core.conformance.model_case import Case, Suite
-from bestiary.core.conformance.model_noise import ALLOWED, Noise, allowed, error
+from bestiary.core.conformance.model_noise import allowed, error
 from bestiary.core.conformance.model_quantization import CACHES, caches, ranks_agree, within_bound
 from bestiary.core.engine.steps import logits, whole
 from bestiary.core.errors import PluginError
-from bestiary.core.quant.bound import relative
+from bestiary.core.quant.bound import ALLOWED, noisy, relative
 from bestiary.spec import Quantization
 
 
@@ -78,9 +78,9 @@ def test_a_method_is_checked_with_its_variants_in_the_long_form(case: Case) -> N
 
 def test_twice_the_harm_of_errors_of_the_stated_size_is_allowed(case: Case) -> None:
     weight = torch.randn(64, 200, generator=torch.Generator().manual_seed(0))
-    noise = Noise(size=0.05).quantize(weight)["codes"] - weight
+    noise = noisy(weight, 0.05) - weight
     assert float(noise.square().mean().sqrt()) == pytest.approx(0.05, rel=0.02)
-    assert torch.equal(Noise(size=0.05).quantize(weight)["codes"] - weight, noise), "the same whenever it is made"
+    assert torch.equal(noisy(weight, 0.05) - weight, noise), "the same whenever it is made"
     assert error(case, case.load()) < 1e-5 < allowed(case, 0.001) < allowed(case, 0.05) / 10
     assert allowed(case, 0.05) / ALLOWED < 1
 

@@ -75,7 +75,7 @@ def test_what_quantization_loses_is_its_own(made):
         "with plain weights all tensors are within tolerance, and the ops' references lose as much"
     )
     loss = result.quantization
-    assert loss is not None and loss.strange == () and 0.01 < loss.error < loss.bound
+    assert loss is not None and loss.strange == () and 0.01 < loss.error < loss.allowed
     assert [one.part for one in loss.costs] == ["layers.0", "layers.1"]
     assert all(0.01 < one.error < loss.error for one in loss.costs)
     plain, references = result.outcomes
@@ -157,7 +157,7 @@ def test_the_command_says_it(made, tmp_path, capsys):
 
 
 def test_a_loss_beyond_the_bound_names_the_layer():
-    loss = Loss("int4 of 2 weights", error=1.5, bound=1.0, costs=(Cost("layers.0", 0.2), Cost("layers.1", 1.4)))
+    loss = Loss("int4 of 2 weights", error=1.5, allowed=1.0, costs=(Cost("layers.0", 0.2), Cost("layers.1", 1.4)))
     assert not loss.within and loss.text == (
         "quantization of layers.1 most (int4 of 2 weights), beyond its method's bound: logits are off by 1.5 of their size, "
         "1 allowed; that of layers.1 alone moves them by 1.4"
