@@ -138,7 +138,7 @@ def _of_checkpoint(path: Path, host: PluginHost, options: BuildOptions) -> Known
     model = host.model(manifest.model)
     config = parse_config(model, manifest.config)
     methods = {name: one.method for name, one in methods_in(manifest.quantization, host).items()}
-    if methods and options.quantization is not None:
+    if manifest.quantization and options.quantization is not None:
         raise already_quantized(manifest, path.name)
     return _quantized(Known(model, config, manifest.dtype, mapped_dtypes(opened.weights), options, methods), host)
 
