@@ -155,6 +155,17 @@ def test_the_conformance_config_has_values_that_are_no_default():
     assert '"rope_theta": 50000.0' in made["rope_parameters"]
 
 
+def test_lists_of_the_layers_keep_the_length_of_the_layers():
+    found = {"n_layer": 3, "no_rope_layers": [1, 1, 0], "layer_types": ["a", "b"], "mlp_only_layers": [0, 1, 2]}
+    made = dict(tiny_configs.config({**found, "eos_token_id": [3, 4, 5]}, {"n_layer": "num_hidden_layers"}))
+    assert (made["n_layer"], made["no_rope_layers"], made["layer_types"]) == (
+        "4",
+        "[1, 0, 1, 0]",
+        '["a", "b", "a", "b"]',
+    )
+    assert made["mlp_only_layers"] == "[0]" and made["eos_token_id"] == "[3, 4, 5]"
+
+
 def test_a_tied_head_biases_and_a_fused_projection(drafted):
     shapes = {
         name: shape

@@ -30,6 +30,15 @@ def test_a_reference_that_can_not_run_is_named_in_a_sentence() -> None:
         model_reference.logits(model_reference.narrowed(module, torch.bfloat16), [1, 2])
 
 
+def test_a_reference_that_can_not_be_made_is_named_in_a_sentence(tmp_path: Path) -> None:
+    config = {**TINY, "architectures": ["SmolLM3ForCausalLM"], "num_hidden_layers": 4, "no_rope_layers": [1, 1, 0]}
+    said = (
+        r"^the reference itself can't be made of this config .*IndexError: list index out of range; .*no_rope_layers\["
+    )
+    with pytest.raises(AssertionError, match=said):
+        model_reference.make(config, PluginHost.load().model("llama"), None, tmp_path / "hf")
+
+
 @pytest.mark.parametrize("intermediate", [20, 32])
 def test_experts_of_odd_sizes_run_in_bfloat16(intermediate: int, tmp_path: Path) -> None:
     config: dict[str, Any] = {**TINY, "intermediate_size": intermediate, "num_local_experts": 3, "hidden_size": 20}
