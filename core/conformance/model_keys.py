@@ -67,8 +67,11 @@ def _differing(found: ModelConfig, wanted: ModelConfig) -> list[str]:
 def _computes(case: Case, config: ModelConfig) -> tuple[object, ...]:
     """What the model of a config does: a field that is derived where it is not given is no other model."""
     model = case.suite.model
-    with torch.device("meta"):
-        module = resolve(model.model, needed_by=f"model {model.name}")(config)
+    try:
+        with torch.device("meta"):
+            module = resolve(model.model, needed_by=f"model {model.name}")(config)
+    except ConfigError:
+        return ("refused",)
     program = trace(module)
     return program.listing(), program.caches, parameters(model, config).shapes
 
