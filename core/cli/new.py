@@ -160,7 +160,7 @@ def _make(
 
 def _report(made: dict[str, Any], drafted: Draft | None, json: bool) -> None:
     if drafted is not None:
-        made |= {"placed": drafted.placed, "tensors": drafted.total, "left": drafted.left}
+        made |= {"placed": drafted.placed, "tensors": drafted.total, "left": drafted.left, "defaults": drafted.defaults}
     if json:
         print_json(made)
         return
@@ -170,5 +170,9 @@ def _report(made: dict[str, Any], drafted: Draft | None, json: bool) -> None:
         if drafted.left:
             print("left to write (README.md lists it too):")
         for line in drafted.left:
+            print(f"  - {line.replace('`', '')}")
+        if drafted.defaults:
+            print("left out of config.json:")
+        for line in drafted.defaults:
             print(f"  - {line.replace('`', '')}")
     print(f"next: cd {made['directory']} && pip install -e '.[test]' && pytest")

@@ -12,6 +12,7 @@ import torch
 
 from bestiary.core.conformance import model_answers as answers
 from bestiary.core.conformance import model_files as files
+from bestiary.core.conformance import model_keys as keys
 from bestiary.core.conformance import model_logits as logits
 from bestiary.core.conformance import model_quantization as quantization
 from bestiary.core.conformance import model_ranks as ranks
@@ -28,7 +29,7 @@ VARIABLE = "BESTIARY_CONFORMANCE"
 ENDS = ("test_bfloat16", "test_preemption", "test_prefix_reuse", "test_batch_composition")
 LAST = ("test_deterministic", "test_quantization", "test_quantized_cache")
 #: Checks that may have nothing to check.
-OPTIONAL = ("test_gguf_map", "test_quantization")
+OPTIONAL = ("test_gguf_map", "test_omitted_keys", "test_quantization")
 _SUITE = pytest.StashKey[Suite]()
 
 
@@ -109,6 +110,12 @@ class ModelConformance(metaclass=Guarded):
     def test_impossible_keys(self, case: Case, findings: Findings) -> None:
         """Impossible values and keys that change the mathematics are refused by name."""
         files.impossible_keys(case, findings)
+
+    def test_omitted_keys(self, case: Case, findings: Findings) -> None:
+        """A key that is left out means what it means to transformers' config class."""
+        if not keys.has_class(case):
+            pytest.skip("none: the reference has no config class of transformers' kind")
+        keys.omitted_keys(case, findings)
 
     def test_export(self, case: Case) -> None:
         """``export`` gives the source back bit for bit."""

@@ -185,8 +185,9 @@ def _one_of_each_kind(names: list[str]) -> list[str]:
 
 
 def _wrong_shapes(shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-    yield (*shape[:-1], shape[-1] + 1)
     yield (*shape, 1)
+    if shape:
+        yield (*shape[:-1], shape[-1] + 1)
     if len(shape) > 1:
         yield (shape[0] - 1, *shape[1:])
         if shape[0] != shape[-1]:

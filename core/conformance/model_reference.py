@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bestiary.core.errors import ConfigError
+from bestiary.core.errors import BestiaryError, ConfigError
 from bestiary.spec import Model
 
 Reference = Callable[[dict[str, Any]], nn.Module]
@@ -21,11 +22,14 @@ def make(config: Mapping[str, Any], model: Model, reference: Reference | None, d
     """A random model of a config, saved under ``directory`` as Hugging Face saves one.
 
     Norms of 1 and biases of 0 would hide that they are not applied, so noise is added to every parameter.
+
+    Raises:
+        AssertionError: the reference refuses the config; that is no fault of the plugin's.
     """
     said = {"architectures": list(model.architectures[:1]), "model_type": model.name, **config}
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(0)
-        module = (reference(dict(said)) if reference is not None else _of_transformers(said)).float().eval()
+        module = _constructed(said, reference).float().eval()
         with torch.no_grad():
             for parameter in module.parameters():
                 parameter.add_(torch.randn_like(parameter) * 0.2)
@@ -64,6 +68,19 @@ def narrowed(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     if any(_uneven(parameter) for parameter in made.parameters()) and hasattr(made, "set_experts_implementation"):
         made.set_experts_implementation("eager")  # type: ignore[operator]
     return made
+
+
+def _constructed(said: dict[str, Any], reference: Reference | None) -> nn.Module:
+    try:
+        return reference(dict(said)) if reference is not None else _of_transformers(said)
+    except (BestiaryError, NotImplementedError):  # there is none, or it is yet to be written
+        raise
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        raise AssertionError(
+            f"the reference itself can't be made of this config (a size or a list in it does not fit): "
+            f"{type(error).__name__}: {str(error).partition(chr(10))[0]}; it is raised by {last.name}: {last.line}"
+        ) from error
 
 
 def _uneven(parameter: nn.Parameter) -> bool:

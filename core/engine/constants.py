@@ -119,7 +119,7 @@ def parts_of(tensors: Tensors, dtype: torch.dtype, device: torch.device) -> Part
 
 
 class RandomTensors:
-    """Made-up parameters: normal with variance 1 / fan-in, norms 1, biases 0; the same for a seed however they are cut."""
+    """Made-up parameters: normal with variance 1 / fan-in, norms and scalars 1, biases 0; the same for a seed however they are cut."""
 
     def __init__(
         self, seed: int, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, device: torch.device
@@ -128,7 +128,7 @@ class RandomTensors:
 
     def tensor(self, name: str) -> Tensor:
         shape = self._shapes[name]
-        if len(shape) == 1:
+        if len(shape) <= 1:
             return torch.full(shape, float(not name.endswith(".bias")), dtype=self._dtype, device=self._device)
         generator = torch.Generator(self._device).manual_seed(zlib.crc32(f"{self._seed} {name}".encode()))
         made = torch.empty(shape, dtype=self._dtype, device=self._device)

@@ -30,7 +30,7 @@ from bestiary.core.program.passes.quantize_cache import quantize_cache
 from bestiary.core.program.passes.shard import shard
 from bestiary.core.program.passes.taps import insert_taps
 from bestiary.core.program.program import Program, Value
-from bestiary.core.program.shapes import Geometry, Shape, Sizes, infer
+from bestiary.core.program.shapes import Geometry, Shape, Sizes, accepts, infer
 from bestiary.core.program.trace import trace
 from bestiary.core.quant.choose import Methods, check_rules
 from bestiary.core.runtime.inputs import table_width
@@ -156,6 +156,8 @@ def _fuse(
         shapes = infer(program, geometry)
 
         def wanted(args: tuple[object, ...], pattern=pattern, shapes=shapes) -> bool:  # type: ignore[no-untyped-def]
+            if not accepts(pattern.fused, args, shapes):
+                return False
             call = describe(pattern.fused, args, shapes, target.dtype, target.device, target.features)
             return bool(candidates(call, host, invariant=target.deterministic)[0])
 

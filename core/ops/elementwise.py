@@ -22,12 +22,12 @@ def _pairs(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tuple[Any
 
 
 def _broadcast(x: Tensor, y: Tensor) -> Tensor:
-    return x.new_empty(np.broadcast_shapes(x.shape, y.shape), dtype=torch.promote_types(x.dtype, y.dtype))
+    return x.new_empty(np.broadcast_shapes(x.shape, y.shape), dtype=torch.result_type(x, y))
 
 
 def _pair_cost(x: Tensor, y: Tensor) -> Cost:
     size = math.prod(np.broadcast_shapes(x.shape, y.shape))
-    return Cost(size, nbytes(x, y) + size * torch.promote_types(x.dtype, y.dtype).itemsize)
+    return Cost(size, nbytes(x, y) + size * torch.result_type(x, y).itemsize)
 
 
 @op(inputs=_pairs, fake=_broadcast, rows=("x", "y"), cost=_pair_cost)

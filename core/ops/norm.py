@@ -75,6 +75,8 @@ def _add_inputs(generator: torch.Generator, dtype: torch.dtype) -> Iterator[tupl
 
 
 def _two(x: Tensor, y: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    if x.shape != y.shape:  # a sum of others is no residual sum: kernels need not know how it spreads
+        raise ValueError(f"x and y differ in shape: {tuple(x.shape)} and {tuple(y.shape)}")
     total = x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, y.dtype))
     return _normed(total, weight, eps), total
 

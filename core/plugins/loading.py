@@ -174,7 +174,14 @@ def _validated(candidate: Candidate, plugin: object) -> pluggy.PluginManager:
     # Looking at a plugin runs its code: a module may have a __dir__ and a __getattr__.
     with _guard(candidate, "checking its hooks"):
         _refuse_undecorated(candidate, plugin)
-        manager.register(plugin, name=candidate.name)
+        try:
+            manager.register(plugin, name=candidate.name)
+        except pluggy.PluginValidationError as problem:
+            # What is wrong, an argument say, is in its later lines.
+            told = "; ".join(line.strip() for line in str(problem).splitlines() if line.strip())
+            raise error(
+                candidate, "E-PLG-BROKEN", f"checking its hooks failed: PluginValidationError: {told}"
+            ) from problem
     for caller in manager.get_hookcallers(plugin) or ():
         implementations = caller.get_hookimpls()
         if not caller.has_spec() and not all(one.optionalhook for one in implementations):

@@ -51,6 +51,8 @@ class Weight(Value):
 
     @property
     def shape(self) -> tuple[int, ...]:
+        if len(self.parts) == 1:
+            return self.parts[0].shape  # () of a scalar, which nothing is stacked with
         return (sum(part.shape[0] for part in self.parts), *self.parts[0].shape[1:])
 
     def dtype(self, default: torch.dtype) -> torch.dtype:

@@ -88,6 +88,16 @@ def infer(program: Program, geometry: Geometry) -> dict[Value, Shape]:
     return shapes
 
 
+def accepts(op: OpDeclaration[..., Any], args: tuple[Any, ...], shapes: Mapping[Value, Shape]) -> bool:
+    """Whether an op takes arguments of these shapes: its fake does."""
+    given = fill(args, lambda value: torch.empty(shapes[value].at(_ORIGIN), dtype=shapes[value].dtype, device="meta"))
+    try:
+        op.fake(*given)
+    except Exception:
+        return False
+    return True
+
+
 def input_tensors(program: Program, geometry: Geometry, sizes: Sizes) -> Mapping[str, Tensor]:
     """Meta tensors of the step's inputs."""
     tokens, sequences, rows, _ = sizes

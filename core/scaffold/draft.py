@@ -15,6 +15,7 @@ from bestiary.core.config import SILENT, ModelConfig
 from bestiary.core.errors import BestiaryError, ConfigError, MissingInputError
 from bestiary.core.rope import ROPE_KEYS, fold_rope
 from bestiary.core.scaffold import tiny
+from bestiary.core.scaffold.defaults import defaults_of
 from bestiary.core.scaffold.features import Features
 from bestiary.core.scaffold.known_classes import lacking
 from bestiary.core.scaffold.sizes import Sizes, spelled
@@ -74,6 +75,7 @@ class Draft:
         values: the template's ``_draft``.
         placed, total: tensors.
         left: what a person has to look at, a sentence each, in markdown.
+        defaults: what the draft takes for keys that config.json leaves out, and from where; likewise.
     """
 
     name: str | None
@@ -82,6 +84,7 @@ class Draft:
     placed: int
     total: int
     left: list[str]
+    defaults: list[str]
 
 
 def draft(directory: Path, architecture: str | None = None) -> Draft:
@@ -103,14 +106,15 @@ def draft(directory: Path, architecture: str | None = None) -> Draft:
     raw = {spellings.get(key, key): value for key, value in found.items()}
     sizes = Sizes.of(raw)
     placement = place(tensors, sizes)
-    features = Features.of(raw, placement)
     named = _class(found)
+    features = Features.of(raw, placement, defaults_of(found, named))
     left = [*_tensors(placement), *_layers(raw, placement), *features.left, *_keys(raw, features)]
     without = lacking(named) if named is not None else None
     left += _reference(found, named, architecture, without)
     values = {
         "source": re.sub(r"[^A-Za-z0-9._-]", "_", directory.resolve().name),
         "left": left,
+        "defaults": features.defaults,
         "spellings": sorted((spellings | features.spellings).items()),
         "prefix": placement.prefix,
         "rows": rows(placement),
@@ -122,7 +126,9 @@ def draft(directory: Path, architecture: str | None = None) -> Draft:
         "facts": _facts(raw, features, placement),
         **features.values,
     }
-    return Draft(_text(found.get("model_type")), named, values, placement.placed, placement.total, left)
+    return Draft(
+        _text(found.get("model_type")), named, values, placement.placed, placement.total, left, features.defaults
+    )
 
 
 def _text(value: Any) -> str | None:

@@ -6,8 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from bestiary.core.config import ModelConfig, Rope
+from bestiary.core.errors import ConfigError
+from bestiary.core.rope import ROPE_KEYS, fold_rope
+from bestiary.core.scaffold.defaults import GUESSES, Defaults
 from bestiary.core.scaffold.sizes import EPSILONS, EXPERT_SIZES, EXPERTS, first
 from bestiary.core.scaffold.tensors import Placement
+from bestiary.core.scaffold.tiny import literal
 
 ACTIVATIONS = ("silu", "relu", "gelu", "gelu_pytorch_tanh")
 # Fields that the template's config always has.
@@ -42,28 +47,35 @@ class Features:
         read: keys of config.json that the drafted config reads, or whose meaning is built in.
         facts: for the table in the README.
         left: what could not be told.
+        defaults: what is taken for keys that config.json leaves out, and from where, a sentence each.
         fields: of the config: name, type, default.
         spellings: other keys that mean one of the fields.
+        known: what a config class takes for keys that are left out.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
     read: set[str] = field(default_factory=lambda: {*_ALWAYS, *_BASE, *_BIASES})
     facts: list[tuple[str, str]] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
+    defaults: list[str] = field(default_factory=list)
     fields: list[tuple[str, str, str | None]] = field(default_factory=list)
     spellings: dict[str, str] = field(default_factory=dict)
+    known: Defaults = field(default_factory=Defaults)
 
     @classmethod
-    def of(cls, raw: Mapping[str, Any], placement: Placement) -> Features:
-        """The features of a config.json and its tensors."""
-        found = cls()
+    def of(cls, raw: Mapping[str, Any], placement: Placement, known: Defaults) -> Features:
+        """The features of a config.json and its tensors; ``known`` is what holds for keys that it leaves out."""
+        found = cls(known=known)
         found._activation(raw)
         found._norms(raw, placement)
+        found._sizes(raw)
+        found._rope(raw)
+        found._unsaid(raw)
         found._biases(raw, placement)
         found._scale(raw)
         found._window(raw)
         found._experts(raw, placement)
-        found.values["tied"] = str("head" not in placement.modules)
+        found._tied(raw, placement)
         found.values["fields"] = found.fields
         found.facts.append(("head", "its own" if "head" in placement.modules else "tied"))
         return found
@@ -77,11 +89,18 @@ class Features:
         return True
 
     def _activation(self, raw: Mapping[str, Any]) -> None:
-        if (act := raw.get("hidden_act", "silu")) not in ACTIVATIONS:
+        default = self.known.of("hidden_act")
+        self.values["act"] = default if default in ACTIVATIONS else "silu"
+        if raw.get("hidden_act") is None:
+            self._left_out("hidden_act")
+        if (act := raw.get("hidden_act") or default) not in ACTIVATIONS:
             self.left.append(f"key `hidden_act` = `{str(act)[:40]}`: bestiary's MLPs know {', '.join(ACTIVATIONS)}")
 
     def _norms(self, raw: Mapping[str, Any], placement: Placement) -> None:
-        eps = first(raw, EPSILONS) or EPSILONS[0]
+        eps = first(raw, EPSILONS) or first(self.known.values, EPSILONS) or EPSILONS[0]
+        if raw.get(eps) is None:
+            self._left_out(eps)
+        self.values["eps_default"] = repr(float(self.known.of(eps)))
         norms = [norm for norm in _NORMS if norm in placement.modules]
         qk = {f"attention.{which}_norm" for which in "qk"} <= set(placement.modules)
         self.values |= {"eps": eps, "norms": norms, "qk_norm": qk}
@@ -110,6 +129,58 @@ class Features:
             self._field(raw, key, "bool", str(found))
             return f"c.{key}"
         return str(found)
+
+    def _left_out(self, key: str, says: str | None = None) -> None:
+        """Tell what is taken for a key; a guess is something to look at."""
+        (self.defaults if key in self.known.values else self.left).append(self.known.told(key, says))
+
+    def _sizes(self, raw: Mapping[str, Any]) -> None:
+        """Fields whose defaults are not those of every config."""
+        longest, kv, head = (
+            self.known.values.get(key) for key in ("max_position_embeddings", "num_key_value_heads", "head_dim")
+        )
+        hidden, heads = raw.get("hidden_size"), raw.get("num_attention_heads")
+        derived = hidden // heads if type(hidden) is type(heads) is int and heads > 0 else None
+        sizes = {"max_position_embeddings": longest if longest != GUESSES["max_position_embeddings"] else None}
+        sizes |= {"num_key_value_heads": kv if kv != heads else None, "head_dim": head if head != derived else None}
+        self.values["sizes"] = [(key, value) for key, value in sizes.items() if type(value) is int and value > 0]
+        for key in (key for key, _ in self.values["sizes"]):
+            if raw.get(key) is None:
+                self.defaults.append(self.known.told(key))
+
+    def _rope(self, raw: Mapping[str, Any]) -> None:
+        given = self.known.of("rope_parameters")
+        try:
+            rope = fold_rope({"rope_parameters": given}, GUESSES["rope_parameters"]["rope_theta"])
+        except ConfigError:
+            self.values |= {"theta": None, "rope": None}
+            if not set(ROPE_KEYS) & set(raw):
+                self.left.append(self.known.told("rope_parameters", "theta 10000, for it knows no other"))
+            return
+        plain = rope == Rope(theta=rope.theta)
+        self.values |= {"theta": rope.theta if plain and rope.theta != 10000.0 else None}
+        self.values["rope"] = None if plain else literal(given, "")
+        if not set(ROPE_KEYS) & set(raw):
+            self._left_out("rope_parameters")
+
+    def _tied(self, raw: Mapping[str, Any], placement: Placement) -> None:
+        told, key = "head" not in placement.modules, "tie_word_embeddings"
+        default = self.known.values.get(key, told)
+        self.values["tied"] = str(bool(default))
+        if key not in raw and bool(default) != told:
+            self.left.append(self.known.told(key) + f"; the tensors say {str(told).lower()}")
+
+    def _unsaid(self, raw: Mapping[str, Any]) -> None:
+        """What changes the mathematics though config.json does not say it."""
+        for key, allowed in ModelConfig.neutral.items():
+            value = self.known.values.get(key)
+            plain = value in allowed or (isinstance(value, list) and set(map(str, value)) <= {"full_attention"})
+            if key not in raw and not plain:
+                text = " ".join(repr(value).split())[:60].replace("`", "'")
+                self.left.append(
+                    f"key `{key}`: config.json leaves it out, and {self.known.source} takes `{text}`, which changes the "
+                    "mathematics; nothing reads it"
+                )
 
     def _scale(self, raw: Mapping[str, Any]) -> None:
         self.values["scale"] = None
@@ -152,7 +223,10 @@ class Features:
             self.left.append("key `num_experts_per_tok`: config.json does not say how many experts a token goes to")
         if size != "intermediate_size":
             self._field(raw, size, "PositiveInt", None)
-        renormalize = "c.norm_topk_prob" if self._field(raw, "norm_topk_prob", "bool", "False") else "True"
+        renormalized = str(bool(self.known.of("norm_topk_prob")))
+        renormalize = "c.norm_topk_prob" if self._field(raw, "norm_topk_prob", "bool", renormalized) else renormalized
+        if renormalize == renormalized and "norm_topk_prob" in self.known.values:
+            self._left_out("norm_topk_prob")
         scale = "c.routed_scaling_factor" if self._field(raw, "routed_scaling_factor", "PositiveFloat", "1.0") else None
         scoring = raw.get("scoring_func", "softmax")
         self.read.add("scoring_func")

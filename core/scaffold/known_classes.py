@@ -12,11 +12,22 @@ _LIST = Path("models", "auto", "modeling_auto.py")
 
 def lacking(architecture: str) -> str | None:
     """The transformers that does not list a class, by name and version; None where it does, or nobody can tell."""
+    found, listed = _listed()
+    return None if found is None or re.search(rf"[\"']{re.escape(architecture)}[\"']", listed) else found
+
+
+def model_type_of(architecture: str) -> tuple[str | None, str | None]:
+    """The transformers that is installed, by name and version, and the ``model_type`` that it lists a class under."""
+    found, listed = _listed()
+    pair = re.search(rf"[\"']([\w-]+)[\"'],\s*[\"']{re.escape(architecture)}[\"']", listed)
+    return found, pair[1] if pair else None
+
+
+def _listed() -> tuple[str | None, str]:
     spec = find_spec("transformers")
     folders = spec.submodule_search_locations if spec is not None else None
     try:
         listed = Path(next(iter(folders or ())), _LIST).read_text(encoding="utf-8")
-        found = f"transformers {version('transformers')}"
+        return f"transformers {version('transformers')}", listed
     except (StopIteration, OSError, PackageNotFoundError):
-        return None
-    return None if re.search(rf"[\"']{re.escape(architecture)}[\"']", listed) else found
+        return None, ""

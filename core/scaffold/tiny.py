@@ -58,13 +58,17 @@ def config(found: Mapping[str, Any], spellings: Mapping[str, str]) -> list[tuple
         spellings: its names for the zoo's fields.
     """
     heads = _heads(found, spellings)
+    layers = next((value for key, value in found.items() if spellings.get(key, key) == "num_hidden_layers"), None)
     # Where config.json does not say it, transformers takes an id beyond a tiny vocabulary.
     made = [("pad_token_id", "None")]
     for key, value in found.items():
         if not _KEY.fullmatch(key) or key in _DROPPED or key == "pad_token_id":
             continue
         field = spellings.get(key, key)
-        shrunk = heads[field] if field in heads else _shrunk(field, value)
+        if _each_layer(field, value, layers):
+            shrunk = _layers(value)
+        else:
+            shrunk = heads[field] if field in heads else _shrunk(field, value)
         if (text := literal(shrunk)) is not None:
             made.append((key, text))
     return made
@@ -88,8 +92,8 @@ def _shrunk(key: str, value: Any) -> Any:
         return 0.01
     if key == "rope_theta" and value == 10000:
         return 50000.0
-    if key in ("layer_types", "mlp_only_layers") and isinstance(value, list):
-        return _layers(key, value)
+    if key == "mlp_only_layers" and isinstance(value, list):
+        return [0] if value else []
     if key == "num_experts_per_tok":
         return 2
     if key == "decoder_sparse_step" and type(value) is int:
@@ -100,10 +104,16 @@ def _shrunk(key: str, value: Any) -> Any:
     return _SIZES[key] if key in _SIZES and type(value) is int else value
 
 
-def _layers(key: str, value: list[Any]) -> list[Any]:
-    if key == "mlp_only_layers":
-        return [0] if value else []
-    kinds = list(dict.fromkeys(one for one in value if isinstance(one, str)))
+def _each_layer(key: str, value: Any, layers: Any) -> bool:
+    """Whether it is a list that says something of each layer; one of token ids may have that length too."""
+    if not isinstance(value, list) or key == "mlp_only_layers":
+        return False
+    return key == "layer_types" or (len(value) == layers and not key.endswith("_token_id"))
+
+
+def _layers(value: list[Any]) -> list[Any]:
+    """So many of them, every kind among them."""
+    kinds = list(dict.fromkeys(one for one in value if isinstance(one, str | int | float)))
     return [kinds[index % len(kinds)] for index in range(LAYERS)] if kinds else []
 
 

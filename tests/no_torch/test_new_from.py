@@ -10,7 +10,10 @@ import headers
 import pytest
 
 from bestiary.core.cli.main import invoke
+from bestiary.core.scaffold import defaults, known_classes
 from bestiary.core.scaffold import tiny as tiny_configs
+
+ASK = defaults.ask
 
 CONFIG = {
     "architectures": ["OlmoForCausalLM"],
@@ -37,7 +40,14 @@ SHAPES = headers.decoder(
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    # Asking transformers takes seconds: those who want its answers say so.
+    monkeypatch.setattr(defaults, "ask", lambda question: {"": "QuietConfig"})
     return tmp_path
+
+
+@pytest.fixture
+def transformers(here, monkeypatch):
+    monkeypatch.setattr(defaults, "ask", ASK)
 
 
 @pytest.fixture
@@ -145,6 +155,17 @@ def test_the_conformance_config_has_values_that_are_no_default():
     assert '"rope_theta": 50000.0' in made["rope_parameters"]
 
 
+def test_lists_of_the_layers_keep_the_length_of_the_layers():
+    found = {"n_layer": 3, "no_rope_layers": [1, 1, 0], "layer_types": ["a", "b"], "mlp_only_layers": [0, 1, 2]}
+    made = dict(tiny_configs.config({**found, "eos_token_id": [3, 4, 5]}, {"n_layer": "num_hidden_layers"}))
+    assert (made["n_layer"], made["no_rope_layers"], made["layer_types"]) == (
+        "4",
+        "[1, 0, 1, 0]",
+        '["a", "b", "a", "b"]',
+    )
+    assert made["mlp_only_layers"] == "[0]" and made["eos_token_id"] == "[3, 4, 5]"
+
+
 def test_a_tied_head_biases_and_a_fused_projection(drafted):
     shapes = {
         name: shape
@@ -190,6 +211,70 @@ def test_experts_a_shared_one_and_layers_without(drafted):
     model = text(project, "model")
     assert "renormalize=c.norm_topk_prob" in model and "shared_gate=True" in model and "if self.sparse:" in model
     assert "(index + 1) % self.decoder_sparse_step == 0" in text(project, "config")
+
+
+def left_out(*keys, **more):
+    return {key: value for key, value in {**CONFIG, **more}.items() if key not in keys}
+
+
+def test_keys_that_are_left_out_are_what_transformers_takes_and_are_listed(drafted, transformers):
+    config = left_out("rms_norm_eps", "rope_theta", "hidden_act", architectures=["CwmForCausalLM"], sliding_window=64)
+    report, project = drafted({**config, "layer_types": ["full_attention"] * 4})
+    assert report["left"] == []
+    said = {re.match(r"key `(\w+)`: config.json leaves it out", line)[1]: line for line in report["defaults"]}
+    assert set(said) == {"rms_norm_eps", "rope_parameters", "hidden_act", "max_position_embeddings"}
+    assert re.search(r"takes `1e-05`, as transformers \S+'s `CwmConfig` does$", said["rms_norm_eps"])
+    assert '"rope_type": "llama3"' in said["rope_parameters"]
+    assert all(f"- {line}" in (project / "README.md").read_text() for line in report["defaults"])
+    config = parsed(project, config)
+    assert (config.rms_norm_eps, config.hidden_act, config.max_position_embeddings) == (1e-5, "silu", 131072)
+    assert (config.rope.kind, config.rope.theta, config.rope.factor) == ("llama3", 1e6, 16.0)
+    assert parsed(project, {**CONFIG, "rope_theta": 3e4}).rope.kind == "default"
+    for command in (["check"], ["format", "--check"]):
+        assert (
+            subprocess.run([sys.executable, "-m", "ruff", *command, "--no-cache", project], check=False).returncode == 0
+        )
+
+
+def test_what_the_class_takes_and_the_template_lacks_is_left(drafted, transformers):
+    config = left_out("hidden_act", "tie_word_embeddings", architectures=["Gemma2ForCausalLM"])
+    report, _ = drafted({**config, "num_key_value_heads": 4}, SHAPES)
+    left = "\n".join(report["left"])
+    for key, value in (
+        ("final_logit_softcapping", "30.0"),
+        ("query_pre_attn_scalar", "256"),
+        ("sliding_window", "4096"),
+    ):
+        assert re.search(
+            rf"`{key}`: config.json leaves it out, and transformers \S+'s `Gemma2Config` takes `{value}`", left
+        )
+    assert "key `tie_word_embeddings`: config.json leaves it out, and the draft takes `true`" in left
+    assert "the tensors say false" in left
+
+
+@pytest.mark.parametrize("why", ["transformers is not installed", "has no `QuietForCausalLM`", "can't say it"])
+def test_without_an_answer_the_draft_says_that_it_guesses(why, drafted, monkeypatch):
+    config = left_out("rms_norm_eps", "rope_theta", "hidden_act")
+    if why.startswith("transformers"):
+        monkeypatch.setattr(known_classes, "find_spec", lambda name: None)
+    elif why.startswith("has"):
+        config["architectures"] = ["QuietForCausalLM"]
+    else:
+        monkeypatch.setattr(defaults, "ask", lambda question: None)
+    report, project = drafted(config)
+    for key, value in (("rms_norm_eps", "1e-06"), ("hidden_act", '"silu"'), ("rope_parameters", "{.*10000.0}")):
+        said = rf"key `{key}`: config.json leaves it out, and the draft takes `{value}`, a guess: .*{why}"
+        assert any(re.fullmatch(said, line) for line in report["left"]), report["left"]
+    assert parsed(project, config).rms_norm_eps == 1e-6 and report["defaults"] == []
+
+
+def parsed(project, config):
+    """A config as the drafted class reads it."""
+    namespace = {"__name__": f"drafted_{project.name.replace('-', '_')}"}
+    exec(compile(text(project, "config"), "config.py", "exec"), namespace)
+    kind = namespace["QuietConfig"]
+    kind.model_rebuild(_types_namespace=namespace)
+    return kind.parse(config)
 
 
 def test_norms_after_attention_and_mlp(drafted):

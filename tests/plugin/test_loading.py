@@ -166,7 +166,9 @@ def test_a_plugin_whose_last_hook_fails_leaves_nothing_registered(site):
         pytest.param("def bestiary_register_models(register): pass", "'@hookimpl' above", id="undecorated"),
         pytest.param(
             "@hookimpl\ndef bestiary_register_models(register, more): pass",
-            "PluginValidationError",
+            "PluginValidationError: Plugin 'odd' for hook 'bestiary_register_models'; hookimpl definition: "
+            "bestiary_register_models(register, more); Argument(s) {'more'} are declared in the hookimpl but can not be "
+            "found in the hookspec",
             id="wrong arguments",
         ),
         pytest.param(

@@ -43,7 +43,7 @@ class Config(ModelConfig):
     num_key_value_heads: PositiveInt
     head_dim: PositiveInt
     rms_norm_eps: float
-    sliding_window: PositiveInt | None = None
+    sliding_window: PositiveInt | None = 4096
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
@@ -62,7 +62,13 @@ class Trusting(ModelConfig):
     num_key_value_heads: int
     head_dim: int
     rms_norm_eps: float
-    sliding_window: int | None = None
+    sliding_window: int | None = 4096
+
+
+class OtherDefault(Config):
+    """Takes another epsilon than the reference where config.json does not say it."""
+
+    rms_norm_eps: float = 1e-5
 
 
 class Secretive(Config):
@@ -111,6 +117,17 @@ class Windowed(CausalLM):
 class Forgetful(Windowed):
     def window(self, c: Config) -> int | None:
         return None
+
+
+class _FixedHeads(Layer):
+    """Knows the size of heads better than ``head_dim``."""
+
+    def __init__(self, c: Config, window: int | None) -> None:
+        super().__init__(c.model_copy(update={"head_dim": c.hidden_size // c.num_attention_heads}), window)
+
+
+class FixedHeads(Windowed):
+    layer = _FixedHeads
 
 
 class OffByOne(Windowed):
@@ -207,6 +224,8 @@ FAMILIES = {
     "leaves_a_norm_out": Family(model="Normless"),
     "trusts_its_config": Family(config="Trusting"),
     "hides_what_it_ignores": Family(config="Secretive"),
+    "takes_another_default": Family(config="OtherDefault"),
+    "ignores_head_dim": Family(model="FixedHeads"),
     "exports_rounded": Family(hf="ROUNDING"),
     "lacks_a_gguf_row": Family(gguf="SHORT_GGUF"),
     "is_two_faced": Family(model="TwoFaced"),

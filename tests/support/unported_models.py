@@ -36,6 +36,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "bloom": {"vocab_size": 96, "hidden_size": 48, "n_layer": 2, "n_head": 4},  # ALiBi, no length of its own
     "falcon": {**SMALL, "alibi": False, "multi_query": True, "new_decoder_architecture": False},  # one key-value head
     "olmoe": {**SMALL, "intermediate_size": 32, "num_experts": 4, "num_experts_per_tok": 2},  # experts, one in a file
+    "apertus": {**GROUPED, "max_position_embeddings": 128},  # parameters of no dimensions
     "deepseek_v3": {  # keys and values of different sizes, a stored buffer
         **SMALL, "intermediate_size": 80, "moe_intermediate_size": 32, "n_routed_experts": 4, "num_experts_per_tok": 2,
         "n_group": 1, "topk_group": 1, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,8 @@ def test_blocks_run(
     monkeypatch.chdir(models)
     monkeypatch.setenv("BESTIARY_HOME", str(tmp_path / "home"))
     monkeypatch.syspath_prepend(tmp_path)
+    # What a page runs in a process of its own finds what the page wrote, too.
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     namespace: dict[str, Any] = {"__name__": "snippet"}
     before = set(sys.modules)
     try:

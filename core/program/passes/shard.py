@@ -63,7 +63,7 @@ def bounds(units: int, size: int, ranks: Ranks, subject: str) -> tuple[int, int]
 
 def _declaration(instruction: Instruction, model: nn.Module) -> object:
     for value in instruction.values():
-        if isinstance(value, Weight):
+        if isinstance(value, Weight) and value.shape:  # every rank has a scalar whole, whoever owns it
             owner, _, _ = value.parts[0].parameter.rpartition(".")
             return getattr(model.get_submodule(owner), "shard", None)
     return None

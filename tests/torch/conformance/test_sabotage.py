@@ -23,6 +23,8 @@ FAILS = {
     "leaves_a_norm_out": WRONG_LOGITS,
     "trusts_its_config": {"impossible_keys"},
     "hides_what_it_ignores": {"unknown_keys"},
+    "takes_another_default": {"omitted_keys"},
+    "ignores_head_dim": {"omitted_keys"},
     "exports_rounded": {"export"},
     "lacks_a_gguf_row": {"gguf_map"},
     "is_two_faced": {"reference_mode"},
@@ -37,8 +39,8 @@ def failed(report: Report) -> dict[str, str]:
     return {one.check.removeprefix("test_"): one.text for one in report.checks if one.outcome == "failed"}
 
 
-# Each takes two seconds; these four stand for the kinds of mistake in the fast suite.
-FAST = ("windowed", "forgets_the_window", "trusts_its_config", "exports_rounded")
+# Each takes two seconds; these five stand for the kinds of mistake in the fast suite.
+FAST = ("windowed", "forgets_the_window", "trusts_its_config", "exports_rounded", "ignores_head_dim")
 
 
 @pytest.mark.parametrize(

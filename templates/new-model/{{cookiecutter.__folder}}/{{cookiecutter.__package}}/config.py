@@ -4,13 +4,14 @@
 
 from __future__ import annotations
 
-{% if d.spellings or d.window %}
+{% set folds = d.spellings or d.window or d.rope %}
+{% if folds %}
 from collections.abc import Mapping
 {% endif %}
-from typing import {% if d.spellings or d.window %}Any, {% endif %}Literal{% if d.window or d.moe %}, Self{% endif %}
+from typing import {% if folds %}Any, {% endif %}{% if d.theta or 'num_key_value_heads' in d.sizes | map(attribute=0) %}ClassVar, {% endif %}Literal{% if d.window or d.moe %}, Self{% endif %}
 
 
-from pydantic import {% if 'NonNegativeInt' in types %}NonNegativeInt, {% endif %}PositiveFloat, PositiveInt{% if d.spellings or d.window or d.moe %}, model_validator{% endif %}
+from pydantic import {% if 'NonNegativeInt' in types %}NonNegativeInt, {% endif %}PositiveFloat, PositiveInt{% if folds or d.moe %}, model_validator{% endif %}
 
 
 {% if d.window or d.moe %}
@@ -26,14 +27,32 @@ SPELLINGS = {
 {% endfor %}
 }
 {% endif %}
+{% if d.rope %}
+
+# How it rotates where config.json does not say so, which it says by one of these keys.
+ROPE = {{ d.rope }}
+ROPE_KEYS = {"rope_parameters", "rope_scaling", "rope_theta"}
+{% endif %}
 
 
 class {{ cookiecutter.__class }}Config(GroupedQueryConfig):
     """``config.json`` of a ``{{ cookiecutter.architecture }}``."""
 
+{% if d.theta %}
+    default_rope_theta: ClassVar[float] = {{ d.theta }}
+{% endif %}
+{% if 'num_key_value_heads' in d.sizes | map(attribute=0) %}
+    one_kv_head_each: ClassVar[bool] = False
+{% endif %}
+{% if d.theta or 'num_key_value_heads' in d.sizes | map(attribute=0) %}
+
+{% endif %}
+{% for name, value in d.sizes %}
+    {{ name }}: PositiveInt{{ ' | None' if name == 'head_dim' }} = {{ value }}
+{% endfor %}
     intermediate_size: PositiveInt
-    hidden_act: Literal["silu", "relu", "gelu", "gelu_pytorch_tanh"] = "silu"
-    {{ d.eps }}: PositiveFloat = 1e-6
+    hidden_act: Literal["silu", "relu", "gelu", "gelu_pytorch_tanh"] = "{{ d.act }}"
+    {{ d.eps }}: PositiveFloat = {{ d.eps_default }}
 {% for name, type, default in d.fields %}
     {{ name }}: {{ type }}{% if default is not none %} = {{ default }}{% endif %}
 
@@ -59,7 +78,7 @@ class {{ cookiecutter.__class }}Config(GroupedQueryConfig):
         """Whether layer ``index`` has experts."""
         return {{ d.moe.sparse }}
 {% endif %}
-{% if d.spellings or d.window %}
+{% if folds %}
 
     @model_validator(mode="before")
     @classmethod
@@ -70,6 +89,10 @@ class {{ cookiecutter.__class }}Config(GroupedQueryConfig):
         given = {SPELLINGS.get(key, key): value for key, value in raw.items()}
 {% else %}
         given = dict(raw)
+{% endif %}
+{% if d.rope %}
+        if not ROPE_KEYS & set(given):
+            given["rope_parameters"] = ROPE
 {% endif %}
 {% if d.window %}
         # transformers writes a window that is not used as 0.
