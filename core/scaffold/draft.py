@@ -26,16 +26,8 @@ _KV = "num_key_value_heads"
 # Keys that say nothing about what a forward pass computes, beside those that every config ignores.
 _HARMLESS = frozenset(
     [
-        "attention_dropout",
         "auto_map",
         "dtype",
-        "embd_pdrop",
-        "attn_pdrop",
-        "resid_pdrop",
-        "residual_dropout",
-        "embedding_dropout",
-        "hidden_dropout",
-        "hidden_dropout_prob",
         "id2label",
         "classifier_dropout",
         "cache_implementation",

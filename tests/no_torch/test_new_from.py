@@ -9,6 +9,7 @@ import sys
 import headers
 import pytest
 
+from bestiary import ConfigError
 from bestiary.core.cli.main import invoke
 from bestiary.core.scaffold import defaults, known_classes
 from bestiary.core.scaffold import tiny as tiny_configs
@@ -308,6 +309,19 @@ def test_no_row_is_written_for_a_module_that_the_model_lacks(drafted):
         assert re.search(rf"`model.layers.{{}}.{name}` \(4 tensors.*the parts that it belongs to", left)
     for module in ("mlp.gate", "mlp.up", "mlp.down"):
         assert f"module `{module}` of model.py: no tensor was recognised" in left
+
+
+def test_the_first_run_of_a_draft_has_no_key_to_warn_of(drafted):
+    """As Seed-OSS has it: dropouts, and a bias that the tensors have not."""
+    config = {**CONFIG, "attention_out_bias": False, "residual_dropout": 0.1, "mlp_bias": False}
+    _, project = drafted(config)
+    assert parsed(project, config).ignored_keys == ()
+    with pytest.raises(ConfigError, match="attention_out_bias"):
+        parsed(project, {**config, "attention_out_bias": True})
+    for command in (["check"], ["format", "--check"]):
+        assert (
+            subprocess.run([sys.executable, "-m", "ruff", *command, "--no-cache", project], check=False).returncode == 0
+        )
 
 
 def test_norms_after_attention_and_mlp(drafted):
