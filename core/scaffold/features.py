@@ -119,12 +119,12 @@ class Features:
                 "gate, up and down: some have biases and some have not, and bestiary's MLP has all or none"
             )
         output = None if of_o == of_qkv else str(of_o)
-        fields = {name for name, _, _ in self.fields} | {"mlp_bias" if of_mlp == raw.get("mlp_bias") else ""}
+        self.values |= {"bias": qkv, "output_bias": output, "mlp_bias": self._flag(raw, "mlp_bias", of_mlp)}
+        fields = {name for name, _, _ in self.fields}
         # Which tensors there are is told by the tensors: a config that says otherwise is another's.
         self.values["neutral"] = [
             (key, raw[key]) for key in _BIASES if type(raw.get(key)) is bool and key not in fields
         ]
-        self.values |= {"bias": qkv, "output_bias": output, "mlp_bias": self._flag(raw, "mlp_bias", of_mlp)}
         said = [name for name, has in (("q, k, v", of_qkv), ("o", of_o), ("MLP", of_mlp)) if has]
         self.facts.append(("biases", "; ".join(said) or "none"))
 
