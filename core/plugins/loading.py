@@ -5,11 +5,12 @@ from __future__ import annotations
 import difflib
 import inspect
 import logging
+import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from contextvars import ContextVar
 from typing import Any, TextIO
 
@@ -76,7 +77,7 @@ def load(candidate: Candidate) -> Staged:
     """
     token = _loading.set(_label(candidate))
     try:
-        with _stdout_kept():
+        with _streams_kept(), _descriptor_kept():
             return _staged(candidate)
     finally:
         _loading.reset(token)
@@ -108,12 +109,36 @@ class _Lent:
 
 
 @contextmanager
-def _stdout_kept() -> Iterator[None]:
-    # What a command prints on stdout is its answer, perhaps JSON: a plugin's words go to stderr, and it may close what
-    # it is given. This holds for all threads of the process, but one plugin is loaded at a time and it doesn't last.
+def _streams_kept() -> Iterator[None]:
+    # What a command prints on stdout is its answer, perhaps JSON: a plugin's words go to stderr, and it may close or replace
+    # what it is given. This holds for all threads of the process, but one plugin is loaded at a time and it doesn't last.
     lent: Any = _Lent(sys.stderr) if sys.stderr is not None else None
-    with redirect_stdout(lent):
+    with redirect_stdout(lent), redirect_stderr(lent):
         yield
+
+
+@contextmanager
+def _descriptor_kept() -> Iterator[None]:
+    """The same for what is written to the descriptor of stdout itself, by a C library say."""
+    _flush()
+    try:
+        kept = os.dup(1)
+    except OSError:  # it is closed
+        yield
+        return
+    try:
+        with suppress(OSError):
+            os.dup2(2, 1)
+        yield
+    finally:
+        _flush()
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+def _flush() -> None:
+    with suppress(Exception):  # it may be closed, or nothing
+        sys.__stdout__.flush()  # type: ignore[union-attr]
 
 
 def error(candidate: Candidate, code: str, problem: str, hint: str | None = None) -> PluginError:

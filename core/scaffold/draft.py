@@ -5,7 +5,7 @@ from __future__ import annotations
 import keyword
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +15,19 @@ from bestiary.core.config import SILENT, ModelConfig
 from bestiary.core.errors import BestiaryError, ConfigError, MissingInputError
 from bestiary.core.rope import ROPE_KEYS, fold_rope
 from bestiary.core.scaffold import tiny
-from bestiary.core.scaffold.defaults import defaults_of
+from bestiary.core.scaffold.defaults import Defaults, defaults_of
 from bestiary.core.scaffold.features import Features
 from bestiary.core.scaffold.known_classes import lacking
 from bestiary.core.scaffold.sizes import Sizes, spelled
-from bestiary.core.scaffold.tensors import Placement, operations, place, rows, source
+from bestiary.core.scaffold.tensors import Placement, kv_heads, operations, place, rows, source
 
 _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,79}")
+_KV = "num_key_value_heads"
 # Keys that say nothing about what a forward pass computes, beside those that every config ignores.
 _HARMLESS = frozenset(
     [
-        "attention_dropout",
         "auto_map",
         "dtype",
-        "embd_pdrop",
-        "attn_pdrop",
-        "resid_pdrop",
-        "residual_dropout",
-        "embedding_dropout",
-        "hidden_dropout",
-        "hidden_dropout_prob",
         "id2label",
         "classifier_dropout",
         "cache_implementation",
@@ -104,11 +97,16 @@ def draft(directory: Path, architecture: str | None = None) -> Draft:
     tensors = {name: entry.shape for name, entry in Weights.open(directory).entries.items()}
     spellings = {key: field for key, field in spelled(found).items() if _KEY.fullmatch(key)}
     raw = {spellings.get(key, key): value for key, value in found.items()}
-    sizes = Sizes.of(raw)
-    placement = place(tensors, sizes)
     named = _class(found)
-    features = Features.of(raw, placement, defaults_of(found, named))
-    left = [*_tensors(placement), *_layers(raw, placement), *features.left, *_keys(raw, features)]
+    known = defaults_of(found, named)
+    counted = None if _KV in raw else kv_heads(tensors, Sizes.of(raw))
+    told = _counted(counted, known)
+    if counted is not None:
+        raw[_KV], known = counted, replace(known, values={**known.values, _KV: counted})
+        found = {**found, _KV: counted}
+    placement = place(tensors, Sizes.of(raw))
+    features = Features.of(raw, placement, known)
+    left = [*told, *_tensors(placement), *_layers(raw, placement), *features.left, *_keys(raw, features)]
     without = lacking(named) if named is not None else None
     left += _reference(found, named, architecture, without)
     values = {
@@ -129,6 +127,16 @@ def draft(directory: Path, architecture: str | None = None) -> Draft:
     return Draft(
         _text(found.get("model_type")), named, values, placement.placed, placement.total, left, features.defaults
     )
+
+
+def _counted(count: int | None, known: Defaults) -> list[str]:
+    """Key-value heads that only the tensors tell, where the config class would not take as many."""
+    if count is None or known.values.get(_KV) in (None, count):
+        return []
+    return [
+        f"key `{_KV}`: config.json leaves it out; the tensors say {count}, which the draft takes, and {known.source} takes "
+        f"`{known.values[_KV]}`"
+    ]
 
 
 def _text(value: Any) -> str | None:
@@ -173,7 +181,9 @@ def _tensors(placement: Placement) -> list[str]:
     needed = {"embed", "norm", "attention.o"}
     if "attention" not in placement.modules:
         needed |= {"attention.q", "attention.k", "attention.v"}
-    if not any(role.startswith("moe.") for role in placement.modules):
+    if "moe.experts.gate" in placement.modules:
+        needed |= {"moe.router", "moe.experts.up", "moe.experts.down"}
+    else:
         needed |= {"mlp.down"} | (set() if "mlp" in placement.modules else {"mlp.gate", "mlp.up"})
     missing = sorted(needed - set(placement.modules))
     return found + [f"module `{role}` of model.py: no tensor was recognised as its weight" for role in missing]

@@ -120,6 +120,11 @@ class Features:
             )
         output = None if of_o == of_qkv else str(of_o)
         self.values |= {"bias": qkv, "output_bias": output, "mlp_bias": self._flag(raw, "mlp_bias", of_mlp)}
+        fields = {name for name, _, _ in self.fields}
+        # Which tensors there are is told by the tensors: a config that says otherwise is another's.
+        self.values["neutral"] = [
+            (key, raw[key]) for key in _BIASES if type(raw.get(key)) is bool and key not in fields
+        ]
         said = [name for name, has in (("q, k, v", of_qkv), ("o", of_o), ("MLP", of_mlp)) if has]
         self.facts.append(("biases", "; ".join(said) or "none"))
 

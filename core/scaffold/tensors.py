@@ -50,6 +50,7 @@ LAYER = {
     "moe.shared.down": _MOE + r"shared_experts?\.(down_proj|w2)",
 }
 _SPLIT = {"attention": ("q", "k", "v"), "mlp": ("gate", "up")}
+_PAIR = {"attention.q_norm", "attention.k_norm"}
 _BIASED = {
     "attention",
     "attention.q",
@@ -121,7 +122,32 @@ def place(tensors: Mapping[str, Shape], sizes: Sizes) -> Placement:
     # The weights first: a bias belongs where its weight went.
     for group in sorted(groups, key=lambda one: one.suffix == "bias"):
         _place(group, sizes, found, post)
+    _take_back(groups, found)
     return found
+
+
+def _take_back(groups: list[_Group], found: Placement) -> None:
+    """A row is for a module that the template's model has: parts of experts, say, need experts."""
+    lacking = {module: role for role, module in found.modules.items() if not _in_model(role, found.modules)}
+    for group in groups:
+        if (role := lacking.get(group.module)) is not None and (group.suffix == "weight" or role in found.biased):
+            shape, count = group.shapes.most_common(1)[0][0], sum(group.shapes.values())
+            found.left.append(Left(group.name, count, shape, "the parts that it belongs to were not recognised"))
+            found.placed -= count
+    for role in lacking.values():
+        del found.modules[role], found.layers[role]
+        found.biased.discard(role)
+
+
+def _in_model(role: str, found: Mapping[str, str]) -> bool:
+    experts = "moe.experts.gate" in found
+    if role.startswith("moe.shared"):
+        return experts and "moe.shared.gate" in found
+    if role.startswith("moe."):
+        return experts
+    if role == "mlp" or role.startswith("mlp."):
+        return not experts or "mlp.gate" in found
+    return role not in _PAIR or found.keys() >= _PAIR
 
 
 def _grouped(tensors: Mapping[str, Shape], found: Placement) -> Iterator[_Group]:
@@ -195,6 +221,16 @@ def _refusal(role: str | None, group: _Group, shape: Shape, sizes: Sizes, found:
         hint = "; transpose(…) in convert.py reads it so" if shape == wanted[::-1] else ""
         return f"its shape would have to be {list(wanted)}{hint}"
     return None
+
+
+def kv_heads(tensors: Mapping[str, Shape], sizes: Sizes) -> int | None:
+    """Key-value heads as the key projections have them; None where they don't say so."""
+    key = re.compile(rf"(.*\.)?\d+\.({LAYER['attention.k']})\.weight")
+    features = {shape[0] for name, shape in tensors.items() if len(shape) == 2 and key.fullmatch(name)}
+    if len(features) != 1 or not sizes.head or not sizes.heads:
+        return None
+    count, rest = divmod(features.pop(), sizes.head)
+    return count if count and not rest and not sizes.heads % count else None
 
 
 def rows(found: Placement) -> list[tuple[str, str]]:

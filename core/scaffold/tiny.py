@@ -66,7 +66,7 @@ def config(found: Mapping[str, Any], spellings: Mapping[str, str]) -> list[tuple
             continue
         field = spellings.get(key, key)
         if _each_layer(field, value, layers):
-            shrunk = _layers(value)
+            shrunk: Any = _layers(value)
         else:
             shrunk = heads[field] if field in heads else _shrunk(field, value)
         if (text := literal(shrunk)) is not None:

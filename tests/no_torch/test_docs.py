@@ -38,6 +38,13 @@ def test_each_hook_is_documented_with_signature_fields_example_and_errors(hook):
     assert "\nErrors: " in section
 
 
+@pytest.mark.parametrize("page", PAGES, ids=documents.name)
+def test_examples_import_what_is_public(page):
+    for block in documents.blocks(page):
+        private = re.findall(r"^\s*(?:from|import) (bestiary\.core\S*)", block.text, re.MULTILINE)
+        assert not private, f"{documents.name(page)}:{block.line} imports {', '.join(private)}"
+
+
 def test_each_hook_specification_is_public():
     assert {name for name, one in vars(hookspecs).items() if hasattr(one, "bestiary_spec")} == set(hookspecs.__all__)
 

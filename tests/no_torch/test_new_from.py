@@ -9,6 +9,7 @@ import sys
 import headers
 import pytest
 
+from bestiary import ConfigError
 from bestiary.core.cli.main import invoke
 from bestiary.core.scaffold import defaults, known_classes
 from bestiary.core.scaffold import tiny as tiny_configs
@@ -277,6 +278,52 @@ def parsed(project, config):
     return kind.parse(config)
 
 
+@pytest.mark.parametrize("taken", [None, 8, 16])
+def test_key_value_heads_that_only_the_tensors_tell(taken, drafted, monkeypatch):
+    answer = {"": "QuietConfig", **({} if taken is None else {"num_key_value_heads": taken})}
+    monkeypatch.setattr(defaults, "ask", lambda question: answer)
+    config = left_out("num_key_value_heads")
+    report, project = drafted(config)
+    assert report["placed"] == len(SHAPES)
+    assert any("the tensors say 8" in line for line in report["left"]) == (taken == 16)
+    assert parsed(project, config).num_key_value_heads == 8
+    assert '"num_key_value_heads": 2' in text(project, "conformance")
+
+
+def test_no_row_is_written_for_a_module_that_the_model_lacks(drafted):
+    """As GPT-OSS has it: experts under names that nobody knows, beside a router that is known."""
+    shapes = {name: shape for name, shape in SHAPES.items() if ".mlp." not in name and "k_norm" not in name}
+    for layer in range(4):
+        mlp = f"model.layers.{layer}.mlp"
+        shapes |= {
+            f"{mlp}.router.weight": (4, 1024),
+            f"{mlp}.router.bias": (4,),
+            f"{mlp}.experts.blocks": (4, 32, 1024),
+        }
+    report, project = drafted({**CONFIG, "num_local_experts": 4}, shapes)
+    rows = text(project, "convert")
+    assert "moe" not in rows and "q_norm" not in rows and "MoE" not in text(project, "model")
+    assert report["placed"] == len(shapes) - 4 * 4
+    left = "\n".join(report["left"])
+    for name in ("mlp.router.weight", "self_attn.q_norm.weight"):
+        assert re.search(rf"`model.layers.{{}}.{name}` \(4 tensors.*the parts that it belongs to", left)
+    for module in ("mlp.gate", "mlp.up", "mlp.down"):
+        assert f"module `{module}` of model.py: no tensor was recognised" in left
+
+
+def test_the_first_run_of_a_draft_has_no_key_to_warn_of(drafted):
+    """As Seed-OSS has it: dropouts, and a bias that the tensors have not."""
+    config = {**CONFIG, "attention_out_bias": False, "residual_dropout": 0.1, "mlp_bias": False}
+    _, project = drafted(config)
+    assert parsed(project, config).ignored_keys == ()
+    with pytest.raises(ConfigError, match="attention_out_bias"):
+        parsed(project, {**config, "attention_out_bias": True})
+    for command in (["check"], ["format", "--check"]):
+        assert (
+            subprocess.run([sys.executable, "-m", "ruff", *command, "--no-cache", project], check=False).returncode == 0
+        )
+
+
 def test_norms_after_attention_and_mlp(drafted):
     shapes = dict(SHAPES)
     for layer in range(4):
@@ -293,12 +340,12 @@ def test_what_has_no_place_is_listed_exactly(drafted):
     shapes |= {f"model.layers.{layer}.input_layernorm.bias": (1024,) for layer in range(4)}
     report, project = drafted(config, shapes)
     left = "\n".join(report["left"])
-    assert report["placed"] == len(shapes) - 1 - 4 - 4
+    assert report["placed"] == len(shapes) - 1 - 4 - 4 - 4  # k_norm goes with q_norm
     assert "tensor `model.extra.weight` ([7])" in left
     assert "tensor `model.layers.{}.input_layernorm.bias` (4 tensors, each [1024])" in left
     assert "q_norm.weight` (4 tensors" in left and "2 shapes" in left
     assert "key `surprise` = `3`: nothing reads it" in left and "key `final_logit_softcapping` = `30.0`" in left
-    assert "longrope" in left and len(report["left"]) == 6
+    assert "longrope" in left and len(report["left"]) == 7
     assert all(f"- {line}" in (project / "README.md").read_text() for line in report["left"])
 
 

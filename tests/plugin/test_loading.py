@@ -1,5 +1,8 @@
 """One plugin at a time: what is found, checked, imported, called, and what a broken one leaves behind."""
 
+import os
+import sys
+
 import pytest
 
 from bestiary import Kernel, PluginError, hookimpl
@@ -256,6 +259,24 @@ def test_an_import_that_hangs_is_named_while_it_hangs(site, monkeypatch, caplog)
     site.plugin("slow", "import threading; threading.Event().wait(0.5)")
     PluginHost.load()
     assert "plugin slow (fake-slow 1.0) has been importing" in caplog.text
+
+
+def test_what_is_written_to_the_descriptor_of_stdout_goes_to_stderr(site, capfd):
+    site.plugin("raw", "import os, sys\nos.write(1, b'RAW')\nsys.__stdout__.write('DUNDER')")
+    os.write(1, b"before ")
+    PluginHost.load()
+    os.write(1, b"after")
+    out, err = capfd.readouterr()
+    assert out == "before after" and "RAW" in err and "DUNDER" in err
+
+
+def test_a_plugin_without_stderr_leaves_it_to_the_next(site):
+    site.plugin("arude", "import sys\nsys.stderr.close()\nsys.stderr = sys.stdout = None", version="0.3")
+    site.plugin("zloud", "import sys\nsys.stderr.write('hello')\n" + KERNEL.format(name="quick"))
+    before = sys.stderr
+    host = PluginHost.load()
+    assert sys.stderr is before and not before.closed
+    assert (record(host, "arude").state, record(host, "zloud").state) == ("loaded", "loaded")
 
 
 @pytest.mark.parametrize(

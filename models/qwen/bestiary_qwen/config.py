@@ -52,6 +52,15 @@ class QwenConfig(GroupedQueryConfig):
         """Whether a layer has the window when ``layer_types`` does not say so: those above the lowest ones."""
         return layer >= self.max_window_layers
 
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_no_window(cls, raw: Any) -> Any:
+        # Said as null it is no window, whatever the switch says; left out it is another's default.
+        nothing = (
+            isinstance(raw, Mapping) and raw.get("sliding_window", 0) is None and raw.get("use_sliding_window") is True
+        )
+        return {**raw, "use_sliding_window": False} if nothing else raw
+
     @model_validator(mode="after")
     def _windows_fit(self) -> Self:
         if self.use_sliding_window and not self.sliding_window:

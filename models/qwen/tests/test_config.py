@@ -68,6 +68,7 @@ def test_heads(kind: Any, values: dict[str, Any], head: int, kv_heads: int) -> N
         ),
         (Qwen3Config, {**SLIDING, "max_window_layers": 2}, [None, None, 16, 16]),
         (Qwen2MoeConfig, {"sliding_window": 0}, [None, None, None, None]),
+        (Qwen2Config, {"use_sliding_window": True, "sliding_window": None}, [None, None, None, None]),
         (Qwen2MoeConfig, SLIDING, [16, None, 16, None]),
         (Qwen2MoeConfig, {**SLIDING, "max_window_layers": 2}, [16, None, None, None]),
         (Qwen3MoeConfig, {**SLIDING, "max_window_layers": 2}, [16, 16, 16, 16]),

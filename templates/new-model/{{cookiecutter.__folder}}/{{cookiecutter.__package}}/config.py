@@ -5,10 +5,11 @@
 from __future__ import annotations
 
 {% set folds = d.spellings or d.window or d.rope %}
-{% if folds %}
+{% set heads = 'num_key_value_heads' in d.sizes | map(attribute=0) %}
+{% if folds or d.neutral %}
 from collections.abc import Mapping
 {% endif %}
-from typing import {% if folds %}Any, {% endif %}{% if d.theta or 'num_key_value_heads' in d.sizes | map(attribute=0) %}ClassVar, {% endif %}Literal{% if d.window or d.moe %}, Self{% endif %}
+from typing import {% if folds or d.neutral %}Any, {% endif %}{% if d.theta or d.neutral or heads %}ClassVar, {% endif %}Literal{% if d.window or d.moe %}, Self{% endif %}
 
 
 from pydantic import {% if 'NonNegativeInt' in types %}NonNegativeInt, {% endif %}PositiveFloat, PositiveInt{% if folds or d.moe %}, model_validator{% endif %}
@@ -38,13 +39,21 @@ ROPE_KEYS = {"rope_parameters", "rope_scaling", "rope_theta"}
 class {{ cookiecutter.__class }}Config(GroupedQueryConfig):
     """``config.json`` of a ``{{ cookiecutter.architecture }}``."""
 
+{% if d.neutral %}
+    # Of the tensors: values that would be another model's are refused.
+    neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+{% for key, value in d.neutral %}
+        "{{ key }}": (None, {{ value }}),
+{% endfor %}
+    }
+{% endif %}
 {% if d.theta %}
     default_rope_theta: ClassVar[float] = {{ d.theta }}
 {% endif %}
-{% if 'num_key_value_heads' in d.sizes | map(attribute=0) %}
+{% if heads %}
     one_kv_head_each: ClassVar[bool] = False
 {% endif %}
-{% if d.theta or 'num_key_value_heads' in d.sizes | map(attribute=0) %}
+{% if d.theta or d.neutral or heads %}
 
 {% endif %}
 {% for name, value in d.sizes %}
