@@ -78,14 +78,6 @@ def rows() -> list[Row]:
     """The table."""
     clip, awq, gptq = ":clip=true", ":quantizer=awq", ":quantizer=gptq"
     quantizers = {32: ("", awq, f"{gptq}:order=true"), 64: ("", clip, awq, gptq, f"{gptq}:order=true")}
-    eights = [
-        "int8",
-        f"int8{awq}",
-        f"int8{gptq}:order=true",
-        "int8:group=64",
-        f"int8:group=32{gptq}:order=true",
-        "int8, lm_head=int8",
-    ]
     weights = [f"int4:group={group}{one}" for group in (32, 64, 128) for one in quantizers.get(group, quantizers[32])]
     zeros = [f"int4:group={rest}" for rest in ("64:zeros=integer", "64:zeros=minimum", "32:zeros=minimum")]
     activations = ["w8a8", "w8a8:activations=static", "w8a8:smooth=0.5", "w8a8:activations=static:smooth=0.5"]
@@ -93,7 +85,7 @@ def rows() -> list[Row]:
     return [
         Row("plain", dtype="bfloat16"),
         Row("plain", kept=True),
-        *(Row("8 bits", rules) for rules in eights),
+        *(Row("8 bits", rules) for rules in ("int8", f"int8{gptq}:order=true", "int8:group=64", "int8, lm_head=int8")),
         *(Row("4 bits", rules) for rules in weights),
         *(Row("4 bits with zeros", rules) for rules in zeros),
         *(Row("8 bits with activations", rules) for rules in activations),

@@ -165,7 +165,9 @@ def _words(codes: Tensor | None) -> Tensor:
 
     assert codes is not None
     rows = codes.view(torch.uint8) ^ 128 if codes.dtype is torch.int8 else codes
-    return torch.nn.functional.pad(rows, (0, -rows.shape[-1] % _WORD)).contiguous().view(torch.int32)
+    padded = torch.nn.functional.pad(rows, (0, -rows.shape[-1] % _WORD))
+    # A copy in any case: a single row may be called contiguous with strides that are no multiple of a word.
+    return padded.clone(memory_format=torch.contiguous_format).view(torch.int32)
 
 
 def _zero_words(zero: Tensor | None) -> Tensor:

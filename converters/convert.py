@@ -262,6 +262,11 @@ def _planned(job: _Job, dtype: str, quantize: str | None, keep_quantized: bool, 
     groups = [_group(transfer, job, dtype, staying) for transfer in job.plan.transfers]
     main = _main_dtype(groups, job, dtype)
     groups, made = _quantized(groups, job, quantize, host)
+    if both := sorted(made.keys() & staying.keys()):
+        raise ConfigError(
+            "E-BUILD-QUANTIZATION", f"quantization {quantize!r}", f"{len(both)} weights are kept as they are quantized, and rules name them too",
+            found=both[0], hint="leave out --keep-quantized, or name other modules: PATTERN=METHOD",
+        )  # fmt: skip
     return _Planned(groups, {**made, **staying}, staying, main)
 
 

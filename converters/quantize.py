@@ -29,7 +29,7 @@ from bestiary.core.checkpoint.manifest import FileDigest, Manifest
 from bestiary.core.checkpoint.parameters import check_names, parameters, parse_config
 from bestiary.core.checkpoint.safetensors import ITEMSIZE, SafetensorsWriter, Slot
 from bestiary.core.checkpoint.transaction import check_target, new_directory, scratch_beside
-from bestiary.core.checkpoint.verify import verify
+from bestiary.core.checkpoint.verify import expected_tensors, verify
 from bestiary.core.checkpoint.weights import INDEX, Weights
 from bestiary.core.errors import ConfigError, DataError, shown
 from bestiary.core.kv_format import KINDS
@@ -58,7 +58,7 @@ def quantize(
 ) -> QuantizeReport:
     """Write a checkpoint, whose digests are checked first, with the weights quantized that ``rules`` name.
 
-    Without a calibration one weight is in memory at a time, with one one layer, and what the text makes in it.
+    A checkpoint whose weights are quantized can still get scales of a cache. Without a calibration one weight is in memory at a time, with one one layer, and what the text makes in it.
 
     Args:
         rules: ``"int4:group=64, lm_head=int8, *.down_proj=none"``; None: weights stay as they are.
@@ -79,7 +79,7 @@ def quantize(
     check_place(checkpoint, target)
     source = Checkpoint.open(checkpoint)
     manifest = source.manifest
-    if manifest.quantization:
+    if manifest.quantization and (rules is not None or kv_scales.calibrated(manifest.quantization)):
         raise already_quantized(manifest, checkpoint.name)
     model = host.model(manifest.model)
     check_names(model, manifest.model_format)
@@ -87,7 +87,8 @@ def quantize(
     methods: dict[str, Chosen] = {}
     if rules is not None:
         methods = (uncalibrated if calibration is None else methods_for)(rules, model, config, host)
-    shapes, _, caches = parameters(model, config)
+    known = parameters(model, config)
+    shapes, caches = expected_tensors(known, manifest.quantization, host).shapes, known.caches
     if kv_dtype is not None:
         _check_cache(kv_dtype, calibrated=calibration is not None)
     if not verified:
@@ -115,15 +116,15 @@ def quantize(
             if name not in source.weights.files:
                 shutil.copyfile(checkpoint / name, directory / name)
         files = digests_of(directory, digests)
-        records = {name: one.record() for name, one in methods.items()}
+        records = {**manifest.quantization, **{name: one.record() for name, one in methods.items()}}
         if kv_dtype is not None:
             records |= {path: kv_scales.record(kv_dtype) for path in caches}
         made = manifest.model_copy(update={"quantization": records, "files": files})
         made.write(directory)
     names = Counter(one.name for one in methods.values())
     return QuantizeReport(
-        checkpoint=target.name, model=manifest.model, parameters=sum(map(math.prod, shapes.values())),
-        quantized=dict(sorted(names.items())), kv_dtype=kv_dtype, plain=len(shapes) - len(methods),
+        checkpoint=target.name, model=manifest.model, parameters=sum(map(math.prod, known.shapes.values())),
+        quantized=dict(sorted(names.items())), kv_dtype=kv_dtype, plain=len(known.shapes) - len(methods) - len(manifest.quantization),
         bytes_before=sum(entry.nbytes for entry in source.weights.entries.values()), bytes=total,
     )  # fmt: skip
 

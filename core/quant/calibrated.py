@@ -101,8 +101,7 @@ class _Work:
         ]  # experts see some of the rows each
         if group.source is None or not readers or not whole:
             return
-        weights = [self._weight(name).flatten(0, -2) for name in readers]
-        factors = self._methods[readers[0]].scales(weights, self._layer.inputs[whole[0]][0])
+        factors = self._factors(readers, self._layer.inputs[whole[0]][0])
         if factors is None:
             return
         for name in group.readers:
@@ -112,6 +111,15 @@ class _Work:
         source.div_(factors if axis == -1 else factors.unsqueeze(-1))
         if group.source.bias is not None:
             self._weight(group.source.bias).div_(factors)
+
+    def _factors(self, readers: Sequence[str], inputs: Inputs) -> Tensor | None:
+        """What the first method that wants scales says of the readers that have it; the others' columns just follow."""
+        for method in dict.fromkeys(self._methods[name] for name in readers):
+            alike = [self._weight(name).flatten(0, -2) for name in readers if self._methods[name] == method]
+            factors = method.scales(alike, inputs)
+            if factors is not None:
+                return factors
+        return None
 
 
 def scaled(inputs: Inputs, factors: Tensor | None) -> Inputs:

@@ -6,22 +6,23 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bestiary.core import device as devices
 from bestiary.core.checkpoint.checkpoint import Checkpoint
 from bestiary.core.checkpoint.parameters import check_names, parse_config
-from bestiary.core.checkpoint.weights import Weights
 from bestiary.core.engine.network import make_module
 from bestiary.core.errors import DataError, PluginError
 from bestiary.core.plugins import PluginHost
 from bestiary.core.program.program import Program, Value
 from bestiary.core.program.trace import trace
 from bestiary.core.progress import Progress, Silent
+from bestiary.core.quant.choose import methods_in
 from bestiary.core.quant.inputs import Collector, Inputs, Wants
 from bestiary.core.quant.kv_ranges import CacheRange, CacheRanges
 from bestiary.core.quant.segments import See, Segment, run, segments, step_inputs
 from bestiary.core.quant.sharing import Shared, shared
+from bestiary.core.quant.tensors import QuantizedTensors, Whole
 
 _TOKENS: Final = 4096  # in one step: products over several sequences at once, and no more memory for what a layer makes
 
@@ -117,13 +118,22 @@ def layerwise(
     parts = segments(program, module)
     place = devices.choose(device)
     states = [step_inputs(program, several, place) for several in _steps(sequences)]
-    source = _Parameters(checkpoint.weights, dtype, place, parts)
+    source = _Parameters(_weights(checkpoint, host, module, place), dtype, place, parts)
     progress.start("calibrate", len(parts), "layers")
     for number, part in enumerate(parts):
         yield from _layer(part, states, source, program, wants or Wants())
         source.done(number)
         progress.advance(1)
     progress.finish(f"{sum(map(len, sequences))} tokens in {len(sequences)} sequences")
+
+
+def _weights(checkpoint: Checkpoint, host: PluginHost, module: nn.Module, device: torch.device) -> Whole:
+    """The parameters; quantized ones as they are restored."""
+    methods = {name: one.method for name, one in methods_in(checkpoint.manifest.quantization, host).items()}
+    if not methods:
+        return checkpoint.weights
+    shapes = {name: tuple(one.shape) for name, one in module.named_parameters()}
+    return QuantizedTensors(checkpoint.weights, checkpoint.weights.entries, methods, shapes, device)
 
 
 def _layer(part: Segment, states: _States, source: _Parameters, program: Program, wants: Wants) -> Iterator[Layer]:
@@ -151,7 +161,7 @@ def _layer(part: Segment, states: _States, source: _Parameters, program: Program
 class _Parameters:
     """Gives the parameters of the layer that runs, and forgets them with it; replaced ones stay while a later layer has them."""
 
-    def __init__(self, weights: Weights, dtype: torch.dtype, device: torch.device, parts: Sequence[Segment]) -> None:
+    def __init__(self, weights: Whole, dtype: torch.dtype, device: torch.device, parts: Sequence[Segment]) -> None:
         self._weights, self.dtype, self._device, self._parts = weights, dtype, device, parts
         self._held: dict[str, Tensor] = {}
         self._replaced: dict[str, Tensor] = {}

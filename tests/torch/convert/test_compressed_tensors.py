@@ -36,7 +36,8 @@ MODELS: dict[str, dict[str, Any]] = {
 TOKENS = [3, 7, 40, 1, 0, 22, 95, 11]
 METHODS = {
     "int8": Int8(), "int8 in groups": Int8(group=32), "int4": Int4(group=32), "one group": Int4(group=128),
-    "zero points": Int4(group=32, zeros="integer"), "w8a8": W8A8(), "rows": FP8(), "tensor": FP8(weights="tensor"),
+    "zero points": Int4(group=32, zeros="integer"), "a zero point a row": Int4(group=128, zeros="integer"),
+    "w8a8": W8A8(), "rows": FP8(), "tensor": FP8(weights="tensor"),
     "blocks": FP8(weights="block"), "static": FP8(activations="static"),
 }  # fmt: skip
 

@@ -14,7 +14,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
 from gguf.quants import dequantize, quantize
 from tiny import load, logits, make_hf, whole
 
-from bestiary import UsageError
+from bestiary import ConfigError, UsageError
 from bestiary.converters.convert import convert
 from bestiary.converters.gguf import GGUFSource
 from bestiary.core.checkpoint.checkpoint import Checkpoint
@@ -152,6 +152,12 @@ def test_the_command_reports_what_it_kept(mixtral: Path, tmp_path: Path, capsys:
     assert set(report["kept"]) == set(KEPT) and report["dtype"] == "bfloat16"
     assert invoke([*said, "--overwrite", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["kept"] == []
+
+
+def test_what_is_kept_and_what_rules_name_are_apart(mixtral: Path, tmp_path: Path, host: PluginHost) -> None:
+    with pytest.raises(ConfigError, match=r"weights are kept as they are quantized, and rules name them too"):
+        convert(mixtral / "m.gguf", tmp_path / "ckpt", host=host, keep_quantized=True, quantize="int8")
+    assert not (tmp_path / "ckpt").exists()
 
 
 def test_a_source_that_quantizes_nothing_is_refused(tmp_path: Path, host: PluginHost) -> None:

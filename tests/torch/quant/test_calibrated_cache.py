@@ -22,6 +22,7 @@ from bestiary.core.engine.options import BuildOptions
 from bestiary.core.errors import ConfigError
 from bestiary.core.kv_format import KINDS
 from bestiary.core.plugins import PluginHost
+from bestiary.core.quant import layerwise
 
 TOKENS = [3, 7, 40, 1, 0, 22, 95, 11, 60, 61, 5, 5, 33]
 HEADS = 4
@@ -89,6 +90,59 @@ def test_weights_stay_as_they_are_without_rules(directory: Path, tmp_path: Path)
     with pytest.raises(ConfigError, match="is quantized already; found kv_scales"):
         quantize(tmp_path / "ckpt", tmp_path / "twice", host=PluginHost.load(), rules="int8")
     assert not (tmp_path / "twice").exists()
+
+
+def test_weights_that_are_quantized_already_can_get_scales(directory: Path, tmp_path: Path) -> None:
+    host, text = PluginHost.load(), Calibration(directory / "text.jsonl")
+    quantize(directory / "ckpt", tmp_path / "int4", host=host, rules="int4:group=32")
+    report = quantize(tmp_path / "int4", tmp_path / "after", host=host, rules=None, calibration=text, kv_dtype="int8")
+    quantize(
+        directory / "ckpt", tmp_path / "at_once", host=host, rules="int4:group=32", calibration=text, kv_dtype="int8"
+    )
+    verify(tmp_path / "after", host=host)
+    after, at_once = (Checkpoint.open(tmp_path / name) for name in ("after", "at_once"))
+    assert after.manifest.quantization == at_once.manifest.quantization
+    assert after.weights.entries.keys() == at_once.weights.entries.keys()
+    for name in at_once.weights.entries:
+        assert torch.equal(after.weights.tensor(name), at_once.weights.tensor(name)), name
+    assert (report.quantized, report.plain) == ({}, 7)
+
+
+def test_scales_are_of_all_steps(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def scales(name: str) -> dict[str, torch.Tensor]:
+        quantize(
+            directory / "ckpt", tmp_path / name, host=PluginHost.load(), rules=None,
+            calibration=Calibration(directory / "text.jsonl"), kv_dtype="int8",
+        )  # fmt: skip
+        weights = Checkpoint.open(tmp_path / name).weights
+        return {one: weights.tensor(one).clone() for one in weights.entries if one.endswith("_scale")}
+
+    together = scales("together")
+    (directory / "text.jsonl").write_text("\n".join(reversed((directory / "text.jsonl").read_text().splitlines())))
+    monkeypatch.setattr(layerwise, "_TOKENS", 1)  # each sequence is a step
+    apart = scales("apart")
+    assert together.keys() == apart.keys()
+    for name, scale in together.items():
+        torch.testing.assert_close(apart[name], scale)
+
+
+@pytest.mark.parametrize(
+    ("rules", "scaled"),
+    [
+        ("int4:group=32:quantizer=awq, *.q_proj=int8", True),
+        ("int4:group=32:quantizer=awq, *.q_proj=none", True),
+        ("w8a8:smooth=0.5, *.q_proj=int8", True),
+        ("int8", False),
+    ],
+)
+def test_a_rule_for_one_reader_leaves_the_others_their_scales(
+    directory: Path, tmp_path: Path, rules: str, scaled: bool
+) -> None:
+    text = Calibration(directory / "text.jsonl")
+    quantize(directory / "ckpt", tmp_path / "out", host=PluginHost.load(), rules=rules, calibration=text)
+    before, after = (Checkpoint.open(path).weights for path in (directory / "ckpt", tmp_path / "out"))
+    name = "layers.0.attention_norm.weight"
+    assert torch.equal(before.tensor(name), after.tensor(name)) != scaled
 
 
 @pytest.mark.parametrize(
