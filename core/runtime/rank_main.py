@@ -131,12 +131,13 @@ def leave(place: Place) -> None:
 
 def serve(channel: Channel, worker: Worker, place: Place) -> None:
     """Do what the parent says, until it says that it is over."""
-    unread: deque[Pending] = deque()
+    unread: deque[tuple[int, Pending]] = deque()
     expected = 0
     while True:
         # Whatever can be launched is launched before results are waited for.
         if unread and not channel.waiting():
-            channel.send(unread.popleft().read())
+            number, pending = unread.popleft()
+            channel.send(Numbered(number, pending.read()))
             continue
         message = channel.receive()
         if isinstance(message, Close):
@@ -148,7 +149,7 @@ def serve(channel: Channel, worker: Worker, place: Place) -> None:
         else:
             pending = worker.sample(told)
             if place.rank == place.speaker:
-                unread.append(pending)
+                unread.append((expected, pending))
 
 
 def _in_order(message: Any, expected: int) -> StepMessage | SampleMessage:

@@ -58,7 +58,10 @@ class Failed:
 
 @dataclass(frozen=True)
 class Numbered:
-    """A step or a choice of tokens, numbered from 1: a rank that misses one, or gets one twice, must not go on."""
+    """A step or a choice of tokens, numbered from 1: a rank that misses one, or gets one twice, must not go on.
+
+    Its results bear the number of what they answer: neither may the executor.
+    """
 
     number: int
     message: Any

@@ -116,7 +116,7 @@ class RankExecutor:
         Raises:
             EngineError: it can't be sent; or a rank is dead, and with it the engine, as ``failure`` says.
         """
-        self._tell_next(step)
+        self._write(self._next_frame(step), *self._ranks)
 
     def sample(self, wanted: SampleMessage) -> Answer:
         """Launch the choice of tokens on every rank; the results are those of the last stage's first rank.
@@ -124,9 +124,10 @@ class RankExecutor:
         Raises:
             EngineError: it can't be sent; or a rank is dead, and with it the engine, as ``failure`` says.
         """
-        self._tell_next(wanted)
-        answer = Answer(self._look)
-        self._expected.append(answer)
+        frame = self._next_frame(wanted)
+        answer = Answer(self._look, self._number)
+        self._expected.append(answer)  # before it is sent: the answer may come while another rank is still being told
+        self._write(frame, *self._ranks)
         return answer
 
     def report(self) -> None:
@@ -161,11 +162,11 @@ class RankExecutor:
             now = time.monotonic()
             spent, looked = spent + min(now - looked, 2 * _BETWEEN), now
 
-    def _tell_next(self, message: StepMessage | SampleMessage) -> None:
-        """Send all ranks a message. One that can't be sent takes no number: to them a gap would be a lost message."""
+    def _next_frame(self, message: StepMessage | SampleMessage) -> bytes:
+        """Number a message for all ranks. One that can't be sent takes no number: to them a gap would be a lost message."""
         frame = self._codec.encode(Numbered(self._number + 1, message))
         self._number += 1
-        self._write(frame, *self._ranks)
+        return frame
 
     def _write(self, frame: bytes, *ranks: _Rank) -> None:
         self._look(0)
@@ -185,7 +186,17 @@ class RankExecutor:
             if isinstance(message, Ready):
                 rank.facts = message.facts
             else:
-                self._expected.popleft().message = message
+                self._take(rank, message)
+
+    def _take(self, rank: _Rank, message: Any) -> None:
+        """Give the oldest answer that is waited for what a rank has answered; to anything else, the engine is dead."""
+        found = message.number if isinstance(message, Numbered) else None
+        expected = self._expected[0].number if self._expected else None
+        if found is None or found != expected:
+            self.failure = _disordered(rank, found, expected, self._number)
+            self._end()
+            raise self.failure
+        self._expected.popleft().message = message.message
 
     def _heard(self, seconds: float | None) -> Iterator[tuple[_Rank, Any]]:
         """A message of each rank that has one, None for the end of it."""
@@ -220,17 +231,22 @@ class RankExecutor:
 
 
 class Answer:
-    """Results of a sampling on their way; see :class:`~bestiary.core.runtime.executor.Pending`."""
+    """Results of a sampling on their way; see :class:`~bestiary.core.runtime.executor.Pending`.
 
-    def __init__(self, look: Callable[[float | None], None]) -> None:
-        self._look = look
+    Args:
+        look: waits for what the ranks say.
+        number: of the message that they answer.
+    """
+
+    def __init__(self, look: Callable[[float | None], None], number: int) -> None:
+        self._look, self.number = look, number
         self.message: SampledMessage | None = None
 
     def read(self) -> SampledMessage:
         """Wait for them.
 
         Raises:
-            EngineError: a rank has died.
+            EngineError: a rank has died, or an answer was lost or came twice.
         """
         while self.message is None:
             self._look(None)
@@ -305,6 +321,17 @@ def _died(rank: _Rank) -> EngineError:
         found = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
     hint = "the system kills processes when memory is short" if found.endswith("SIGKILL") else None
     return EngineError("E-RUN-RANK", rank.label, "died", found=found, hint=hint)
+
+
+def _disordered(rank: _Rank, found: int | None, expected: int | None, last: int) -> EngineError:
+    return EngineError(
+        "E-RUN-ORDER",
+        f"answer of {rank.label}",
+        "is not the next one",
+        found=f"that to number {found}",
+        expected=f"none, with all up to number {last} answered" if expected is None else f"that to number {expected}",
+        hint="an answer was lost or came twice: load the engine again",
+    )
 
 
 def _late(waiting: Sequence[str], timeout: float) -> EngineError:

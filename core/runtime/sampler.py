@@ -211,6 +211,8 @@ def _check_logits(made: object, vocab_size: int) -> None:
         raise TypeError(f"it returned {_shape(made)}, not logits [{vocab_size}]")
     if made.dtype == torch.bool or made.is_complex():
         raise TypeError(f"it returned numbers of {made.dtype}, not logits")
+    if made.is_meta or made.layout != torch.strided:
+        raise TypeError(f"it returned a tensor of {'no data' if made.is_meta else made.layout}, not dense logits")
 
 
 def _shape(made: object) -> str:

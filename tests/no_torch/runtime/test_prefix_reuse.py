@@ -472,6 +472,26 @@ def test_events_tell_what_is_stored_and_removed():
     assert pool.events[-1].kind == "cleared"
 
 
+def test_what_goes_on_from_a_forgotten_prefix_is_not_offered_when_that_is_there_again():
+    pool = BlockPool(8, 2, key=b"k")
+    root = pool.tree.root(Scope())
+
+    def store(parent, tokens):
+        node, block = pool.tree.find(parent, tokens), pool.take()
+        pool.register(node, block, step=1, priority=35, ttl=None)
+        return node, block
+
+    first, _ = store(root, [1, 2])
+    second, left = store(first, [3, 4])
+    _, last = store(second, [5, 6])
+    pool.release(last)
+    pool.release(left)
+    assert sorted(pool.forget_branch(first)) == sorted([left, last]), "the first one's block is held still"
+    first, _ = store(root, [1, 2])
+    second = pool.tree.find(first, [3, 4])
+    assert second.block < 0 and pool.tree.find(second, [5, 6]).block < 0
+
+
 def test_an_empty_pool_says_so():
     pool = BlockPool(1, 4)
     pool.take()

@@ -251,6 +251,14 @@ def complexes(prompt, output, logits):
     return logits + 1j if len(output) == 2 else logits
 
 
+def metas(prompt, output, logits):
+    return logits.to("meta") if len(output) == 2 else logits
+
+
+def sparses(prompt, output, logits):
+    return logits.to_sparse() if len(output) == 2 else logits
+
+
 @pytest.mark.parametrize(
     ("processor", "cause"),
     [
@@ -260,6 +268,11 @@ def complexes(prompt, output, logits):
         (
             complexes,
             f"logits processor {__name__}.complexes: TypeError: it returned numbers of torch.complex64, not logits",
+        ),
+        (metas, f"logits processor {__name__}.metas: TypeError: it returned a tensor of no data, not dense logits"),
+        (
+            sparses,
+            f"logits processor {__name__}.sparses: TypeError: it returned a tensor of torch.sparse_coo, not dense logits",
         ),
         (breaks, f"logits processor {__name__}.breaks: its logits have no finite maximum"),
     ],
