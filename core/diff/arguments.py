@@ -125,7 +125,7 @@ def solved_eps(calls: Sequence[Captured], target: Tensor, fits: Fits, whose: str
             continue
         if fits(replay(calls, lambda args, eps=eps: (*args[:place], eps, *args[place + 1 :]))):  # type: ignore[misc]
             yield Finding(
-                f"{whose} is what {calls[0].op.name} makes with eps={eps:.3g} (the call has {said:.3g})", CONFIG
+                f"{whose} is what {calls[0].op.name} makes with eps={eps:.6g} (the call has {said:.3g})", CONFIG
             )
             return
 
