@@ -114,8 +114,4 @@ def _outcomes(
     row = asis.comparison.first
     if row is None:
         return []
-    made = []
-    for variant, found in ((plain[0], plain[1]), (references[0], references[1][row.prompt])):
-        there, first = found.row(row.name), found.first
-        made.append(Outcome(variant, there.excess if there else None, first.name if first else None))
-    return made
+    return [Outcome.of(*plain, row.name), Outcome.of(references[0], references[1][row.prompt], row.name)]
