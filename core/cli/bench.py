@@ -12,6 +12,7 @@ import typer
 
 from bestiary.core.cli.bench_options import (
     DataOptions,
+    IgnoreEos,
     Rates,
     Repeating,
     Requests,
@@ -45,6 +46,7 @@ def latency(
         list[str] | None, typer.Option(metavar="TOKENS", help="Of prompts; repeatable, each with an --output.")
     ] = None,
     output: Annotated[list[str] | None, typer.Option(metavar="TOKENS", help="Of answers; repeatable.")] = None,
+    ignore_eos: IgnoreEos = None,
     requests: Requests = 3,
     warmup: Warmup = 1,
     repeating: Repeating,
@@ -59,7 +61,11 @@ def latency(
 
     def loads(opened: Sequence[Opened]) -> list[Point]:
         made = [
-            workload(Data(input=one, output=other, prompt_ids=options.prompt_ids), opened, repeating.seed)
+            workload(
+                Data(input=one, output=other, ignore_eos=ignore_eos, prompt_ids=options.prompt_ids),
+                opened,
+                repeating.seed,
+            )
             for one, other in lengths
         ]
         return points.latency(lengths, made, requests)

@@ -154,6 +154,12 @@ class TargetOptions:
         return first, {**first, **_llm_options("--compare-option", self.compare_option)}
 
 
+IgnoreEos = Annotated[
+    bool | None,
+    _data("--ignore-eos/--no-ignore-eos", help="Go on after end tokens, as synthetic requests do unless told."),
+]
+
+
 @dataclass(frozen=True)
 class DataOptions:
     """Which requests are sent."""
@@ -175,10 +181,7 @@ class DataOptions:
     prefix_groups: Annotated[
         int | None, _data(metavar="N", help="How many different shared prefixes there are; 1 unless said.")
     ] = None
-    ignore_eos: Annotated[
-        bool | None,
-        _data("--ignore-eos/--no-ignore-eos", help="Go on after end tokens, as synthetic requests do unless told."),
-    ] = None
+    ignore_eos: IgnoreEos = None
 
     def data(self, *, prompt_ids: bool) -> Data:
         """What they say.

@@ -124,8 +124,9 @@ def solved_eps(calls: Sequence[Captured], target: Tensor, fits: Fits, whose: str
         if eps < 0 or eps == said:
             continue
         if fits(replay(calls, lambda args, eps=eps: (*args[:place], eps, *args[place + 1 :]))):  # type: ignore[misc]
+            solved = f"{eps:.6g}" if eps else "0, or nearly so"
             yield Finding(
-                f"{whose} is what {calls[0].op.name} makes with eps={eps:.3g} (the call has {said:.3g})", CONFIG
+                f"{whose} is what {calls[0].op.name} makes with eps={solved} (the call has {said:.3g})", CONFIG
             )
             return
 

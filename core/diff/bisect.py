@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from bestiary.core import device as devices
-from bestiary.core.diff.compare import Row, Standard, compare
+from bestiary.core.diff.compare import Comparison, Row, Standard, compare
 from bestiary.core.diff.open import Ours, references
 from bestiary.core.errors import ConfigError
 from bestiary.core.plugins import PluginHost
@@ -60,17 +60,26 @@ class Outcome:
         excess: the own error of the tensor over what is allowed; None where the variant can't run.
         first: the first tensor that is wrong then.
         problem: why it can't run.
+        earlier: ``first`` is made before the tensor: the change shows a mistake nearer to where it is made.
     """
 
     variant: Variant
     excess: float | None
     first: str | None = None
     problem: str = ""
+    earlier: bool = False
+
+    @classmethod
+    def of(cls, variant: Variant, found: Comparison, name: str) -> Outcome:
+        """What became of the error of the tensor ``name``."""
+        there, first = found.row(name), found.first
+        excess = None if there is None else there.excess
+        return cls(variant, excess, first.name if first else None, earlier=found.wrong_before(name))
 
     @property
     def gone(self) -> bool:
-        """Whether the error went away."""
-        return self.excess is not None and self.excess <= 1
+        """Whether the error went away, and not to what the tensor is made of."""
+        return self.excess is not None and self.excess <= 1 and not self.earlier
 
 
 class Suspects(NamedTuple):
@@ -204,9 +213,7 @@ def _attempt(ours: Ours, variant: Variant, row: Row, standard: Standard, longest
             found = compare(ours.load(longest, **variant.options), [standard], only_own=True)
     except Exception as error:  # a kernel that nobody measured may fail in any way, and memory may not do
         return Outcome(variant, None, problem=why(error))
-    there = found.row(row.name)
-    first = found.first
-    return Outcome(variant, None if there is None else there.excess, first.name if first else None)
+    return Outcome.of(variant, found, row.name)
 
 
 def why(error: Exception) -> str:

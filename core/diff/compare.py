@@ -175,6 +175,11 @@ class Comparison:
         """Whether something is out of tolerance, but for what changed inputs carry along."""
         return self.first is not None or (self.carried is not None and not self.spoiled)
 
+    def wrong_before(self, name: str) -> bool:
+        """Whether a tensor that is made before another is out of tolerance."""
+        names = [row.name for row in self.rows]
+        return name in names and any(not row.excess <= 1 for row in self.rows[: names.index(name)])
+
     def row(self, name: str) -> Row | None:
         """The row of a tensor."""
         return next((row for row in self.rows if row.name == name), None)

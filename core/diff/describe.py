@@ -17,6 +17,7 @@ from bestiary.core.rope import Rope
 from bestiary.core.sides.engine_side import Captured, EngineSide
 from bestiary.core.sides.side import Seen, Side
 from bestiary.core.sides.transformers_side import TransformersSide
+from bestiary.layers import Attention
 
 
 def describe(row: Row, standard: Standard, side: EngineSide, against: Side, ours: Ours) -> list[Finding]:
@@ -49,6 +50,8 @@ def describe(row: Row, standard: Standard, side: EngineSide, against: Side, ours
     argued = [*solved_eps(calls, target, is_target, whose)] or [*other_arguments(calls, is_target, whose, ropes)]
     if right:
         return [Finding(f"the reference of {calls[0].op.name}, given the same, is right"), *argued, *findings]
+    if not argued:
+        argued = list(_turned_another(row, calls, side, tensors, is_target))
     return [*argued, *findings, *_weights(calls, weights, argued)]
 
 
@@ -81,11 +84,51 @@ def _pairs(
             unused = next((path for path in paths if path in tensors and path not in own.tensors), None)
             if unused is not None:
                 yield Finding(f"{text}: {unused} is not applied", MODEL)
-            else:
+            elif any(_given_to_another(given, names, own, tensors, fits) for given in (one, other)):
                 yield Finding(f"{text}: modules are exchanged", CONVERT)
+            else:
+                yield Finding(text, MODEL)
             return
         if row.name in names:
             return
+
+
+def _given_to_another(
+    one: Tensor, names: Sequence[str], own: Seen, tensors: dict[str, Tensor], fits: Callable[[Tensor, Tensor], bool]
+) -> bool:
+    """Whether the reference gives a tensor to a module of ours that is given another one here."""
+    inputs = [name for name in tensors if name.endswith(".input") and name in own.tensors and name not in names]
+    given = [tensors[name] for name in inputs if tensors[name].numel() == one.numel()]
+    return any(fits(one.reshape(other.shape), other) for other in given)
+
+
+def _turned_another(
+    row: Row,
+    calls: Sequence[Captured],
+    side: EngineSide,
+    tensors: dict[str, Tensor],
+    is_target: Callable[[Tensor], bool],
+) -> Iterator[Finding]:
+    """The reference turns what the weights of another module of ours make. Where core's attention is to turn it, weights are
+    exchanged; an attention of the plugin's own may have exchanged what they make."""
+    path = row.name.partition(".rope.")[0].partition(".cache.")[0]
+    size = sum(call.args[0].numel() for call in calls)
+    if calls[0].op.name != "rope":
+        return
+    for name in (f"{path}.{one}" for one in "qkv"):
+        x = tensors.get(name)
+        if x is None or x.numel() != size:
+            continue
+        made = [call._replace(args=(_like(x[call.rows], call.args[0]), *call.args[1:])) for call in calls]
+        if is_target(replay(made)):
+            core = isinstance(side.engine.network.module.get_submodule(path), Attention)
+            text = f"the reference's is what rope makes of {name}, ours of another"
+            yield Finding(f"{text}: weights are exchanged", CONVERT) if core else Finding(text, MODEL)
+            return
+
+
+def _like(x: Tensor, arg: Tensor) -> Tensor:
+    return x.to(arg).reshape(arg.shape)
 
 
 def _weights(calls: Sequence[Captured], weights: dict[str, Tensor], argued: Sequence[Finding]) -> Iterator[Finding]:

@@ -89,9 +89,14 @@ def behind_few_bits(asis: Search, advance: Callable[[], None]) -> Search:
     if beyond.first is not None:
         note = f"what the ops' references lose by {kind} is allowed beside rounding, 1.5 times"
         return replace(asis, comparison=beyond, right=right, note=note)
+    row = asis.comparison.first
+    as_much = lost[row.prompt if row else 0].first is not None
+    loses = (
+        "the ops' references lose as much" if as_much else "what the ops' references lose, 1.5 times, allows the rest"
+    )
     text = (
-        f"{kind}, which loses more than rounding; no mistake: with {instead} all tensors are within tolerance, and the ops' "
-        "references lose as much"
+        f"{kind}, which loses more than rounding; no mistake: with {instead} all tensors are within tolerance, and "
+        f"{loses}"
     )
     return replace(asis, outcomes=_outcomes(asis, (plain, found), (references, lost)), lost=text)
 
@@ -114,8 +119,4 @@ def _outcomes(
     row = asis.comparison.first
     if row is None:
         return []
-    made = []
-    for variant, found in ((plain[0], plain[1]), (references[0], references[1][row.prompt])):
-        there, first = found.row(row.name), found.first
-        made.append(Outcome(variant, there.excess if there else None, first.name if first else None))
-    return made
+    return [Outcome.of(*plain, row.name), Outcome.of(references[0], references[1][row.prompt], row.name)]

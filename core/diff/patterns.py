@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -29,7 +29,7 @@ class Case(NamedTuple):
         found, wanted: ours and the reference's, ``[tokens, …]``.
         fits: whether a tensor lies within rounding of another.
         others: all tensors of the reference.
-        ours: the names of our tensors.
+        ours: all our tensors.
         weights: the parameters of the reference's module of that name.
         dtype: of the two sides' that with the fewest digits.
     """
@@ -39,7 +39,7 @@ class Case(NamedTuple):
     wanted: Tensor
     fits: Callable[[Tensor, Tensor], bool]
     others: Mapping[str, Tensor]
-    ours: Collection[str]
+    ours: Mapping[str, Tensor]
     weights: Mapping[str, Tensor]
     prompt: Prompt
     dtype: torch.dtype = torch.float32
@@ -103,9 +103,15 @@ def _another(case: Case) -> Iterator[Finding]:
         module = name.removesuffix(".input")
         if module != name and module in case.others and module not in case.ours:
             yield Finding(f"it is what the reference gives to {module}, which is not applied here", MODEL)
+        elif name in case.ours and _alike(case, case.ours[name], other):
+            yield Finding(f"it is the reference's {name}, which ours is, too: what is done with it differs", MODEL)
         else:
-            yield Finding(f"it is the reference's {name}: weights are exchanged", CONVERT)
+            yield Finding(f"it is the reference's {name}, which ours is not: weights are exchanged", CONVERT)
         return
+
+
+def _alike(case: Case, one: Tensor, other: Tensor) -> bool:
+    return one.numel() == other.numel() and case.fits(one.reshape(other.shape), other)
 
 
 def _equal(case: Case, other: Tensor) -> bool:

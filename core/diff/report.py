@@ -86,7 +86,7 @@ class OutcomeReport(ReportPart):
     excess: float | None = Field(
         description="own error over what is allowed, a ratio; null: it could not run, or is infinite"
     )
-    gone: bool = Field(description="whether the error is within tolerance then")
+    gone: bool = Field(description="whether the tensor and all that is made before it are within tolerance then")
     first: str | None = Field(description="first tensor out of tolerance then; null: none")
     problem: str | None = Field(description="why it could not run; null: it could")
 

@@ -109,7 +109,7 @@ def bisection(result: Result) -> list[tuple[str, ...]]:
             state = f"can't run: {outcome.problem}" if outcome.problem else "has no such tensor"
             made.append((str(outcome.variant), "-", state, ""))
         else:
-            state = "gone" if outcome.gone else "stays"
+            state = "gone" if outcome.gone else "earlier" if outcome.earlier and outcome.excess <= 1 else "stays"
             made.append((str(outcome.variant), number(outcome.excess), state, outcome.first or "none"))
     return made
 

@@ -105,6 +105,29 @@ class Halved(Layer):
         return x + self.mlp(self.mlp_norm(x).to(torch.bfloat16).to(torch.float32))
 
 
+class NoResidual(Layer):
+    """Forgets the sum after attention."""
+
+    def forward(self, x: Tensor, step: Step) -> Tensor:
+        x = self.attention(self.attention_norm(x), step)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class Parallel(Layer):
+    """Attention and MLP of the same tensor."""
+
+    def forward(self, x: Tensor, step: Step) -> Tensor:
+        return x + self.attention(self.attention_norm(x), step) + self.mlp(self.mlp_norm(x))
+
+
+class Unturned(Layer):
+    """Knows no positions."""
+
+    def __init__(self, c: Config, index: int) -> None:
+        super().__init__(c, index)
+        self.attention.rope = None
+
+
 class Theta(Layer):
     """Turns by angles of its own."""
 
@@ -135,6 +158,9 @@ def rows(**changes: Any) -> dict[str, Any]:
 
 RIGHT = WeightMap(rows())
 NO_BIAS = WeightMap(rows(), drop=tuple(f"{M}.self_attn.{one}_proj.bias" for one in "qkvo"))
+KEYS_VALUES = WeightMap(
+    rows(**{f"{L}.attention.k": f"{M}.self_attn.v_proj", f"{L}.attention.v": f"{M}.self_attn.k_proj"})
+)
 EXCHANGED = WeightMap(
     rows(**{f"{L}.attention.q": f"{M}.self_attn.k_proj", f"{L}.attention.k": f"{M}.self_attn.q_proj"})
 )
@@ -161,7 +187,11 @@ FAMILIES: dict[str, tuple[type[Layer], str, dict[str, Any]]] = {
     "wrong_act": (WrongAct, "RIGHT", {}),
     "normless": (Normless, "RIGHT", {}),
     "halved": (Halved, "RIGHT", {}),
+    "no_residual": (NoResidual, "RIGHT", {}),
+    "parallel": (Parallel, "RIGHT", {}),
+    "unturned": (Unturned, "RIGHT", {}),
     "exchanged": (Layer, "EXCHANGED", {}),
+    "keys_values": (Layer, "KEYS_VALUES", {}),
     "gate_up": (Layer, "GATE_UP", {}),
     "norms": (Layer, "NORMS", {}),
     "large": (Layer, "RIGHT", {}),  # more than float16 holds

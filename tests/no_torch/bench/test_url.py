@@ -180,6 +180,14 @@ def test_latency_has_goodput_too(capsys):
     assert "good req/s" in table and "100 %" in table
 
 
+@pytest.mark.parametrize(("said", "sent"), [([], True), (["--ignore-eos"], True), (["--no-ignore-eos"], False)])
+def test_latency_of_a_server_that_does_not_know_ignore_eos(said, sent):
+    with OpenAIServer() as server:
+        assert invoke(["bench", "latency", server.url, *said, "-n", "1", "--repeats", "1", "--output", "2"]) == 0
+        bodies = [seen.body for seen in server.seen if seen.body]
+    assert bodies and all(("ignore_eos" in body) is sent for body in bodies)
+
+
 def test_a_data_set_that_is_too_small_is_told(tmp_path, capsys):
     turns = [("human", "What is number good for?"), ("gpt", "It is good for counting things.")]
     entries = [

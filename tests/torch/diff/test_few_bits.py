@@ -54,6 +54,12 @@ def test_what_the_cache_loses_is_the_caches(families, kind, against):
     assert (str(references.variant), references.gone) == ("all references, no fusion", False)
 
 
+def test_exchanged_keys_and_values_are_not_the_fusions(families):
+    result = compared(families, "keys_values", "int8")
+    assert (result.verdict.blame, result.verdict.part) == ("plugin", "convert.py")
+    assert result.comparison.first is not None and result.comparison.first.name == "layers.0.attention.cache.k"
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_sixteen_bits_are_not_blamed_for_four(families, dtype):
     result = compared(families, "right", "int4", dtype=dtype)

@@ -92,13 +92,15 @@ WANTED = torch.randn(12, 8, generator=torch.Generator().manual_seed(0))
 BIAS = torch.randn(8, generator=torch.Generator().manual_seed(1))
 
 
-def looks(found, wanted=WANTED, others=None, weights=None):
+def looks(found, wanted=WANTED, others=None, weights=None, ours=None):
     prompt = Prompt.of(range(12), 64)
 
     def fits(one, other):
         return bool(Error.of(one, other).relative < 1e-5)
 
-    return [one.text for one in patterns(Case("x", found, wanted, fits, others or {}, (), weights or {}, prompt))]
+    return [
+        one.text for one in patterns(Case("x", found, wanted, fits, others or {}, ours or {}, weights or {}, prompt))
+    ]
 
 
 def with_rows(rows, value):
@@ -135,7 +137,13 @@ def test_patterns(found, text):
 
 def test_patterns_that_other_tensors_explain():
     other = torch.randn(12, 8, generator=torch.Generator().manual_seed(2))
-    assert "it is the reference's y: weights are exchanged" in looks(other, others={"x": WANTED, "y": other})
+    both = {"x": WANTED, "y": other}
+    assert "it is the reference's y, which ours is not: weights are exchanged" in looks(
+        other, others=both, ours={"x": other, "y": WANTED}
+    )
+    assert "it is the reference's y, which ours is, too: what is done with it differs" in looks(
+        other, others=both, ours={"x": other, "y": other}
+    )
     biased = looks(WANTED - BIAS, weights={"bias": BIAS, "weight": torch.ones(8, 8)})
     assert "the bias is missing: the same vector at every token, and it is the reference's" in biased
     assert "the bias is added twice: the same vector at every token, and it is the reference's" in looks(

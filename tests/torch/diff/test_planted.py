@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from bestiary.core.diff.open import Request
 from bestiary.core.diff.run import Result, Texts, diff
+from bestiary.core.diff.text import bisection
 from bestiary.core.plugins import PluginHost
 from bestiary.core.progress import Silent
 
@@ -46,6 +47,26 @@ MODELS = {
     "gate_up": ("layers.0.mlp.down.input", "with gate and up exchanged", "convert.py"),
     "norms": ("layers.0.attention_norm", "modules are exchanged", "convert.py"),
     "pairs": ("layers.0.attention.rope.0", "pairs where ours has halves", "convert.py"),
+    "keys_values": (
+        "layers.0.attention.cache.k",
+        "what rope makes of layers.0.attention.v, ours of another: weights are exchanged",
+        "convert.py",
+    ),
+    "no_residual": (
+        "layers.0.mlp_norm",
+        "layers.0.mlp_norm.input and layers.0.attention.o are one tensor here and two in the reference",
+        "model.py",
+    ),
+    "parallel": (
+        "layers.0.mlp_norm",
+        "layers.0.attention_norm.input and layers.0.mlp_norm.input are one tensor here and two in the reference",
+        "model.py",
+    ),
+    "unturned": (
+        "layers.0.attention.cache.k",
+        "it is the reference's layers.0.attention.k, which ours is, too: what is done with it differs",
+        "model.py",
+    ),
     "theta": ("layers.0.attention.rope.0", "rope makes with theta=10000 (the model has 500000)", "config.py"),
 }
 
@@ -59,6 +80,16 @@ def test_a_models_mistake(families, name):
     assert result.verdict.blame == "plugin" and part in str(result.verdict.part)
     assert result.verdict.distribution == "planted unversioned" and place in result.verdict.text
     assert not any(outcome.gone for outcome in result.outcomes)
+    if part == "model.py":
+        assert not any("exchanged" in text for text in result.verdict.findings)
+
+
+def test_a_fusion_is_not_to_blame_where_without_it_the_mistake_shows_earlier(families):
+    result = compared(families, "keys_values")
+    (without,) = [one for one in result.outcomes if str(one.variant) == "without the fusion rotary_cache"]
+    assert without.excess is not None and without.excess <= 1
+    assert without.first == "layers.0.attention.rope.1" and without.earlier and not without.gone
+    assert ("without the fusion rotary_cache", "0", "earlier", without.first) in bisection(result)
 
 
 #: Kernel → its op, the first place, and what the error looks like.
