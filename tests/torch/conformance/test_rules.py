@@ -443,7 +443,7 @@ OUTSIDE: Mapping[str, tuple[str, pytest.ExitCode, str]] = {
             items[:] = [item for item in items if "impossible" not in item.name]
         """,
         pytest.ExitCode.USAGE_ERROR,
-        "1 of 22 checks of ModelConformance were dropped after they were collected, by a conftest.py or a plugin of "
+        "1 of 23 checks of ModelConformance were dropped after they were collected, by a conftest.py or a plugin of "
         "pytest: test_family.py::TestFamily::test_impossible_keys[tiny]",
     ),
     "deselects checks, which pytest counts": (

@@ -84,9 +84,9 @@ def test_a_limit_is_kept_with_quantized_weights(models, host):
     said = {**SMALL, **STORED}
     shares = plan_memory(models / "engine", host=host, said=said).shares
     plain = plan_memory(models / "engine", host=host, said=SMALL).shares
-    limit = shares.total
-    assert limit < plain.total
-    with opened(models / "engine", **STORED, memory_limit=limit + 2**20) as llm:
+    # What the process holds besides grows between the two.
+    assert shares.total - shares.held < plain.total - plain.held
+    with opened(models / "engine", **STORED, memory_limit=shares.total + 2**23) as llm:
         assert llm.engine.cache_groups[0].num_blocks > 0
 
 
