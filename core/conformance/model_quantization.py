@@ -45,6 +45,9 @@ def within_bound(case: Case, method: Quantization, findings: Findings, *, thorou
 
 def caches(case: Case, findings: Findings) -> None:
     """Logits over each kind of cache of few bits, against the reference's. A model whose ops know no codes may refuse it."""
+    if not case.load().network.program.caches:
+        findings.refused("the model has no key-value cache")
+        return
     for kind, bound in CACHES.items():
         _within(case, f"a cache of {kind}", bound, findings, kv_dtype=kind)
 
