@@ -64,7 +64,7 @@ def defaults_of(config: Mapping[str, Any], architecture: str | None) -> Defaults
     """Ask the config class of the architecture that a config.json names, in a process of its own."""
     if architecture is None:
         return Defaults(why="config.json names no class of a usable name")
-    distribution, model_type = model_type_of(architecture)
+    distribution, model_type = model_type_of(architecture, config.get("model_type"))
     if distribution is None:
         return Defaults(why="transformers is not installed")
     if model_type is None:

@@ -70,10 +70,10 @@ class Features:
         found._norms(raw, placement)
         found._sizes(raw)
         found._rope(raw)
-        found._unsaid(raw)
         found._biases(raw, placement)
         found._scale(raw)
         found._window(raw)
+        found._unsaid(raw)
         found._experts(raw, placement)
         found._tied(raw, placement)
         found.values["fields"] = found.fields
@@ -177,10 +177,11 @@ class Features:
 
     def _unsaid(self, raw: Mapping[str, Any]) -> None:
         """What changes the mathematics though config.json does not say it."""
+        fields = {name for name, _, _ in self.fields}
         for key, allowed in ModelConfig.neutral.items():
             value = self.known.values.get(key)
             plain = value in allowed or (isinstance(value, list) and set(map(str, value)) <= {"full_attention"})
-            if key not in raw and not plain:
+            if key not in raw and key not in fields and not plain:
                 text = " ".join(repr(value).split())[:60].replace("`", "'")
                 self.left.append(
                     f"key `{key}`: config.json leaves it out, and {self.known.source} takes `{text}`, which changes the "
@@ -202,8 +203,12 @@ class Features:
             return
         self.read |= {*keys, "max_window_layers"}
         switched = raw.get("use_sliding_window") is not None
+        window = self.known.values.get("sliding_window")
+        window = window if type(window) is int and window > 0 else None
+        if window and "sliding_window" not in raw:
+            self._left_out("sliding_window")
         self.fields += [
-            ("sliding_window", "PositiveInt | None", "None"),
+            ("sliding_window", "PositiveInt | None", repr(window)),
             ("use_sliding_window", "bool", str(not switched)),
             ("layer_types", "list[str] | None", "None"),
         ]

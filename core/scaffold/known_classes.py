@@ -16,11 +16,15 @@ def lacking(architecture: str) -> str | None:
     return None if found is None or re.search(rf"[\"']{re.escape(architecture)}[\"']", listed) else found
 
 
-def model_type_of(architecture: str) -> tuple[str | None, str | None]:
-    """The transformers that is installed, by name and version, and the ``model_type`` that it lists a class under."""
+def model_type_of(architecture: str, said: object) -> tuple[str | None, str | None]:
+    """The transformers that is installed, by name and version, and the ``model_type`` that it lists a class under.
+
+    Args:
+        said: the ``model_type`` of config.json, which counts where the class is listed under several.
+    """
     found, listed = _listed()
-    pair = re.search(rf"[\"']([\w-]+)[\"'],\s*[\"']{re.escape(architecture)}[\"']", listed)
-    return found, pair[1] if pair else None
+    types = re.findall(rf"[\"']([\w-]+)[\"'],\s*[\"']{re.escape(architecture)}[\"']", listed)
+    return found, str(said) if said in types else next(iter(types), None)
 
 
 def _listed() -> tuple[str | None, str]:

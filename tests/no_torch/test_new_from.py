@@ -253,6 +253,24 @@ def test_what_the_class_takes_and_the_template_lacks_is_left(drafted, transforme
     assert "the tensors say false" in left
 
 
+@pytest.mark.parametrize("model_type, eps", [("llama", "1e-06"), ("exaone", "1e-05")])
+def test_of_several_classes_the_config_says_which(model_type, eps, drafted, transformers, monkeypatch):
+    """transformers lists one class of models under several types, each with defaults of its own."""
+    monkeypatch.setenv("BESTIARY_PLUGINS", "")
+    report, _ = drafted(left_out("rms_norm_eps", architectures=["LlamaForCausalLM"], model_type=model_type))
+    assert any(f"the draft takes `{eps}`, as transformers" in line for line in report["defaults"]), report
+
+
+def test_a_window_that_is_left_out_is_the_classs(drafted, transformers, monkeypatch):
+    monkeypatch.setenv("BESTIARY_PLUGINS", "")
+    kinds = ["sliding_attention", "full_attention"] * 2
+    config = {**CONFIG, "architectures": ["MistralForCausalLM"], "model_type": "mistral", "layer_types": kinds}
+    report, project = drafted(config)
+    assert any("`sliding_window`: config.json leaves it out" in line for line in report["defaults"]), report
+    assert not any("sliding_window" in line for line in report["left"])
+    assert "sliding_window: PositiveInt | None = 4096" in text(project, "config")
+
+
 @pytest.mark.parametrize("why", ["transformers is not installed", "has no `QuietForCausalLM`", "can't say it"])
 def test_without_an_answer_the_draft_says_that_it_guesses(why, drafted, monkeypatch):
     config = left_out("rms_norm_eps", "rope_theta", "hidden_act")
