@@ -26,7 +26,7 @@ from bestiary.core.errors import UsageError
 #: Set to ``long``, every check runs on every config.
 VARIABLE = "BESTIARY_CONFORMANCE"
 #: Checks that the short form runs on the first and the last config only, and on the last only.
-ENDS = ("test_bfloat16", "test_preemption", "test_prefix_reuse", "test_batch_composition")
+ENDS = ("test_bfloat16", "test_preemption", "test_prefix_reuse", "test_batch_composition", "test_omitted_keys")
 LAST = ("test_deterministic", "test_quantization", "test_quantized_cache")
 #: Checks that may have nothing to check.
 OPTIONAL = ("test_gguf_map", "test_omitted_keys", "test_quantization")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -55,7 +55,7 @@ def exports(case: Case) -> None:
     target = case.directory / "exported"
     export(case.checkpoint, target, host=case.suite.host, overwrite=True)
     source, back = open_source(case.source, case.suite.host), open_source(target, case.suite.host)
-    plan = _plan(case, source.tensors)
+    plan = _planner(case)(source.tensors)
     left_out = {*plan.dropped, *(name for name, _ in plan.equal)}
     lost, added = (
         sorted(set(source.tensors) - left_out - set(back.tensors)),
@@ -93,17 +93,17 @@ def coverage(case: Case, findings: Findings) -> None:
     """A missing, an extra and a misshapen tensor are refused by name: one of each kind, from all over the file."""
     source = open_source(case.source, case.suite.host)
     tensors = dict(source.tensors)
-    plan = _plan(case, tensors)
-    used = [name for transfer in plan.transfers for name in transfer.sources]
+    plan = _planner(case)
+    used = [name for transfer in plan(tensors).transfers for name in transfer.sources]
     kinds = _one_of_each_kind(used)
     for name in kinds:
-        _refused(case, {n: t for n, t in tensors.items() if n != name}, f"without {name}", name)
+        _refused(plan, {n: t for n, t in tensors.items() if n != name}, f"without {name}", name)
         for shape in _wrong_shapes(tensors[name].shape):
-            _refused(case, {**tensors, name: tensors[name]._replace(shape=shape)}, f"{name} of {list(shape)}", name)
+            _refused(plan, {**tensors, name: tensors[name]._replace(shape=shape)}, f"{name} of {list(shape)}", name)
     for name in _extra_names(used, case.config.num_hidden_layers):
         if name not in tensors and not weight_map(case.suite.model, source.format, case.config).drops(name):
             added = SourceTensor(name, "float32", (3,), next(iter(tensors.values())).file)
-            _refused(case, {**tensors, name: added}, f"with {name}", name)
+            _refused(plan, {**tensors, name: added}, f"with {name}", name)
     _nothing_left(case, source, kinds[len(kinds) // 2])
     findings.require(bool(kinds), "the weight map reads no tensor")
     findings.note(f"{len(kinds)} kinds of tensors")
@@ -171,9 +171,11 @@ def _not_implemented(case: Case) -> Iterator[tuple[str, dict[str, Any]]]:
         yield key, {**case.raw, key: value}
 
 
-def _plan(case: Case, tensors: Mapping[str, SourceTensor]) -> Plan:
+def _planner(case: Case) -> Callable[[Mapping[str, SourceTensor]], Plan]:
+    """The plan of a source's tensors; what it shares with every other is made once."""
     model = case.suite.model
-    return make_plan(weight_map(model, "hf", case.config), parameters(model, case.config), tensors, case.config)
+    rows, expected = weight_map(model, "hf", case.config), parameters(model, case.config)
+    return lambda tensors: make_plan(rows, expected, tensors, case.config)
 
 
 def _one_of_each_kind(names: list[str]) -> list[str]:
@@ -205,9 +207,11 @@ def _extra_names(used: list[str], layers: int) -> Iterator[str]:
             yield re.sub(r"\.\d+\.", f".{layers}.", name, count=1)
 
 
-def _refused(case: Case, tensors: Mapping[str, SourceTensor], what: str, name: str) -> None:
+def _refused(
+    plan: Callable[[Mapping[str, SourceTensor]], Plan], tensors: Mapping[str, SourceTensor], what: str, name: str
+) -> None:
     try:
-        _plan(case, tensors)
+        plan(tensors)
     except DataError as error:
         assert name in str(error), f"a source {what} is refused without the tensor's name: {error}"
     else:

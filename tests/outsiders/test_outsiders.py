@@ -59,13 +59,12 @@ def test_they_are_loaded(outside: Environment) -> None:
         assert row["state"] == "loaded", row
 
 
-@pytest.mark.parametrize("what", ["together", "fused", "deterministic", "watched", "quantized"])
-def test_they_run(what: str, outside: Environment) -> None:
-    run(what, outside)
+def test_they_run(outside: Environment) -> None:
+    run("together", outside)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["divided", "compared", "measured"])
+@pytest.mark.parametrize("what", ["fused", "deterministic", "watched", "quantized", "divided", "compared", "measured"])
 def test_they_run_under_all_the_rest(what: str, outside: Environment) -> None:
     run(what, outside)
 

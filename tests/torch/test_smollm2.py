@@ -97,6 +97,7 @@ def test_logits_and_greedy_tokens_over_eight_prompts(
     count_ties(ties, 64 * len(PROMPTS))
 
 
+@pytest.mark.slow
 def test_weights_kept_quantized_are_the_librarys_bit_for_bit(gguf: Path, checkpoint: Path, engine: Path) -> None:
     host, target = PluginHost.load(), checkpoint.parent / "kept"
     report = convert(gguf, target, host=host, dtype="float32", keep_quantized=True)
