@@ -165,7 +165,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     rows = {}
-    options = {"max_seq_len": 8192, "prefix_caching": False, "kv_cache_memory": 2**32}
+    options = {"tokenizer": None, "max_seq_len": 8192, "prefix_caching": False, "kv_cache_memory": 2**32}
     with LLM(arguments.model or demo_model(), **options) as llm:  # type: ignore[arg-type]
         steps = StepTimes(llm._driver.loop)
         for name in ("paced",) if arguments.paced_only else ("paced", "unpaced"):
