@@ -39,6 +39,9 @@ class Unpaced:
     def chunk(self) -> int:
         return 1 << 30
 
+    def admitted(self) -> None:
+        pass
+
     def saw(self, *step: object) -> None:
         pass
 

@@ -208,6 +208,7 @@ class Scheduler:
         return self._admission.next(self.number, len(self.running), self._enter) if self.slots.num_free else None
 
     def _enter(self, request: Request, hit: Hit) -> None:
+        self.pace.admitted()
         opened = self._running.enter(request, hit, self.number)
         self._opened[opened.slot] = opened
 

@@ -48,6 +48,27 @@ def test_a_context_that_grows_stretches_no_step_much():
     assert worst < 2.2
 
 
+def test_streams_that_grow_are_held_to_what_they_were_when_the_prompt_came():
+    pace, behind, decode, worst = saw((8, 0, 1.0)), 0, 1.0, 0.0
+    pace.admitted()
+    while behind < 8000:
+        chunk, decode = pace.chunk(), decode + 0.004
+        seconds = decode + chunk * (1 + behind / 1000) / 200
+        pace.saw(8, chunk, seconds)
+        behind, worst = behind + chunk, max(worst, seconds)
+    assert decode > 1.5 and worst < 2.6
+
+
+def test_another_prompt_is_held_to_what_streams_were_when_it_came():
+    pace = saw((8, 0, 1.0))
+    pace.admitted()
+    for _ in range(40):
+        pace.saw(8, 0, 3.0)
+    assert settle(pace, lambda chunk: chunk / 500, decode=3.0)[-1] == pytest.approx(375, rel=0.05)  # a quarter of 3 s
+    pace.admitted()
+    assert settle(pace, lambda chunk: chunk / 500, decode=3.0)[-1] == pytest.approx(1500, rel=0.05)
+
+
 def test_one_slow_step_is_forgotten():
     pace = saw((8, 0, 1.0))
     settle(pace, lambda chunk: chunk / 500)
