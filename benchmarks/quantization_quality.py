@@ -55,11 +55,14 @@ class Row(NamedTuple):
     calibrated: bool = False
     dtype: str = "float32"
     kept: bool = False
+    theirs: bool = False  # transformers' model of that dtype
 
     @property
     def name(self) -> str:
         """What the table says."""
         weights = self.rules or ("the GGUF's own Q4_1 and Q8_0" if self.kept else self.dtype)
+        if self.theirs:
+            return f"{weights}, transformers"
         return weights if self.kv == "auto" else f"KV {self.kv}" + (", calibrated" if self.calibrated else "")
 
     @property
@@ -70,7 +73,7 @@ class Row(NamedTuple):
     @property
     def key(self) -> str:
         """Of files."""
-        said = (self.rules, self.kv, "calibrated" * self.calibrated, self.dtype, "kept" * self.kept)
+        said = (self.rules, self.kv, "calibrated" * self.calibrated, self.dtype, "kept" * self.kept, "transformers" * self.theirs)
         return "_".join(str(one) for one in said if one).replace(", ", "+").replace("*", "all")
 
 
@@ -84,6 +87,7 @@ def rows() -> list[Row]:
     halves = ["fp8", "fp8:weights=tensor", "fp8:weights=block"]
     return [
         Row("plain", dtype="bfloat16"),
+        Row("plain", dtype="bfloat16", theirs=True),
         Row("plain", kept=True),
         *(Row("8 bits", rules) for rules in ("int8", f"int8{gptq}:order=true", "int8:group=64", "int8, lm_head=int8")),
         *(Row("4 bits", rules) for rules in weights),
@@ -141,10 +145,13 @@ def size(checkpoint: Path, host: PluginHost) -> dict[str, float]:
 
 
 def measure(several: Sequence[Row], maker: Maker, max_tokens: int) -> Iterator[tuple[Row, dict[str, Any]]]:
-    """Run rows of one kind of cache beside the reference."""
-    places = [maker.checkpoint(row) for row in several]
+    """Run rows of one kind of cache beside the reference, or the reference beside transformers' model."""
+    if several[0].theirs:
+        places, against, dtype = [maker.reference], "hf", several[0].dtype
+    else:
+        places, against, dtype = [maker.checkpoint(row) for row in several], str(maker.reference), None
     sides, reference, window = open_sides(
-        [str(place) for place in places], str(maker.reference), said={"kv_dtype": several[0].kv}, against_dtype=None,
+        [str(place) for place in places], against, said={"kv_dtype": several[0].kv}, against_dtype=dtype,
         window=WINDOW, host=maker.host, progress=Silent(),
     )  # fmt: skip
     report, _ = examine(
@@ -152,16 +159,21 @@ def measure(several: Sequence[Row], maker: Maker, max_tokens: int) -> Iterator[t
         max_tokens=max_tokens, worst=0, progress=Silent(),
     )  # fmt: skip
     for row, place, found in zip(several, places, report.models, strict=True):
+        measured = found.model_dump(exclude={"worst", "model"})
+        perplexity = report.reference_perplexity
+        if row.theirs:  # the sides stand the other way round
+            perplexity, measured["perplexity"] = measured["perplexity"], perplexity
+            measured["log_perplexity_difference"]["value"] *= -1
         yield row, {
-            "part": row.part, "name": row.name, "tokens": report.tokens, "reference_perplexity": report.reference_perplexity,
-            **size(place, maker.host), **found.model_dump(exclude={"worst", "model"}),
+            "part": row.part, "name": row.name, "tokens": report.tokens, "reference_perplexity": perplexity,
+            **size(place, maker.host), **measured,
         }  # fmt: skip
 
 
 def run(chosen: Sequence[Row], maker: Maker, max_tokens: int) -> None:
     """Measure the rows that have no file yet."""
     missing = iter([row for row in chosen if not place_of(row, maker.work).exists()])
-    for _, alike in groupby(missing, key=lambda row: row.kv):
+    for _, alike in groupby(missing, key=lambda row: (row.kv, row.theirs)):
         while several := list(islice(alike, TOGETHER)):
             for row, found in measure(several, maker, max_tokens):
                 place_of(row, maker.work).write_text(json.dumps(found))
