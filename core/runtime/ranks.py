@@ -9,8 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import select
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,14 +17,11 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from bestiary.core import errors, logs
-from bestiary.core.errors import BestiaryError, ConfigError, EngineError
+from bestiary.core.errors import ConfigError, EngineError
 from bestiary.core.runtime.rank_messages import STACKS, Close, Failed, Numbered, Ready, Setup, codec
-from bestiary.core.runtime.transport import Channel
+from bestiary.core.runtime.rank_process import Rank, died, disordered, end_all, late, raised, spawn
 
 if TYPE_CHECKING:
     from bestiary.core.plugins import PluginHost
@@ -37,14 +32,6 @@ log = logging.getLogger("bestiary.ranks")
 _GRACE = 0.3  # seconds in which ranks that fail because another did are told from it
 _CLOSING = 10.0  # seconds that ranks have to end when asked to
 _BETWEEN = 1.0  # seconds between two looks at ranks that start, at most
-
-
-@dataclass
-class _Rank:
-    label: str
-    process: subprocess.Popen[bytes]
-    channel: Channel
-    facts: Mapping[str, Any] | None = None
 
 
 class RankExecutor:
@@ -85,15 +72,15 @@ class RankExecutor:
         check_importable(host.plugin_names())
         self.failure: EngineError | None = None
         self._directory = tempfile.TemporaryDirectory(prefix="bestiary-ranks-")
-        self._ranks: list[_Rank] = []
+        self._ranks: list[Rank] = []
         self._number = 0  # of the last message about a step that was sent
-        self._end = weakref.finalize(self, _end, self._ranks, self._directory, os.getpid())
+        self._end = weakref.finalize(self, end_all, self._ranks, self._directory, os.getpid())
         self._codec, self._poll, self._expected = codec(), select.poll(), deque[Answer]()
         loaded = host.plugin_names(), host.preferences(), host.lock()
         try:
             for number in range(tensor * stages):
                 where = f"(tensor {number % tensor}, stage {number // tensor})"
-                rank = _spawn(f"rank {number} of {tensor * stages} {where}", self._directory.name)
+                rank = spawn(f"rank {number} of {tensor * stages} {where}", self._directory.name)
                 self._ranks.append(rank)
                 self._poll.register(rank.channel, select.POLLIN)
             for number in range(len(self._ranks)):
@@ -157,7 +144,7 @@ class RankExecutor:
         spent, looked = 0.0, time.monotonic()
         while waiting := [rank.label for rank in self._ranks if rank.facts is None]:
             if timeout is not None and spent >= timeout:
-                raise _late(waiting, timeout)
+                raise late(waiting, timeout)
             self._look(_BETWEEN if timeout is None else min(_BETWEEN, timeout - spent))
             now = time.monotonic()
             spent, looked = spent + min(now - looked, 2 * _BETWEEN), now
@@ -168,7 +155,7 @@ class RankExecutor:
         self._number += 1
         return frame
 
-    def _write(self, frame: bytes, *ranks: _Rank) -> None:
+    def _write(self, frame: bytes, *ranks: Rank) -> None:
         self._look(0)
         for rank in ranks:
             try:
@@ -188,17 +175,17 @@ class RankExecutor:
             else:
                 self._take(rank, message)
 
-    def _take(self, rank: _Rank, message: Any) -> None:
+    def _take(self, rank: Rank, message: Any) -> None:
         """Give the oldest answer that is waited for what a rank has answered; to anything else, the engine is dead."""
         found = message.number if isinstance(message, Numbered) else None
         expected = self._expected[0].number if self._expected else None
         if found is None or found != expected:
-            self.failure = _disordered(rank, found, expected, self._number)
+            self.failure = disordered(rank, found, expected, self._number)
             self._end()
             raise self.failure
         self._expected.popleft().message = message.message
 
-    def _heard(self, seconds: float | None) -> Iterator[tuple[_Rank, Any]]:
+    def _heard(self, seconds: float | None) -> Iterator[tuple[Rank, Any]]:
         """A message of each rank that has one, None for the end of it."""
         ready = {descriptor for descriptor, _ in self._poll.poll(None if seconds is None else seconds * 1000)}
         for rank in self._ranks:
@@ -208,12 +195,12 @@ class RankExecutor:
                 except EOFError:
                     yield rank, None
 
-    def _fail(self, rank: _Rank, words: Failed | None) -> NoReturn:
+    def _fail(self, rank: Rank, words: Failed | None) -> NoReturn:
         """A rank is dead: find out which of them was the first, end all, and raise what killed it."""
         if self.failure is not None:  # they were abandoned
             self._end()
             raise self.failure
-        last: list[tuple[_Rank, Failed | None]] = [(rank, words)]
+        last: list[tuple[Rank, Failed | None]] = [(rank, words)]
         self._poll.unregister(rank.channel)
         deadline = time.monotonic() + _GRACE
         while len(last) < len(self._ranks) and (left := deadline - time.monotonic()) > 0:
@@ -224,7 +211,7 @@ class RankExecutor:
         # Those that lose a peer say so; the one that could say nothing is what they lost.
         rank, words = min(last, key=lambda one: one[1].at if one[1] else 0.0)
         started = all(one.facts is not None for one in self._ranks)
-        error = _died(rank) if words is None else _raised(rank, words, started)
+        error = died(rank) if words is None else raised(rank, words, started)
         self.failure = error if isinstance(error, EngineError) else None
         self._end()
         raise error
@@ -277,89 +264,6 @@ def check_importable(plugins: Sequence[str]) -> None:
                 expected="an installed plugin, or a module on sys.path",
                 hint="put it into a file of its own and pass its name",
             )
-
-
-def _spawn(label: str, directory: str) -> _Rank:
-    near, far = socket.socketpair()
-    loopback = "lo0" if sys.platform == "darwin" else "lo"
-    environment = {
-        "GLOO_SOCKET_IFNAME": loopback,
-        "NCCL_SOCKET_IFNAME": loopback,
-        **os.environ,
-        **logs.inherited(),
-        "PYTHONPATH": os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path),
-    }
-    with far:
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "bestiary.core.runtime.rank_main", str(far.fileno()), directory],
-            pass_fds=[far.fileno()],
-            stdin=subprocess.DEVNULL,
-            stdout=2,  # what a library prints must not mix with the parent's output
-            env=environment,
-            start_new_session=True,  # Ctrl-C is for the parent, which ends its ranks itself
-        )
-    return _Rank(label, process, Channel(near, codec()))
-
-
-def _end(ranks: list[_Rank], directory: tempfile.TemporaryDirectory[str], owner: int) -> None:
-    if os.getpid() != owner:
-        return  # a forked process ends; its ranks are not this one's
-    for rank in ranks:
-        rank.process.kill()
-    for rank in ranks:
-        rank.process.wait()
-        rank.channel.close()
-    directory.cleanup()
-
-
-def _died(rank: _Rank) -> EngineError:
-    try:
-        status = rank.process.wait(1)
-    except subprocess.TimeoutExpired:
-        found = "it closed its connection"
-    else:
-        found = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
-    hint = "the system kills processes when memory is short" if found.endswith("SIGKILL") else None
-    return EngineError("E-RUN-RANK", rank.label, "died", found=found, hint=hint)
-
-
-def _disordered(rank: _Rank, found: int | None, expected: int | None, last: int) -> EngineError:
-    return EngineError(
-        "E-RUN-ORDER",
-        f"answer of {rank.label}",
-        "is not the next one",
-        found=f"that to number {found}",
-        expected=f"none, with all up to number {last} answered" if expected is None else f"that to number {expected}",
-        hint="an answer was lost or came twice: load the engine again",
-    )
-
-
-def _late(waiting: Sequence[str], timeout: float) -> EngineError:
-    return EngineError(
-        "E-RUN-START",
-        ", ".join(waiting),
-        "does not start" if len(waiting) == 1 else "do not start",
-        found=f"nothing after {timeout:g} seconds",
-        hint="one that hangs (a file system, a device, a plugin that waits) keeps the others waiting; if loading may take as "
-        "long, give a larger start_timeout",
-    )
-
-
-def _raised(rank: _Rank, words: Failed, started: bool) -> BestiaryError:
-    log.error("%s failed:\n%s", rank.label, words.trace)
-    kind = getattr(errors, words.kind, None) if words.parts else None
-    if started or words.parts is None or kind is None:
-        return EngineError("E-RUN-RANK", rank.label, f"failed: {words.text}")
-    parts = words.parts
-    made: BestiaryError = kind(
-        parts["code"],
-        f"{rank.label}: {parts['subject']}",
-        parts["problem"],
-        found=parts["found"],
-        expected=parts["expected"],
-        hint=parts["hint"],
-    )
-    return made
 
 
 def _give_up() -> None:

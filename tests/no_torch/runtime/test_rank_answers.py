@@ -57,9 +57,9 @@ def start(monkeypatch):
             near, far = socket.socketpair()
             threads.append(threading.Thread(target=rank, args=(far, answers)))
             threads[-1].start()
-            return ranks._Rank(label, Process(), Channel(near, codec()))
+            return ranks.Rank(label, Process(), Channel(near, codec()))
 
-        monkeypatch.setattr(ranks, "_spawn", spawn)
+        monkeypatch.setattr(ranks, "spawn", spawn)
         made.append(RankExecutor(tensor=1, stages=1, device="cpu", host=Host(), worker="", arguments={}))
         return made[0]
 
