@@ -69,7 +69,7 @@ _ROW_BY_ROW = (
     *("quantized_kv_write", "rope_quantized_kv_write"),
     *("dequantize", "quantized_embedding", "quantize_rows", "quantize_with"),
 )
-_INVARIANT: dict[str, dict[str, Callable[[Call], int] | None]] = {
+_INVARIANT: dict[str, dict[str, Callable[[Call], int]]] = {
     "invariant": {
         "linear": invariant_workspace.linear,
         "logits": invariant_workspace.logits,
@@ -77,7 +77,7 @@ _INVARIANT: dict[str, dict[str, Callable[[Call], int] | None]] = {
         "add_rms_norm": invariant_workspace.norm,
         "gated_activation": invariant_workspace.gated_activation,
         "sigmoid_gate": invariant_workspace.sigmoid_gate,
-        "rotary_table": None,
+        "rotary_table": invariant_workspace.rotary_table,
     },
     "invariant_moe": {"moe_route": invariant_workspace.moe_route, "moe": moe_workspace.invariant},
     "invariant_attention": {"paged_attention": invariant_workspace.paged_attention},

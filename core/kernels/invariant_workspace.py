@@ -45,6 +45,13 @@ def norm(call: Call) -> int:
     return _WIDE * (copies * math.prod(x.shape) + around)
 
 
+def rotary_table(call: Call) -> int:
+    """Angles, cosines, sines and both together, beside each token's own frequencies; a few rows of those in fp64."""
+    half = call.arguments["size"] // 2
+    tokens = call.arguments["positions"].shape[0]
+    return _WIDE * (tokens * (6 * half + 8) + 16 * half)
+
+
 def gated_activation(call: Call) -> int:
     """The gate in fp32, what its activation divides by, and the result."""
     gate: TensorFacts = call.arguments["gate"]
