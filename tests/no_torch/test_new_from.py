@@ -156,6 +156,23 @@ def test_the_conformance_config_has_values_that_are_no_default():
     assert '"rope_theta": 50000.0' in made["rope_parameters"]
 
 
+@pytest.mark.parametrize(
+    ("said", "size", "hidden"),
+    [
+        ({}, None, "48"),
+        ({"head_dim": 128}, "16", "48"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.75}}, None, "64"),  # Phi-4-mini: 12 * 0.75 is odd
+        ({"partial_rotary_factor": 0.25}, None, "64"),
+        ({"partial_rotary_factor": 0.5}, None, "48"),
+        ({"rope_scaling": {"partial_rotary_factor": 0.4}, "head_dim": 80}, "20", "48"),
+        ({"partial_rotary_factor": 0.3333}, None, "48"),  # of no head: the kit says so
+    ],
+)
+def test_the_conformance_config_rotates_pairs(said, size, hidden):
+    made = dict(tiny_configs.config({"hidden_size": 512, "num_attention_heads": 4, **said}, {}))
+    assert (made.get("head_dim"), made["hidden_size"]) == (size, hidden)
+
+
 def test_lists_of_the_layers_keep_the_length_of_the_layers():
     found = {"n_layer": 3, "no_rope_layers": [1, 1, 0], "layer_types": ["a", "b"], "mlp_only_layers": [0, 1, 2]}
     made = dict(tiny_configs.config({**found, "eos_token_id": [3, 4, 5]}, {"n_layer": "num_hidden_layers"}))

@@ -32,6 +32,9 @@ MODELS: dict[str, dict[str, Any]] = {
     "Qwen3MoeForCausalLM": {**_EXPERTS, "norm_topk_prob": True, "head_dim": 32},
     "SeedOssForCausalLM": {"head_dim": 32},
     "Phi3ForCausalLM": {},
+    "Phi3ForCausalLM, three quarters of a head rotated": {
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.75}
+    },
     "SmolLM3ForCausalLM": {},
     "GraniteForCausalLM": {"embedding_multiplier": 12.0, "residual_multiplier": 0.22, "logits_scaling": 4.0},
     "GemmaForCausalLM": {"head_dim": 32},
