@@ -30,7 +30,7 @@ test-slow: $(VENV)/dev-ready
 
 # Every plugin's conformance kit in its long form: every check on every config, ranks included.
 conformance: $(VENV)/dev-ready
-	BESTIARY_CONFORMANCE=long $(PYTEST) $(ARGS) $(wildcard models/*/tests/test_conformance*.py)
+	BESTIARY_CONFORMANCE=long $(PYTEST) $(ARGS) $(wildcard models/*/tests/test_conformance*.py plugins/*/tests/test_conformance*.py)
 
 # The model matrix, from a long run of every model's kit, whose outcomes are kept beside the other results.
 matrix: $(VENV)/dev-ready

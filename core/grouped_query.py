@@ -17,7 +17,7 @@ class GroupedQueryConfig(ModelConfig):
     """A :class:`ModelConfig` with the fields of multi-head, grouped-query or multi-query attention.
 
     Refused are heads that don't divide ``hidden_size`` (where ``head_dim`` does not say their size), key-value heads that
-    don't divide the heads, and heads of an odd size, because rotary embedding turns pairs.
+    don't divide the heads, and heads of which an odd number of features is rotated, because rotary embedding turns pairs.
 
     Attributes:
         one_kv_head_each: whether a config that does not say has as many key-value heads as heads. A null says so in any
@@ -58,6 +58,7 @@ class GroupedQueryConfig(ModelConfig):
         if self.whole_heads and self.rope.partial_rotary_factor != 1.0:
             part = f"is {self.rope.partial_rotary_factor}; {type(self).__name__} rotates whole heads"
             raise _wrong("rope_parameters.partial_rotary_factor", part)
+        self.rope.rotated(self.head)
         return self
 
 

@@ -155,6 +155,7 @@ HINTS = {
     "E-RUN-RANK": "what the log has of the rank says why it ended; load the model again",
     "E-RUN-RANKS": "use a model that is not divided, or only what LLM itself offers",
     "E-RUN-STALL": _FAULT,
+    "E-SIDE-CAUSAL": "diff is for causal language models; where a plugin runs this one, compare with --against reference",
     "E-SIDE-LENGTH": "take a shorter prompt, or build an engine with a larger max_seq_len",
     "E-SIDE-TRANSFORMERS": "install a transformers that knows the architecture, or compare with --against reference",
     "E-TEXT-ENCODING": "save the text as UTF-8",

@@ -56,6 +56,26 @@ class Rope(BaseModel):
     truncate: bool = True
     partial_rotary_factor: Annotated[float, Field(gt=0, le=1)] = 1.0
 
+    def rotated(self, head_dim: int) -> int:
+        """Features of a head that are rotated.
+
+        Args:
+            head_dim: features of a head.
+
+        Raises:
+            ConfigError: they are no whole number, or odd: rotary embedding turns pairs.
+        """
+        part = head_dim * self.partial_rotary_factor
+        features = int(part)  # as transformers rounds
+        if part - features > 1e-6 or features % 2:
+            raise ConfigError(
+                "E-CFG-ARITHMETIC",
+                "config.json, field rope_parameters.partial_rotary_factor",
+                f"does not give a whole, even number of a head's {head_dim} features, and rotary embedding turns pairs: "
+                f"{head_dim} * {self.partial_rotary_factor} = {part}",
+            )
+        return features
+
 
 def fold_rope(raw: Mapping[str, Any], default_theta: float) -> Rope:
     """The rope of a config in any of its spellings; the rules are those of transformers' rope utilities."""

@@ -49,7 +49,7 @@ class Attention(nn.Module):
         self.q_norm, self.k_norm = q_norm, k_norm
         self.cache = KVCache(CacheSpec(kv_heads, head_dim, head_dim, window))
         self.head_dim, self.rope, self.window = head_dim, rope, window
-        self.rotated = int(head_dim * rope.partial_rotary_factor) if rope else 0
+        self.rotated = rope.rotated(head_dim) if rope else 0
         self.scale = head_dim**-0.5 if scale is None else scale
 
     def forward(self, x: Tensor, step: Step) -> Tensor:

@@ -74,8 +74,25 @@ def _named(name: str, host: PluginHost) -> list[Model]:
         f"bestiary check {name}",
         "no plugin of that name brings a model",
         expected=", ".join(f"{model.name} ({host.origin(model).distribution})" for model in models) or "a model plugin",
-        hint="bestiary plugins shows what is installed; -p MODULE loads a plugin that is not",
+        hint=_of_others(wanted, host)
+        or "bestiary plugins shows what is installed; -p MODULE loads a plugin that is not",
     )
+
+
+def _of_others(distribution: str, host: PluginHost) -> str | None:
+    """Where a distribution has no models of its own: those that it installs."""
+    from importlib.metadata import PackageNotFoundError, requires
+
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    try:
+        needed = {canonicalize_name(Requirement(line).name) for line in requires(distribution) or ()}
+    except (PackageNotFoundError, ValueError):  # the second: no name at all
+        return None
+    brought = {host.origin(model).distribution for model in host.models()}
+    found = sorted(name for name in brought if canonicalize_name(name) in needed)
+    return f"check those that it installs: {', '.join(f'bestiary check {name}' for name in found)}" if found else None
 
 
 def _write(target: str, reports: list[dict[str, object]]) -> None:

@@ -20,14 +20,14 @@ from bestiary.core.conformance.findings import Findings
 from bestiary.core.conformance.model_case import Case
 from bestiary.core.errors import ConfigError, DataError
 
-#: Keys that change the mathematics of one family or another, each with a value that does. A config refuses it, or it is
-#: the family's own and shows in the config's fields.
-MATHEMATICS: Mapping[str, Any] = {
-    "attn_logit_softcapping": 30.0,
-    "final_logit_softcapping": 20.0,
-    "partial_rotary_factor": 0.5,
-    "pretraining_tp": 2,
-    "sliding_window": 5,
+#: Keys that change the mathematics of one family or another, each with two values that do. A config refuses the one that
+#: is not its own already, or it is the family's own and shows in the config's fields.
+MATHEMATICS: Mapping[str, tuple[Any, Any]] = {
+    "attn_logit_softcapping": (30.0, 40.0),
+    "final_logit_softcapping": (20.0, 30.0),
+    "partial_rotary_factor": (0.5, 0.25),
+    "pretraining_tp": (2, 4),
+    "sliding_window": (5, 6),
 }
 #: Values that no family can have.
 IMPOSSIBLE: Mapping[str, Any] = {
@@ -123,7 +123,8 @@ def impossible_keys(case: Case, findings: Findings) -> None:
     for key, raw in tried:
         if (config := _parsed(case, key, raw)) is not None:
             raise AssertionError(f"{key} = {raw[key]!r} is accepted{_ignored(config, key)}")
-    for key, value in MATHEMATICS.items():
+    for key, (value, other) in MATHEMATICS.items():
+        value = other if value in _said(case, key) else value
         config = _parsed(case, key, {**case.raw, key: value})
         noticed = config is None or key in type(config).model_fields or _fields(config) != _fields(case.config)
         findings.require(noticed, f"{key} = {value!r} is accepted and changes nothing{_ignored(config, key)}")
@@ -139,6 +140,13 @@ def _parsed(case: Case, key: str, raw: Mapping[str, Any]) -> ModelConfig | None:
         return None
     except Exception as error:
         raise AssertionError(f"{key} = {raw[key]!r}: {type(error).__name__} in place of a ConfigError") from error
+
+
+def _said(case: Case, key: str) -> list[Any]:
+    """What the config has for a key, wherever it says it."""
+    places = [case.raw, case.raw.get("rope_parameters"), case.raw.get("rope_scaling")]
+    read = [getattr(one, key, None) for one in (case.config, case.config.rope)]
+    return [*read, *(place.get(key) for place in places if isinstance(place, Mapping))]
 
 
 def _ignored(config: ModelConfig | None, key: str) -> str:

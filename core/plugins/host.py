@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 from bestiary.core.errors import PluginError
 from bestiary.core.plugins import loading, lockfile, select
 from bestiary.core.plugins.discover import Candidate
-from bestiary.core.plugins.fallback import knows_it, stands_in
+from bestiary.core.plugins.fallback import causal_there, stands_in
 from bestiary.core.plugins.kinds import ANY
 from bestiary.core.plugins.records import Conflict, Origin, PluginRecord, clause
 from bestiary.core.plugins.registry import Registry
@@ -152,7 +152,9 @@ class PluginHost:
                         log.warning("%s might serve %s, but: %s", one.origin, architecture, one.reason)
                     return fallback
                 advice += f"; the fallback {fallback.name} can't stand in: {reason}"
-            elif knows_it(model_type):
+            elif (causal := causal_there(architecture, model_type)) is False:
+                advice += "; transformers knows it, but not as a causal language model, and bestiary runs no others"
+            elif causal:
                 how = self._installed("bestiary-transformers") or "pip install bestiary-transformers"
                 advice += f"; transformers knows it, and would run it slowly: {how}"
         return self._need(Model, "architecture", architecture, advice, subject="config.json, field architectures")

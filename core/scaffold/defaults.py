@@ -13,7 +13,7 @@ from typing import Any
 from bestiary.core.config import ModelConfig
 from bestiary.core.rope import ROPE_KEYS
 from bestiary.core.scaffold.known_classes import model_type_of
-from bestiary.core.scaffold.sizes import EPSILONS, SPELLINGS
+from bestiary.core.scaffold.sizes import BIASES, EPSILONS, SPELLINGS
 
 _TIMEOUT = 120.0
 #: What a draft takes for what nobody says.
@@ -23,6 +23,7 @@ GUESSES: Mapping[str, Any] = {
     "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
     "max_position_embeddings": 2048,
     "norm_topk_prob": True,
+    **dict.fromkeys(BIASES, False),
 }
 _ASKED = (*GUESSES, "num_key_value_heads", "head_dim", "tie_word_embeddings", *ModelConfig.neutral)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +11,7 @@ from bestiary.core.config import ModelConfig, Rope
 from bestiary.core.errors import ConfigError
 from bestiary.core.rope import ROPE_KEYS, fold_rope
 from bestiary.core.scaffold.defaults import GUESSES, Defaults
-from bestiary.core.scaffold.sizes import EPSILONS, EXPERT_SIZES, EXPERTS, first
+from bestiary.core.scaffold.sizes import BIASES, EPSILONS, EXPERT_SIZES, EXPERTS, first
 from bestiary.core.scaffold.tensors import Placement
 from bestiary.core.scaffold.tiny import literal
 
@@ -25,16 +26,6 @@ _ALWAYS = (
     "tie_word_embeddings",
 )
 _BASE = ("vocab_size", "hidden_size", "num_hidden_layers", "max_position_embeddings", "dtype")
-# Which parts have biases is told by the tensors.
-_BIASES = (
-    "attention_bias",
-    "attention_in_bias",
-    "attention_out_bias",
-    "attention_output_bias",
-    "mlp_bias",
-    "qkv_bias",
-    "use_bias",
-)
 _NORMS = ("attention_norm", "post_attention_norm", "mlp_norm", "post_mlp_norm")
 
 
@@ -54,7 +45,7 @@ class Features:
     """
 
     values: dict[str, Any] = field(default_factory=dict)
-    read: set[str] = field(default_factory=lambda: {*_ALWAYS, *_BASE, *_BIASES})
+    read: set[str] = field(default_factory=lambda: {*_ALWAYS, *_BASE, *BIASES})
     facts: list[tuple[str, str]] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
     defaults: list[str] = field(default_factory=list)
@@ -111,27 +102,43 @@ class Features:
         biased = placement.biased
         of_qkv = "attention" in biased or "attention.q" in biased
         of_o, of_mlp = "attention.o" in biased, bool(biased & {"mlp", "mlp.gate"})
-        qkv = self._flag(raw, "attention_bias", of_qkv)
         if "attention" not in placement.modules and len(biased & {f"attention.{one}" for one in "qkv"}) not in (0, 3):
             self.left.append("q, k and v: some have biases and some have not, and bestiary's attention has all or none")
         if of_mlp != ("mlp.down" in biased):
             self.left.append(
                 "gate, up and down: some have biases and some have not, and bestiary's MLP has all or none"
             )
-        output = None if of_o == of_qkv else str(of_o)
-        self.values |= {"bias": qkv, "output_bias": output, "mlp_bias": self._flag(raw, "mlp_bias", of_mlp)}
+        output = self._bias(raw, "output", of_o)
+        self.values |= {"bias": self._bias(raw, "qkv", of_qkv), "mlp_bias": self._bias(raw, "mlp", of_mlp)}
+        self.values["output_bias"] = None if output == str(of_qkv) else output
         fields = {name for name, _, _ in self.fields}
         # Which tensors there are is told by the tensors: a config that says otherwise is another's.
-        self.values["neutral"] = [
-            (key, raw[key]) for key in _BIASES if type(raw.get(key)) is bool and key not in fields
+        neutral = [(key, raw[key]) for key in BIASES if type(raw.get(key)) is bool and key not in fields]
+        self.values["neutral"] = neutral
+        self.left += [
+            f"key `{key}` = `{json.dumps(value)}`: the tensors say otherwise"
+            for key, value in neutral
+            if value != self.known.of(key)
         ]
         said = [name for name, has in (("q, k, v", of_qkv), ("o", of_o), ("MLP", of_mlp)) if has]
         self.facts.append(("biases", "; ".join(said) or "none"))
 
-    def _flag(self, raw: Mapping[str, Any], key: str, found: bool) -> str:
-        """The field that says so, where config.json has one that agrees with the tensors; else what the tensors say."""
-        if type(raw.get(key)) is bool and raw[key] == found:
-            self._field(raw, key, "bool", str(found))
+    def _bias(self, raw: Mapping[str, Any], part: str, found: bool) -> str:
+        """The field that says whether a part has biases, where a key agrees with the tensors; else what the tensors say."""
+        for key in (key for key, parts in BIASES.items() if part in parts):
+            said = raw.get(key, self.known.values.get(key))
+            if type(said) is not bool or (said != found and key in raw):
+                continue
+            if said != found:
+                self.left.append(
+                    f"key `{key}`: config.json leaves it out, and {self.known.source} takes `{json.dumps(said)}`; the draft "
+                    f"takes `{json.dumps(found)}`, as the tensors have it"
+                )
+                continue
+            if key not in (name for name, _, _ in self.fields):
+                self.fields.append((key, "bool", str(self.known.of(key))))
+                if key not in raw:
+                    self._left_out(key)
             return f"c.{key}"
         return str(found)
 

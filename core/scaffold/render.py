@@ -12,7 +12,7 @@ from typing import Any
 
 import bestiary
 from bestiary.core.checkpoint.transaction import new_directory
-from bestiary.core.errors import PluginError, UsageError
+from bestiary.core.errors import OutputError, PluginError, UsageError
 
 #: Checks an answer; raises UsageError.
 Check = Callable[[str], None]
@@ -81,14 +81,17 @@ def answers(template: Template, given: Mapping[str, Any], *, checks: Mapping[str
 
 
 def write(template: Template, values: Mapping[str, Any], target: Path) -> list[str]:
-    """Render the template to ``target``, which is absent or complete; the files, relative to it.
+    """Render the template to ``target``, which is absent before and complete after; the files, relative to it.
 
     Raises:
         OutputError: ``target`` exists.
         PluginError: cookiecutter is missing, or the template does not render.
     """
     generate, exceptions = _cookiecutter("generate"), _cookiecutter("exceptions")
-    with new_directory(target, hint="choose another name, or remove that folder") as temporary:
+    hint = "choose another name, or remove that folder"
+    if target.is_dir():  # an empty one too: somebody made it for something
+        raise OutputError("E-OUT-EXISTS", target.name, "exists", hint=hint)
+    with new_directory(target, hint=hint) as temporary:
         context = {"cookiecutter": {**values, "__folder": temporary.name}}
         try:
             generate.generate_files(

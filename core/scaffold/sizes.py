@@ -20,6 +20,16 @@ SPELLINGS = {
 }
 #: What configs call the epsilon of their norms.
 EPSILONS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon")
+#: Switches of biases → the parts they are of.
+BIASES = {
+    "attention_bias": ("qkv",),
+    "attention_in_bias": ("qkv",),
+    "qkv_bias": ("qkv",),
+    "attention_out_bias": ("output",),
+    "attention_output_bias": ("output",),
+    "mlp_bias": ("mlp",),
+    "use_bias": ("qkv", "output", "mlp"),
+}
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 EXPERT_SIZES = ("moe_intermediate_size", "intermediate_size")
 

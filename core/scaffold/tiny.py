@@ -81,9 +81,21 @@ def _heads(found: Mapping[str, Any], spellings: Mapping[str, str]) -> dict[str, 
     tiny = {"num_attention_heads": 4}
     if type(kv) is int:
         tiny["num_key_value_heads"] = 4 if kv == heads else 1 if kv == 1 else 2
+    of_head = 16 if type(said.get("head_dim")) is int else _SIZES["hidden_size"] // 4
+    size = next((size for size in range(of_head, 257, 2) if _turns_pairs(size, found)), of_head)
     if type(said.get("head_dim")) is int:
-        tiny["head_dim"] = 16
+        tiny["head_dim"] = size
+    elif size != of_head:
+        tiny["hidden_size"] = 4 * size
     return tiny
+
+
+def _turns_pairs(size: int, found: Mapping[str, Any]) -> bool:
+    """Whether the part of a head that a config.json says is rotated is whole pairs."""
+    key = "partial_rotary_factor"
+    places = [found, *(found.get(field) for field in ("rope_parameters", "rope_scaling"))]
+    factors = [place[key] for place in places if isinstance(place, Mapping) and isinstance(place.get(key), float)]
+    return all(size * factor >= 2 and size * factor % 2 == 0 for factor in factors)
 
 
 def _shrunk(key: str, value: Any) -> Any:

@@ -27,7 +27,7 @@ def check_known(directory: Path) -> None:
     """Refuse a Hugging Face directory that transformers can't load as a causal language model, by its config alone.
 
     Raises:
-        PluginError: transformers is not installed, or does not know the architecture.
+        PluginError: transformers is not installed, does not know the architecture, or knows it for another task.
     """
     try:
         import transformers
@@ -35,11 +35,15 @@ def check_known(directory: Path) -> None:
         raise _not_installed() from error
     try:
         config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True)
-        known, found = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING, f"model_type {config.model_type}"
+        causal = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
     except Exception as error:
-        known, found = False, str(error).partition("\n")[0][:200]
-    if not known:
-        raise PluginError("E-SIDE-TRANSFORMERS", directory.name, "transformers does not load this model", found=found)
+        found = str(error).partition("\n")[0][:200]
+        raise PluginError(
+            "E-SIDE-TRANSFORMERS", directory.name, "transformers does not load this model", found=found
+        ) from error
+    if not causal:
+        problem = "transformers knows this model, but not as a causal language model"
+        raise PluginError("E-SIDE-CAUSAL", directory.name, problem, found=f"model_type {config.model_type}")
 
 
 def _not_installed() -> PluginError:

@@ -263,6 +263,14 @@ def test_an_existing_folder_is_left_alone(here, capsys):
     assert files(here) == {"bestiary-x1/mine"} and len(list(here.iterdir())) == 1
 
 
+@pytest.mark.parametrize("kind", ["model", "kernel", "op"])
+def test_an_empty_folder_is_somebodys_too(kind, here, capsys):
+    (here / "bestiary-x1").mkdir()
+    assert new(kind, "x1") == 73
+    assert "bestiary-x1: exists (choose another name, or remove that folder)" in capsys.readouterr().err
+    assert list((here / "bestiary-x1").iterdir()) == [] and len(list(here.iterdir())) == 1
+
+
 def test_a_failure_half_way_leaves_nothing(here, monkeypatch):
     from cookiecutter import generate
 

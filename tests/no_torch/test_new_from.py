@@ -156,6 +156,23 @@ def test_the_conformance_config_has_values_that_are_no_default():
     assert '"rope_theta": 50000.0' in made["rope_parameters"]
 
 
+@pytest.mark.parametrize(
+    ("said", "size", "hidden"),
+    [
+        ({}, None, "48"),
+        ({"head_dim": 128}, "16", "48"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.75}}, None, "64"),  # Phi-4-mini: 12 * 0.75 is odd
+        ({"partial_rotary_factor": 0.25}, None, "64"),
+        ({"partial_rotary_factor": 0.5}, None, "48"),
+        ({"rope_scaling": {"partial_rotary_factor": 0.4}, "head_dim": 80}, "20", "48"),
+        ({"partial_rotary_factor": 0.3333}, None, "48"),  # of no head: the kit says so
+    ],
+)
+def test_the_conformance_config_rotates_pairs(said, size, hidden):
+    made = dict(tiny_configs.config({"hidden_size": 512, "num_attention_heads": 4, **said}, {}))
+    assert (made.get("head_dim"), made["hidden_size"]) == (size, hidden)
+
+
 def test_lists_of_the_layers_keep_the_length_of_the_layers():
     found = {"n_layer": 3, "no_rope_layers": [1, 1, 0], "layer_types": ["a", "b"], "mlp_only_layers": [0, 1, 2]}
     made = dict(tiny_configs.config({**found, "eos_token_id": [3, 4, 5]}, {"n_layer": "num_hidden_layers"}))
@@ -184,6 +201,76 @@ def test_a_tied_head_biases_and_a_fused_projection(drafted):
     assert 'f"{L}.attention": split(f"{M}.self_attn.qkv_proj", into=("q", "k", "v"))' in text(project, "convert")
     assert "tie_word_embeddings: bool = True" in text(project, "config")
     assert "bias=True" in text(project, "model") and "output_bias=False" in text(project, "model")
+
+
+def biased(*parts):
+    """The shapes with biases of these modules of a layer."""
+    shapes = dict(SHAPES)
+    for name in SHAPES:
+        module = name.removesuffix(".weight")
+        if module.rpartition(".")[2] in parts:
+            shapes[f"{module}.bias"] = SHAPES[name][:1]
+    return shapes
+
+
+QKV, MLP = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj", "down_proj")
+
+
+@pytest.mark.parametrize(
+    ("said", "parts", "fields", "built"),
+    [
+        ({"attention_bias": True}, (*QKV, "o_proj"), {"attention_bias"}, ["bias=c.attention_bias"]),
+        ({"mlp_bias": True}, MLP, {"mlp_bias", "attention_bias"}, ["bias=c.attention_bias", "bias=c.mlp_bias"]),
+        (
+            {"attention_bias": True, "attention_out_bias": False},
+            QKV,
+            {"attention_bias", "attention_out_bias"},
+            ["bias=c.attention_bias", "output_bias=c.attention_out_bias"],
+        ),
+        (
+            {"attention_bias": None, "use_bias": True},
+            (*QKV, "o_proj", *MLP),
+            {"use_bias"},
+            ["bias=c.use_bias", "output_bias=c.use_bias"],
+        ),
+    ],
+    ids=["attention", "mlp", "not of o", "all"],
+)
+@pytest.mark.parametrize("default", [False, True])
+def test_a_key_of_biases_is_what_the_class_takes_where_it_is_left_out(
+    default, said, parts, fields, built, drafted, monkeypatch
+):
+    answer = {"": "QuietConfig", **dict.fromkeys(said, default)}
+    monkeypatch.setattr(defaults, "ask", lambda question: answer)
+    report, project = drafted({**CONFIG, **said}, biased(*parts))
+    assert report["left"] == [] and report["placed"] == report["tensors"]
+    model = text(project, "model")
+    assert all(one in model for one in built)
+    config = {**CONFIG, **said}
+    found = parsed(project, {key: value for key, value in config.items() if key not in fields})
+    whole = parsed(project, config)
+    assert {key for key in type(whole).model_fields if "bias" in key} == fields
+    for key in fields:
+        assert getattr(whole, key) is config[key]
+        assert getattr(found, key) is (default if key in said else False)
+
+
+@pytest.mark.parametrize(("taken", "listed"), [(True, "defaults"), (False, "left"), (None, None)])
+def test_biases_that_config_json_does_not_say(taken, listed, drafted, monkeypatch):
+    answer = {"": "QuietConfig", **({} if taken is None else {"attention_bias": taken})}
+    monkeypatch.setattr(defaults, "ask", lambda question: answer)
+    config = left_out("attention_bias")
+    report, project = drafted(config, biased(*QKV, "o_proj"))
+    said = {where: [line for line in report[where] if "`attention_bias`" in line] for where in ("left", "defaults")}
+    assert [where for where, lines in said.items() if lines] == ([listed] if listed else [])
+    assert ("bias=c.attention_bias" if taken else "bias=True") in text(project, "model")
+    assert getattr(parsed(project, config), "attention_bias", True) is True
+
+
+def test_a_key_of_biases_that_the_tensors_contradict_is_left(drafted):
+    report, project = drafted({**CONFIG, "attention_bias": True})
+    assert report["left"] == ["key `attention_bias` = `true`: the tensors say otherwise"]
+    assert "bias=False" in text(project, "model")
 
 
 def test_experts_a_shared_one_and_layers_without(drafted):
@@ -223,7 +310,7 @@ def test_keys_that_are_left_out_are_what_transformers_takes_and_are_listed(draft
     report, project = drafted({**config, "layer_types": ["full_attention"] * 4})
     assert report["left"] == []
     said = {re.match(r"key `(\w+)`: config.json leaves it out", line)[1]: line for line in report["defaults"]}
-    assert set(said) == {"rms_norm_eps", "rope_parameters", "hidden_act", "max_position_embeddings"}
+    assert set(said) == {"rms_norm_eps", "rope_parameters", "hidden_act", "max_position_embeddings", "mlp_bias"}
     assert re.search(r"takes `1e-05`, as transformers \S+'s `CwmConfig` does$", said["rms_norm_eps"])
     assert '"rope_type": "llama3"' in said["rope_parameters"]
     assert all(f"- {line}" in (project / "README.md").read_text() for line in report["defaults"])
@@ -330,12 +417,12 @@ def test_no_row_is_written_for_a_module_that_the_model_lacks(drafted):
 
 
 def test_the_first_run_of_a_draft_has_no_key_to_warn_of(drafted):
-    """As Seed-OSS has it: dropouts, and a bias that the tensors have not."""
-    config = {**CONFIG, "attention_out_bias": False, "residual_dropout": 0.1, "mlp_bias": False}
+    """As Seed-OSS has it: dropouts, and biases that the tensors have not; two keys say it of q, k and v."""
+    config = {**CONFIG, "attention_out_bias": False, "qkv_bias": False, "residual_dropout": 0.1, "mlp_bias": False}
     _, project = drafted(config)
     assert parsed(project, config).ignored_keys == ()
-    with pytest.raises(ConfigError, match="attention_out_bias"):
-        parsed(project, {**config, "attention_out_bias": True})
+    with pytest.raises(ConfigError, match="qkv_bias"):
+        parsed(project, {**config, "qkv_bias": True})
     for command in (["check"], ["format", "--check"]):
         assert (
             subprocess.run([sys.executable, "-m", "ruff", *command, "--no-cache", project], check=False).returncode == 0

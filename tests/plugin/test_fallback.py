@@ -99,6 +99,21 @@ def test_without_one_the_error_says_how_to_get_it(site, monkeypatch, model_type,
 
 
 @pytest.mark.parametrize(
+    ("architecture", "model_type", "said"),
+    [
+        ("T5ForConditionalGeneration", "t5", "knows it, but not as a causal language model"),
+        ("OpenAIGPTLMHeadModel", "openai-gpt", "knows it, and would run it slowly"),
+    ],
+)
+def test_without_one_the_error_says_of_other_tasks_that_none_would_help(monkeypatch, architecture, model_type, said):
+    monkeypatch.setenv("BESTIARY_PLUGINS", "")
+    with pytest.raises(PluginError) as caught:
+        PluginHost.load().model_for_architecture(architecture, model_type=model_type)
+    assert f"transformers {said}" in str(caught.value)
+    assert ("bestiary-transformers" in str(caught.value)) == ("slowly" in said)
+
+
+@pytest.mark.parametrize(
     ("option", "value"),
     [("tensor_parallel", 2), ("pipeline_parallel", 2), ("quantization", "int4"), ("deterministic", True)],
 )

@@ -8,6 +8,8 @@ from typing import Any, Self
 from bestiary import ConfigError
 from bestiary.spec import ModelConfig, Rope
 
+#: What every refusal of another kind of model ends with.
+ONLY = "bestiary runs causal decoders with paged attention only"
 # Keys that the base class checks or folds.
 _PASSED = ("dtype", "torch_dtype", "quantization_config")
 
@@ -18,10 +20,19 @@ def why_not(architecture: str, model_type: str | None) -> str | None:
     from transformers.models.auto import modeling_auto as auto
 
     if auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type) != architecture:
-        return f"transformers {__version__} has no causal language model of this name and model_type"
+        if _listed(auto, architecture, model_type):
+            return f"transformers {__version__} knows it, but not as a causal language model, and {ONLY}"
+        return f"transformers {__version__} has no model of this name and model_type"
     if model_type in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES:
         return "it is an encoder or has one, and the fallback runs decoders only"
     return None
+
+
+def _listed(auto: Any, architecture: str, model_type: str | None) -> bool:
+    """Whether transformers has the class for any task at all."""
+    tables = (getattr(auto, name) for name in dir(auto) if name.endswith("_MAPPING_NAMES"))
+    found = (table.get(model_type) for table in tables)
+    return any(architecture in (one if isinstance(one, (tuple, list)) else (one,)) for one in found)
 
 
 class TransformersConfig(ModelConfig):
@@ -84,7 +95,7 @@ def _longest(found: Any) -> int:
     return int(longest)
 
 
-def cannot(subject: str, problem: str) -> ConfigError:
+def cannot(subject: str, problem: str, hint: str = "write a model plugin for it") -> ConfigError:
     """The refusal of a config, for a field or an architecture."""
     problem = f"the fallback transformers can't run it: {problem}"
-    return ConfigError("E-CFG-FALLBACK", f"config.json, {subject}", problem, hint="write a model plugin for it")
+    return ConfigError("E-CFG-FALLBACK", f"config.json, {subject}", problem, hint=hint)

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
-from .config import TransformersConfig, cannot, foreign_config
+from .config import ONLY, TransformersConfig, cannot, foreign_config
 
 # Elements; no buffer has as many.
 _LARGE = 2**24
@@ -36,7 +36,8 @@ def make_module(config: TransformersConfig) -> Any:
     except Exception as error:
         raise cannot(subject, f"transformers can't make it: {type(error).__name__}: {error}") from error
     if getattr(module, "_is_stateful", False):
-        raise cannot(subject, "it keeps a recurrent state, and the fallback's cache holds keys and values only")
+        reason = f"transformers knows it, but it keeps a recurrent state, and {ONLY}"
+        raise cannot(subject, reason, hint="choose a model whose memory is keys and values")
     _adopt_buffers(module)
     if lost := [name for name, buffer in module.named_buffers() if buffer.is_meta]:
         raise cannot(subject, f"its buffer {lost[0]} is filled in a way that is not understood")

@@ -64,8 +64,12 @@ def stored_sizes(module: Any) -> dict[int, tuple[int, int, int]]:
     """Heads, key size and value size of each layer that stores any, found by running two tokens on the meta device.
 
     Raises:
-        ConfigError: the module fails there, or does not store keys and values of each token once.
+        ConfigError: the module takes no cache, fails there, or does not store keys and values of each token once.
     """
+    subject = f"architecture {type(module).__name__}"
+    if not {"cache", "past_key_values"} & set(inspect.signature(module.forward).parameters):
+        reason = "transformers knows it, but its forward there takes no cache of keys and values"
+        raise cannot(subject, f"{reason}, and the fallback gives a module no other memory")
     layers = [_Watched() for _ in range(module.config.num_hidden_layers)]
     tensors = (*module.named_parameters(), *module.named_buffers())
     # Grouped products of experts know bfloat16 only there.
@@ -78,7 +82,6 @@ def stored_sizes(module: Any) -> dict[int, tuple[int, int, int]]:
         if not found or any(len(seen) != 1 or seen[0][:2] != (1, 2) for seen in found.values()):
             raise ValueError(f"what its {len(layers)} layers keep is no keys and values of each token")
     except Exception as error:
-        subject = f"architecture {type(module).__name__}"
         raise cannot(subject, f"its cache can't be laid out: {type(error).__name__}: {error}") from error
     return {index: seen[0][2:] for index, seen in found.items()}  # type: ignore[misc]
 

@@ -22,10 +22,11 @@ PLUGIN = "bestiary_transformers.plugin"
     ("architecture", "model_type", "said"),
     [
         ("GPT2LMHeadModel", "gpt2", None),
-        ("GPT2LMHeadModel", "llama", "has no causal language model of this name and model_type"),
-        ("GPT2ForTokenClassification", "gpt2", "has no causal language model"),
-        ("T5ForConditionalGeneration", "t5", "has no causal language model"),
-        ("GPT2LMHeadModel", None, "has no causal language model"),
+        ("GPT2LMHeadModel", "llama", "has no model of this name and model_type"),
+        ("GPT2ForTokenClassification", "gpt2", "knows it, but not as a causal language model"),
+        ("T5ForConditionalGeneration", "t5", "but not as a causal language model, and bestiary runs causal"),
+        ("T5ForCausalLM", "t5", "has no model of this name"),
+        ("GPT2LMHeadModel", None, "has no model of this name"),
         ("BertLMHeadModel", "bert", "it is an encoder or has one"),
     ],
 )
@@ -41,7 +42,16 @@ def parse(model_type: str, architecture: str, **values: Any) -> TransformersConf
 @pytest.mark.parametrize(
     ("model_type", "architecture", "values", "said"),
     [
-        pytest.param("mamba", "MambaForCausalLM", {**SMALL, "state_size": 4}, "keeps a recurrent state", id="state"),
+        pytest.param(
+            "mamba",
+            "MambaForCausalLM",
+            {**SMALL, "state_size": 4},
+            "transformers knows it, but it keeps a recurrent state",
+            id="state",
+        ),
+        pytest.param(
+            "openai-gpt", "OpenAIGPTLMHeadModel", {}, "its forward there takes no cache of keys", id="no cache"
+        ),
         pytest.param(
             "blenderbot", "BlenderbotForCausalLM", {"is_encoder_decoder": True}, "has an encoder", id="encoder"
         ),
@@ -153,6 +163,6 @@ def test_an_installed_family_is_used_and_the_fallback_is_not(monkeypatch: pytest
     assert both.model_for_architecture("LlamaForCausalLM", model_type="llama").name == "llama"
     alone = PluginHost.load(plugins=[PLUGIN])
     assert alone.model_for_architecture("LlamaForCausalLM", model_type="llama").name == "transformers"
-    with pytest.raises(PluginError, match=r"the fallback transformers can't stand in: transformers .* has no causal"):
+    with pytest.raises(PluginError, match=r"the fallback transformers can't stand in: transformers .* has no model"):
         alone.model_for_architecture("NewForCausalLM", model_type="new")
     assert json.dumps(alone.lock())

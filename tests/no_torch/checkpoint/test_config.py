@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, ClassVar
 
 import pytest
 
 from bestiary import ConfigError
-from bestiary.spec import ModelConfig, Rope
+from bestiary.spec import GroupedQueryConfig, ModelConfig, Rope
 
 BASE: dict[str, Any] = {"vocab_size": 100, "hidden_size": 64, "num_hidden_layers": 2, "max_position_embeddings": 512}
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
@@ -230,6 +231,31 @@ def test_wrong_rope_names_its_field(values: dict[str, Any], field: str) -> None:
     with pytest.raises(ConfigError) as error:
         parse(**values)
     assert error.value.subject.split(" ", 2)[2] == field
+
+
+@pytest.mark.parametrize(
+    ("head", "factor", "arithmetic"),
+    [
+        (12, 0.75, "12 * 0.75 = 9.0"),
+        (12, 0.3, "12 * 0.3 = 3.5999999999999996"),
+        (12, 0.05, "12 * 0.05 = 0.6000000000000001"),
+        (64, 0.51, "64 * 0.51 = 32.64"),
+        (16, 0.75, None),
+        (128, 0.25, None),
+        (80, 0.4, None),
+        (100, 0.14, None),  # 14.000000000000002
+    ],
+)
+def test_a_rotated_part_that_is_no_pairs_is_refused_with_its_arithmetic(
+    head: int, factor: float, arithmetic: str | None
+) -> None:
+    raw = {**BASE, "num_attention_heads": 4, "head_dim": head, "rope_parameters": {"partial_rotary_factor": factor}}
+    if arithmetic is None:
+        assert GroupedQueryConfig.parse(raw).rope.rotated(head) == round(head * factor)
+        return
+    with pytest.raises(ConfigError, match=rf"partial_rotary_factor: .*{re.escape(arithmetic)}") as error:
+        GroupedQueryConfig.parse(raw)
+    assert error.value.code == "E-CFG-ARITHMETIC"
 
 
 def test_ropes_are_hashable() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import json
 from pathlib import Path
@@ -78,6 +79,26 @@ def test_a_distribution_stands_for_all_of_its_models(
 def test_wrong_names(arguments: list[str], status: int, message: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert invoke([*BROKEN, *arguments]) == status
     assert message in capfd.readouterr().err
+
+
+def test_a_distribution_of_distributions_points_to_them(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    needs = {
+        "all-of-them": ["bestiary>=1", "Bestiary_Llama>=0.1; python_version > '3'", "nothing"],
+        "pytest": ["pluggy"],
+    }
+    monkeypatch.setattr(importlib.metadata, "requires", needs.__getitem__)
+    assert invoke([*BROKEN, "All_of.them"]) == 69
+    assert "(check those that it installs: bestiary check bestiary-llama) [" in capfd.readouterr().err
+    assert invoke([*BROKEN, "pytest"]) == 69
+    assert "(bestiary plugins shows what is installed" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["", "no-such-thing", "../x"])
+def test_what_is_no_distribution_has_a_sentence(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert invoke([*BROKEN, name]) == 69
+    assert "(bestiary plugins shows what is installed" in capfd.readouterr().err
 
 
 def test_without_the_testing_extra_it_says_what_to_install(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import model_matrix
@@ -9,11 +10,13 @@ import pytest
 
 from bestiary.core.checkpoint.parameters import parse_config
 from bestiary.core.config import Rope
+from bestiary.core.conformance import model_files
+from bestiary.core.conformance.findings import Findings
 from bestiary.core.conformance.model import ENDS, LAST, configs_of
 from bestiary.core.conformance.model_run import digest
 from bestiary.core.plugins import PluginHost, resolve
 from bestiary.core.version import __version__
-from bestiary.spec import Model
+from bestiary.spec import GroupedQueryConfig, Model
 
 HOST = PluginHost.load()
 MODELS = [model for model in HOST.models() if model.conformance and not model.fallback]
@@ -28,6 +31,52 @@ def test_the_config_that_runs_every_check_has_an_eps_and_a_theta_of_its_own(mode
     config: Any = parse_config(model, said)
     assert config.rms_norm_eps >= 1e-3
     assert isinstance(config.rope, Rope) and config.rope.theta not in (10000.0, 500000.0, 1e6)
+
+
+class Partial(GroupedQueryConfig):
+    """Rotates a part of each head."""
+
+
+class Unread(GroupedQueryConfig):
+    """Has a window of its own, and reads no part from config.json."""
+
+    sliding_window: int | None = None
+
+    @classmethod
+    def parse(cls, raw: Any) -> Any:
+        return super().parse({key: value for key, value in raw.items() if "partial" not in key})
+
+
+SIZES = {"vocab_size": 40, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+@pytest.mark.parametrize(
+    ("kind", "said", "lost"),
+    [
+        (Partial, {"rope_parameters": {"partial_rotary_factor": 0.5}}, False),
+        (Partial, {"partial_rotary_factor": 0.5}, False),
+        (Partial, {"partial_rotary_factor": 0.25}, False),
+        (Unread, {"partial_rotary_factor": 0.5}, True),
+        (Unread, {"sliding_window": 5}, True),
+    ],
+)
+def test_a_probe_of_a_key_is_no_value_that_the_config_has(
+    kind: Any, said: dict[str, Any], lost: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = {**SIZES, **said}
+    monkeypatch.setattr(model_files, "parse_config", lambda model, raw: kind.parse(raw))
+    monkeypatch.setattr(model_files, "_wrong_values", lambda case: ())
+    monkeypatch.setattr(model_files, "IMPOSSIBLE", {})
+    case: Any = SimpleNamespace(raw=raw, config=kind.parse(raw), suite=SimpleNamespace(model=None))
+    if lost:
+        with pytest.raises(AssertionError, match=r"partial_rotary_factor = 0\.2?5 is accepted and changes nothing"):
+            model_files.impossible_keys(case, Findings([]))
+    else:
+        model_files.impossible_keys(case, Findings([]))
+
+
+def test_a_probe_has_two_values() -> None:
+    assert all(one != other for one, other in model_files.MATHEMATICS.values())
 
 
 KEPT = {report["model"]: report for report in model_matrix.read_results(model_matrix.RESULTS)}
