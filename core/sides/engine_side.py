@@ -72,6 +72,11 @@ class EngineSide:
         return min(limits.tokens, limits.rows)
 
     @property
+    def vocab_size(self) -> int:
+        """How many tokens have a logit."""
+        return self.engine.vocab_size
+
+    @property
     def few_bits(self) -> str | None:
         """The kind of codes that its KV cache stores; None: it stores the numbers of a dtype."""
         stored = self.engine.network.geometry.kv_dtype

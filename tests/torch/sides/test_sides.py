@@ -230,6 +230,11 @@ def test_what_transformers_does_not_load_is_said(both, tmp_path):
         TransformersSide.load(tmp_path, None, None, dtype=torch.float32, device=torch.device("cpu"))  # type: ignore[arg-type]
 
 
+def test_both_sides_know_how_many_tokens_have_a_logit(both):
+    for side in (both.ours(), both.theirs):
+        assert side.vocab_size == side.logits(TOKENS).shape[-1] == 64
+
+
 def test_a_call_that_raises_is_named(both):
     """Watched or not; the steps before it ran, and the engine runs again."""
     side = both.ours(kernels={"linear": "wrong_many_rows"})
