@@ -37,7 +37,9 @@ class Calls:
         if self.closed:
             raise EngineError("E-RUN-CLOSED", "LLM", "it has been closed")
 
-    def whole(self, prompts: object, params: Params, *, shown: bool, taps: Sequence[str] = ()) -> list[RequestOutput]:
+    def whole(
+        self, prompts: object, params: Params, *, shown: bool, taps: Sequence[str] | None = None
+    ) -> list[RequestOutput]:
         """Outputs, in the order of the prompts.
 
         Args:
@@ -62,11 +64,11 @@ class Calls:
             driver.loop.refuse_if_dead()
         return outputs
 
-    def pieces(self, prompt: object, params: One, taps: Sequence[str] = ()) -> Iterator[StreamPiece]:
+    def pieces(self, prompt: object, params: One, taps: Sequence[str] | None = None) -> Iterator[StreamPiece]:
         """One answer as it comes; what is wrong with it is raised now. Leaving the iterator ends the request."""
         return self._read(self._prepare_one(prompt, params, "stream", taps=taps))
 
-    def awaited(self, prompt: object, params: One, taps: Sequence[str] = ()) -> AsyncAnswer:
+    def awaited(self, prompt: object, params: One, taps: Sequence[str] | None = None) -> AsyncAnswer:
         """One answer, in asyncio."""
         return AsyncAnswer(
             self._driver,

@@ -213,7 +213,12 @@ class LLM:
         return self._submission.chat_template
 
     def generate(
-        self, prompts: object, sampling_params: Params = None, *, use_tqdm: bool = True, taps: Sequence[str] = ()
+        self,
+        prompts: object,
+        sampling_params: Params = None,
+        *,
+        use_tqdm: bool = True,
+        taps: Sequence[str] | None = None,
     ) -> list[RequestOutput]:
         """Answers to prompts, in their order, run together.
 
@@ -235,7 +240,7 @@ class LLM:
         prompt: object,
         sampling_params: SamplingParams | BeamSearchParams | None = None,
         *,
-        taps: Sequence[str] = (),
+        taps: Sequence[str] | None = None,
     ) -> AsyncAnswer:
         """One answer, in asyncio: ``await`` it, or read it with ``async for``. To be called where an event loop runs.
 
@@ -259,7 +264,7 @@ class LLM:
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
-        taps: Sequence[str] = (),
+        taps: Sequence[str] | None = None,
     ) -> list[RequestOutput]:
         """Answers to a conversation, or to each of a list of conversations.
 
@@ -302,7 +307,7 @@ class LLM:
         prompt: object,
         sampling_params: SamplingParams | BeamSearchParams | None = None,
         *,
-        taps: Sequence[str] = (),
+        taps: Sequence[str] | None = None,
     ) -> Iterator[StreamPiece]:
         """One answer as it comes: pieces whose texts concatenate to the whole. Leaving the iterator ends the request.
 

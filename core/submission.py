@@ -76,14 +76,14 @@ class Submission:
         *,
         streams: bool = False,
         on_news: Callable[[], None] | None = None,
-        taps: object = (),
+        taps: object = None,
     ) -> list[Job]:
         """Jobs, all checked before the first is started.
 
         Args:
             streams: someone reads along, so long prompts of others are paced.
             on_news: called whenever a token came.
-            taps: names of tensors that the requests keep.
+            taps: names of tensors that the requests keep; None: none.
 
         Raises:
             RequestError: a bad prompt, not one SamplingParams for each prompt, or tensors that can't be kept.
@@ -243,11 +243,13 @@ class Submission:
 
 
 def tap_names(taps: object) -> tuple[str, ...]:
-    """Names of tensors as a caller gives them.
+    """Names of tensors as a caller gives them; None for none.
 
     Raises:
         RequestError: it is no list of names.
     """
+    if taps is None:
+        return ()
     given = list(taps) if isinstance(taps, Iterable) and not isinstance(taps, str) else [None]
     names = [name for name in given if isinstance(name, str)]
     if len(names) < len(given):

@@ -28,7 +28,13 @@ class Ask:
 
 
 class Workload(Protocol):
-    """Where requests come from."""
+    """Where requests come from.
+
+    Attributes:
+        left_out: conversations of a data set that can't be used.
+    """
+
+    left_out: int
 
     def asks(self, count: int, round: int) -> Sequence[Ask]:
         """The requests of one run. Runs of different rounds ask for the same lengths where those are drawn here, but never with

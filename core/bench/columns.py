@@ -111,8 +111,10 @@ def tables(report: BenchReport) -> list[tuple[list[str], list[list[str]]]]:
 
 
 def remarks(report: BenchReport) -> list[str]:
-    """What to know of the tables: failures of each kind and repeated prompts of each load, ratios that could not be made."""
-    return [*_failures(report), *_repeated(report), *_left_out(report.comparisons)]
+    """What to know of the tables: what of a data set was asked, failures of each kind and repeated prompts of each load, ratios
+    that could not be made."""
+    asked = dict.fromkeys(f"asked: {point.input}" for point in report.points if point.left_out)
+    return [*asked, *_failures(report), *_repeated(report), *_left_out(report.comparisons)]
 
 
 def _failures(report: BenchReport) -> list[str]:

@@ -89,6 +89,7 @@ class PointReport(ReportPart):
     label: str = Field(description="the load, for people")
     target: str = Field(description="name of the target")
     input: str = Field(description="what was asked for, for people")
+    left_out: int = Field(description="conversations of the data set that could not be used; 0 without a data set")
     load: str = Field(description="closed, open or batch")
     x: float | None = Field(description="closed: users at a time; open: requests a second; null: no sweep")
     summary: Summary = Field(description="median and ends over the repeats")
@@ -169,6 +170,7 @@ def _point(runs: Sequence[Run]) -> PointReport:
         label=point.label,
         target=target.about.name,
         input=point.workload.describe(),
+        left_out=point.workload.left_out,
         load=point.load.kind,
         x=point.x,
         summary=summary([run.figures for run in runs]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
@@ -31,7 +32,8 @@ class ShareGPT:
     Args:
         path: a JSON list, or a JSON object a line in ``.jsonl``.
         tokenizer: counts tokens; without one, four characters are taken for one.
-        longest: tokens of prompt and answer together that the target takes; longer ones are left out.
+        longest: tokens of prompt and answer together that the target takes; longer ones are left out, as are those with a
+            prompt or an answer below four tokens.
         output: tokens of the answers, in place of the file's.
         ignore_eos: answers go on after an end token.
 
@@ -52,15 +54,19 @@ class ShareGPT:
     ) -> None:
         self._name, self._ignore_eos = path.name, ignore_eos
         drawn = Random(f"{seed} lengths")
-        counted = [
-            _count(turns, tokenizer, None if output is None else output.draw(drawn)) for turns in _conversations(path)
-        ]
-        self._turns = [turn for turn in counted if turn is not None and _fits(turn, longest)]
-        self.left_out = len(counted) - len(self._turns)
+        self._turns, why = [], Counter[str]()
+        for turns in _conversations(path):
+            turn = _count(turns, tokenizer, None if output is None else output.draw(drawn))
+            reason = _useless(turn, longest)
+            if turn is not None and reason is None:
+                self._turns.append(turn)
+            else:
+                why[str(reason)] += 1
+        self.left_out, self._why = why.total(), ", ".join(f"{count} {reason}" for reason, count in why.items())
         if not self._turns:
             raise DataError(
                 "E-BENCH-DATASET", path.name, "has no conversation that can be used",
-                found=f"{len(counted)} conversations, all of them too short, too long, or without a question and an answer",
+                found=f"{self.left_out} conversations: {self._why or 'none'}",
             )  # fmt: skip
         Random(f"{seed} dataset").shuffle(self._turns)
 
@@ -72,8 +78,9 @@ class ShareGPT:
         return found
 
     def describe(self) -> str:
-        left = f"; {self.left_out} too short, too long or without an answer are left out" if self.left_out else ""
-        return f"{len(self._turns)} conversations of {self._name}{left}"
+        left = f"; {self.left_out} left out: {self._why}" if self.left_out else ""
+        count = len(self._turns)
+        return f"{count} conversation{'s' * (count != 1)} of {self._name}{left}"
 
 
 def _conversations(path: Path) -> list[list[tuple[str, str]]]:
@@ -128,6 +135,13 @@ def _count(turns: list[tuple[str, str]], tokenizer: Tokenizer | None, output: in
     return _Turn(asked, length, output or wanted)
 
 
-def _fits(turn: _Turn, longest: int | None) -> bool:
+def _useless(turn: _Turn | None, longest: int | None) -> str | None:
+    """Why a conversation is left out; None: it is not."""
+    if turn is None:
+        return "without a question and its answer at the beginning"
     length = len(turn.text) // _CHARACTERS if turn.input_tokens is None else turn.input_tokens
-    return min(length, turn.output_tokens) >= _SHORTEST and (longest is None or length + turn.output_tokens <= longest)
+    if min(length, turn.output_tokens) < _SHORTEST:
+        return f"with a question or an answer below {_SHORTEST} tokens"
+    if longest is not None and length + turn.output_tokens > longest:
+        return f"above the {longest} tokens that the target takes"
+    return None

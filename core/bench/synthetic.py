@@ -18,6 +18,8 @@ class Synthetic:
         ignore_eos: answers are as long as drawn.
     """
 
+    left_out = 0
+
     def __init__(
         self,
         vocabulary: Vocabulary,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,8 @@ Api = Literal["completions", "chat"]
 
 _PATHS: dict[str, str] = {"completions": "completions", "chat": "chat/completions"}
 _CONNECT = 10.0  # seconds
+_EVENTS = "text/event-stream"
+_SHOWN = 60  # bytes of an answer that is none
 _BARE = re.compile(r"(localhost|[\w.-]+:\d+)(:\d+)?(/.*)?", re.ASCII)
 
 
@@ -122,8 +124,11 @@ class UrlTarget:
                 if response.status_code != 200:
                     text = (await response.aread()).decode("utf-8", "replace")
                     return Ending(error=f"http {response.status_code}", message=_reason(text))
-                async for data in events(response.aiter_bytes()):
+                body = _Body(response.aiter_bytes())
+                async for data in events(body.chunks()):
                     stream.take(data)
+                if not stream.began:
+                    body.refuse_other(response.headers.get("content-type", ""))
         except _BadStream as error:
             return stream.ending("malformed", str(error))
         except self._httpx.RemoteProtocolError as error:
@@ -164,6 +169,26 @@ class UrlTarget:
         if self._api == "chat":
             return {**body, "messages": [{"role": "user", "content": ask.prompt}]}
         return {**body, "prompt": ask.prompt if isinstance(ask.prompt, str) else list(ask.prompt)}
+
+
+class _Body:
+    """The bytes of an answer, of which the first are kept."""
+
+    def __init__(self, chunks: AsyncIterator[bytes]) -> None:
+        self._chunks, self._first = chunks, b""
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """All of them."""
+        async for chunk in self._chunks:
+            self._first = self._first or chunk[:_SHOWN]
+            yield chunk
+
+    def refuse_other(self, kind: str) -> None:
+        """Raise _BadStream for what had no event and does not say that it is a stream of events."""
+        name = kind.partition(";")[0].strip().lower()
+        if name != _EVENTS:
+            shown = " ".join(self._first.decode("utf-8", "replace").split())
+            raise _BadStream(f"no event stream but {name or 'no content type'}: {shown!r}")
 
 
 class _Stream:

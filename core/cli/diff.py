@@ -66,8 +66,15 @@ def diff(
         print_json(DiffReport.of(result).as_dict())
     else:
         print("\n".join([*text.heading(result), ""]))
+        for failure, distribution in zip(result.failures, result.failed_by, strict=True):
+            print("\n".join(text.failed_lines(failure, distribution)))
+            if failure.outcomes:
+                print()
+                table(text.BISECTION, text.ways_past(failure))
+            print()
         shown = text.rows_shown(result.comparison.rows, everything=all_rows)
-        table(text.HEADINGS, [text.cells(label, row) for label, row in shown])
+        if shown:
+            table(text.HEADINGS, [text.cells(label, row) for label, row in shown])
         if result.comparison.spoilers:
             print()
             table(text.SPOILED, text.spoiled(result))

@@ -15,6 +15,7 @@ from bestiary.core.diff.compare import Comparison, Row, Standard, compare
 from bestiary.core.diff.open import Ours, references
 from bestiary.core.errors import ConfigError
 from bestiary.core.plugins import PluginHost
+from bestiary.core.program.call_error import CallError
 from bestiary.core.program.calls import REFERENCE
 from bestiary.core.quant.tensors import Plain
 from bestiary.core.sides.engine_side import EngineSide
@@ -202,22 +203,26 @@ def bisect(
     """Try every variant on the prompt on which the tensor is worst."""
     outcomes = []
     for variant in tries:
-        outcomes.append(_attempt(ours, variant, row, standard, len(standard.prompt.tokens)))
+        outcomes.append(attempt(ours, variant, row.name, [standard]))
         advance()
     return outcomes
 
 
-def _attempt(ours: Ours, variant: Variant, row: Row, standard: Standard, longest: int) -> Outcome:
+def attempt(ours: Ours, variant: Variant, name: str, right: Sequence[Standard]) -> Outcome:
+    """What a variant does to the tensor ``name``."""
+    longest = max(len(standard.prompt.tokens) for standard in right)
     try:
         with devices.full_precision() if variant.full_precision else nullcontext():
-            found = compare(ours.load(longest, **variant.options), [standard], only_own=True)
+            found = compare(ours.load(longest, **variant.options), right, only_own=True)
     except Exception as error:  # a kernel that nobody measured may fail in any way, and memory may not do
         return Outcome(variant, None, problem=why(error))
-    return Outcome.of(variant, found, row.name)
+    return Outcome.of(variant, found, name)
 
 
 def why(error: Exception) -> str:
     """Why a variant can't run, in short."""
+    if isinstance(error, CallError):
+        return f"{error.subject} raised {error.raised}"
     if isinstance(error, ConfigError):
         return error.problem.removeprefix("can't run this model's call: ")
     return f"{type(error).__name__}: {error}"[:200]

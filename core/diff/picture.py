@@ -15,12 +15,14 @@ from bestiary.core.diff.text import (
     STRANGE,
     bisection,
     cells,
+    failed_place,
     first_place,
     heading,
     judged,
     spoiled,
     strange,
     verdict,
+    ways_past,
 )
 from bestiary.core.reports.page import Page
 from bestiary.core.version import __version__
@@ -41,6 +43,13 @@ def page(result: Result) -> Page:
     said = verdict(result)
     made.heading(said[0].upper() + said[1:])
     rows, first = result.comparison.rows, result.comparison.first
+    for failure, distribution in zip(result.failures, result.failed_by, strict=True):
+        made.heading(f"Raises on the way to {failure.place}")
+        made.table(("", ""), list(failed_place(failure, distribution)))
+        if failure.outcomes:
+            made.heading("One option changed at a time, to get past it")
+            ran = [number for number, outcome in enumerate(failure.outcomes) if outcome.excess is not None]
+            made.table(BISECTION, ways_past(failure), marked=ran)
     if result.comparison.spoilers:
         made.heading("Inputs that calls changed")
         made.table(SPOILED, spoiled(result))
@@ -53,6 +62,14 @@ def page(result: Result) -> Page:
         made.table(BISECTION, found, marked=gone)
     if result.quantization is not None:
         _quantization(made, result, result.quantization)
+    if rows:
+        _errors(made, result)
+    return made
+
+
+def _errors(made: Page, result: Result) -> None:
+    """Maps, the way along the model, and every number."""
+    rows = result.comparison.rows
     made.heading("Errors by layer and place")
     infinite = (
         " ∞, violet: infinite, or not a number."
@@ -77,7 +94,6 @@ def page(result: Result) -> Page:
         made.text(line)
     marked = [number for number, row in enumerate(rows) if not row.excess <= 1]
     made.table(HEADINGS, [cells(row.name, row) for row in rows], marked=marked)
-    return made
 
 
 def _quantization(made: Page, result: Result, loss: Loss) -> None:

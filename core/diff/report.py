@@ -10,6 +10,7 @@ from pydantic import Field
 from bestiary.core.diff.arguments import plainly
 from bestiary.core.diff.bisect import Kind, Outcome
 from bestiary.core.diff.compare import Reading, Row, Spoiler
+from bestiary.core.diff.failures import Failure
 from bestiary.core.diff.measure import Error
 from bestiary.core.diff.quantization import Loss
 from bestiary.core.diff.run import Result
@@ -91,6 +92,25 @@ class OutcomeReport(ReportPart):
     problem: str | None = Field(description="why it could not run; null: it could")
 
 
+class FailedReport(ReportPart):
+    """A call that raises."""
+
+    place: str = Field(description="name of the nearest tensor that it makes, or that is made of what it makes")
+    op: str = Field(description="the op, or torch's function")
+    kernel: str | None = Field(description="the kernel that ran it; null for a function of torch's")
+    distribution: str | None = Field(description="distribution and version of the kernel")
+    module: str = Field(description="path of the module whose forward called it")
+    call: str | None = Field(description="the op with its arguments' dtypes and shapes; T tokens, R rows with logits")
+    raised: str = Field(description="class and text of the exception, 300 characters of it at most")
+    decodes_only: bool = Field(description="only in steps of one token")
+    bisection: list[OutcomeReport] = Field(
+        description="what was changed to get past it; `excess` and `gone` are of `place`"
+    )
+    instead: str | None = Field(
+        description="the change with which all else of the document was compared; null: nothing helped"
+    )
+
+
 class VerdictReport(ReportPart):
     """What is to blame."""
 
@@ -167,6 +187,9 @@ class DiffReport(JsonReport):
     places: list[PlaceReport] = Field(description="tensors that both sides have, in the order of execution")
     missing: list[str] = Field(description="tensors that only the reference shows: names")
     spoiled: list[SpoiledReport] = Field(description="kernels that changed their inputs, in the order of execution")
+    failed: list[FailedReport] = Field(
+        description="calls of our side that raised, in the order in which they were found; all else is of our side with what ran in their place"
+    )
     first: FirstReport | None = Field(description="the first tensor out of tolerance; null: none")
     bisection: list[OutcomeReport] = Field(description="what each changed option did to it")
     quantization: QuantizationReport | None = Field(
@@ -189,6 +212,7 @@ class DiffReport(JsonReport):
             places=[_place(row) for row in comparison.rows],
             missing=list(comparison.missing),
             spoiled=[_spoiled(one, name) for one, name in zip(comparison.spoilers, result.spoiled_by, strict=True)],
+            failed=[_failed(one, name) for one, name in zip(result.failures, result.failed_by, strict=True)],
             first=_first(comparison.first, result.made_by) if comparison.first else None,
             bisection=[_outcome(outcome) for outcome in result.outcomes],
             quantization=_quantization(result.quantization) if result.quantization else None,
@@ -259,6 +283,21 @@ def _spoiled(one: Spoiler, distribution: str | None) -> SpoiledReport:
         total=first.total,
         calls=one.calls,
         decodes_only=one.decodes_only,
+    )
+
+
+def _failed(one: Failure, distribution: str | None) -> FailedReport:
+    return FailedReport(
+        place=one.place,
+        op=one.by.op,
+        kernel=one.by.kernel,
+        distribution=distribution,
+        module=one.by.scope,
+        call=one.by.call or None,
+        raised=one.raised,
+        decodes_only=one.decodes_only,
+        bisection=[_outcome(outcome) for outcome in one.outcomes],
+        instead=str(one.instead) if one.instead else None,
     )
 
 

@@ -12,16 +12,18 @@ import torch
 from bestiary.core import device as devices
 from bestiary.core.checkpoint.parameters import parse_config
 from bestiary.core.diff.bisect import Outcome, bisect, suspects, variants
-from bestiary.core.diff.compare import Comparison, Prompt, compare, standards
+from bestiary.core.diff.compare import Comparison, Prompt, Standard, standards
 from bestiary.core.diff.describe import describe
+from bestiary.core.diff.failures import Failure, compared
 from bestiary.core.diff.few_bits import Search, behind_few_bits, stored_in, with_plain
 from bestiary.core.diff.lengths import longest_of, within
 from bestiary.core.diff.open import Request, Setting, open_sides
 from bestiary.core.diff.patterns import Finding
 from bestiary.core.diff.quantization import Loss, measured, parts_of
-from bestiary.core.diff.verdict import Verdict, judge, of_few_bits, origin_of
-from bestiary.core.errors import UsageError
+from bestiary.core.diff.verdict import Verdict, after_failures, judge, of_few_bits, origin_of
+from bestiary.core.errors import PluginError, UsageError
 from bestiary.core.plugins import PluginHost
+from bestiary.core.program.call_error import CallError
 from bestiary.core.progress import Progress, step
 from bestiary.core.prompts import PromptInput, read_prompt
 from bestiary.core.sides.engine_side import EngineSide
@@ -73,6 +75,8 @@ class Result:
         spoiled_by: the distributions of the kernels that change inputs.
         few_bits: what was done about weights and a KV cache of few bits.
         quantization: what quantized weights cost, where that is all that is wrong.
+        failures: calls that raise; all else is of our side with what ran in their place.
+        failed_by: the distributions of their kernels.
     """
 
     ours: str
@@ -87,6 +91,8 @@ class Result:
     spoiled_by: Sequence[str | None] = ()
     few_bits: str = ""
     quantization: Loss | None = None
+    failures: Sequence[Failure] = ()
+    failed_by: Sequence[str | None] = ()
 
 
 def diff(request: Request, texts: Texts, *, host: PluginHost, progress: Progress) -> Result:
@@ -114,20 +120,21 @@ def _compared(
     steps = min(one.longest for one in (side, against) if isinstance(one, EngineSide))
     prompts, coarsest = [Prompt.of(tokens, steps) for tokens in sequences], _coarsest(side, against)
     with step(progress, "reference") as note, devices.full_precision():
-        right = standards(against, prompts, coarsest)
+        right = _standards(against, prompts, coarsest)
         note.text = f"{sum(len(prompt.tokens) for prompt in prompts)} tokens"
     with step(progress, "compare", len(prompts), "prompts") as note:
-        comparison = compare(side, right, advance=lambda: progress.advance(1))
+        ours, side, comparison, failures = compared(setting.ours, side, right, lambda: progress.advance(1))
         note.text = f"{len(comparison.rows)} tensors"
-    if isinstance(against, TransformersSide):
+    if isinstance(against, TransformersSide) and comparison.rows:  # a call may have ended the device's work for good
         against.rest()
-    search = Search(setting.ours, side, comparison, right)
+    search = Search(ours, side, comparison, right)
     if (side.few_bits or side.methods) and comparison.wrong:
         search = _past_few_bits(setting, search, against, progress)
     comparison, host = search.comparison, setting.ours.host
     outcomes, found = _bisected(search, against, progress)
     unexplained = comparison.first is not None and not any(outcome.gone for outcome in outcomes)
     strangers = setting.strangers(against) if unexplained else None
+    verdict = judge(comparison, outcomes, found, search.ours, against, strangers, of_few_bits(search))
     return Result(
         ours=side.label,
         against=against.label,
@@ -135,13 +142,23 @@ def _compared(
         coarsest=coarsest,
         prompts=prompts,
         comparison=comparison,
-        verdict=judge(comparison, outcomes, found, search.ours, against, strangers, of_few_bits(search)),
+        verdict=after_failures(failures, verdict, setting.ours),
         outcomes=outcomes,
         made_by=origin_of(host, comparison.first.by) if comparison.first else None,
         spoiled_by=[origin_of(host, one.by) for one in comparison.spoilers],
         few_bits=search.note,
         quantization=search.quantization,
+        failures=failures,
+        failed_by=[origin_of(host, one.by) for one in failures],
     )
+
+
+def _standards(against: Side, prompts: Sequence[Prompt], coarsest: torch.dtype) -> list[Standard]:
+    try:
+        return standards(against, prompts, coarsest)
+    except CallError as error:
+        hint = "it is the other side's: name that model as MODEL, --against reference"
+        raise PluginError("E-KERNEL-FAILED", f"{against.label}: {error.subject}", error.problem, hint=hint) from error
 
 
 def _past_few_bits(setting: Setting, search: Search, against: Side, progress: Progress) -> Search:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from bestiary.core.diff.arguments import plainly
 from bestiary.core.diff.compare import DECODES, Row
+from bestiary.core.diff.failures import Failure
 from bestiary.core.diff.measure import FACTORS
 from bestiary.core.diff.run import Result
 
@@ -37,13 +38,22 @@ def heading(result: Result) -> list[str]:
     name, factor = str(result.coarsest).removeprefix("torch."), FACTORS[result.coarsest]
     lengths = f"{counts[0]}" if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
     few_bits = [f"few bits   {result.few_bits}"] if result.few_bits else []
+    instead = [f"raised     {_went_on(failure)}" for failure in result.failures]
     return [
         f"ours       {result.ours}, on {result.device}",
         f"against    {result.against}",
         f"tokens     {len(counts)} prompt{'s' if len(counts) > 1 else ''} of {lengths} tokens, the last {DECODES} one by one",
         f"tolerance  {factor:g} times what one {name} rounding of what a tensor is made of, and its own, does to it",
         *few_bits,
+        *instead,
     ]
+
+
+def _went_on(failure: Failure) -> str:
+    call = f"{failure.by.op}={failure.by.kernel}" if failure.by.kernel else failure.by.op
+    if failure.instead is None:
+        return f"{call}: nothing could be compared"
+    return f"{call}: all that follows is of ours with {failure.instead}"
 
 
 def rows_shown(rows: Sequence[Row], *, everything: bool) -> list[tuple[str, Row]]:
@@ -114,6 +124,34 @@ def bisection(result: Result) -> list[tuple[str, ...]]:
     return made
 
 
+def failed_place(failure: Failure, distribution: str | None) -> Iterator[tuple[str, str]]:
+    """Of a call that raises: who it is, and what it raises."""
+    by = failure.by
+    kernel = f"={by.kernel} of {distribution}" if by.kernel else ""
+    yield "made by", f"{by.op}{kernel}, called in {by.scope or 'the model'}"
+    if by.call:
+        yield "call", by.call
+    if by.arguments:
+        yield "arguments", ", ".join(f"{name}={plainly(value)}" for name, value in by.arguments.items())
+    yield "raises", f"{failure.raised}{', in decodes only' if failure.decodes_only else ''}"
+
+
+def ways_past(failure: Failure) -> list[tuple[str, ...]]:
+    """A row for each change that may get past a call that raises; the error is that of the place that it leads to."""
+    made = list[tuple[str, ...]]()
+    for outcome in failure.outcomes:
+        if outcome.excess is None:
+            made.append((str(outcome.variant), "-", f"can't run: {outcome.problem}", ""))
+        else:
+            made.append((str(outcome.variant), number(outcome.excess), "runs", outcome.first or "none"))
+    return made
+
+
+def failed_lines(failure: Failure, distribution: str | None) -> list[str]:
+    """The first as lines."""
+    return [f"raises on the way to {failure.place}", *_indented(failed_place(failure, distribution))]
+
+
 def costs(result: Result) -> list[tuple[str, ...]]:
     """A row for each part whose weights alone were quantized, and one for all."""
     loss = result.quantization
@@ -167,8 +205,11 @@ def first_lines(result: Result) -> list[str]:
     """The same as lines."""
     if result.comparison.first is None:
         return []
-    facts = [f"  {name:<11}{text}" for name, text in first_place(result)]
-    return ["", f"first out of tolerance: {result.comparison.first.name}", *facts]
+    return ["", f"first out of tolerance: {result.comparison.first.name}", *_indented(first_place(result))]
+
+
+def _indented(facts: Iterator[tuple[str, str]]) -> list[str]:
+    return [f"  {name:<11}{text}" for name, text in facts]
 
 
 def verdict(result: Result) -> str:

@@ -9,6 +9,7 @@ from typing import Literal
 from bestiary.core.diff.arguments import plainly
 from bestiary.core.diff.bisect import Outcome, Variant
 from bestiary.core.diff.compare import Comparison, Reading, Row, Spoiler
+from bestiary.core.diff.failures import Failure
 from bestiary.core.diff.few_bits import Search
 from bestiary.core.diff.open import Ours
 from bestiary.core.diff.patterns import MODEL, Finding
@@ -85,6 +86,29 @@ def judge(
         return Verdict("nothing", "nothing: all tensors are within tolerance")
     text = f"no place alone: each is within rounding, but what adds up is not, from {carried.name} on"
     return Verdict("sum", text)
+
+
+def after_failures(failures: Sequence[Failure], rest: Verdict, ours: Ours) -> Verdict:
+    """Calls that raise come first; then what is wrong with what ran in their place.
+
+    Args:
+        rest: of that.
+        ours: our side as it was before.
+    """
+    if not failures:
+        return rest
+    host, texts = ours.host, []
+    for one in failures:
+        whose = f"{one.by.op}, which the model plugin calls" if one.by.kernel is None else _named(*one.by[:2], host)[0]
+        texts.append(f"{whose}{', in decodes only' if one.decodes_only else ''}: it {one.text}")
+    if rest.blame != "nothing":
+        texts.append(f"and then, {rest.text}")
+    first = failures[0].by
+    blame: Blame = "plugin" if first.kernel is None else "kernel"
+    owner = host.model(ours.manifest.checkpoint.model) if first.kernel is None else None
+    distribution = origin_of(host, first) if owner is None else str(host.origin(owner))
+    part = MODEL if blame == "plugin" else rest.part
+    return Verdict(blame, "; ".join(texts), distribution, rest.findings, part)
 
 
 def of_few_bits(search: Search) -> Verdict | None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bestiary.core.ops.declare import OpDeclaration
 from bestiary.core.program.buffers import Arena, assign
+from bestiary.core.program.call_error import named
 from bestiary.core.program.calls import rows_of
 from bestiary.core.program.program import Instruction, Program, TorchCall, Value, Weight, fill
 from bestiary.core.program.shapes import Shape, Sizes
@@ -71,18 +72,32 @@ class StepProgram:
         self._lists: OrderedDict[Sizes, tuple[list[Callable[[], Any]], dict[str, Tensor]]] = OrderedDict()
 
     def run(self, sizes: Sizes) -> dict[str, Tensor]:
-        """Execute one step; the outputs by name. They are overwritten by the next step."""
+        """Execute one step; the outputs by name. They are overwritten by the next step.
+
+        Raises:
+            CallError: a call raises.
+        """
         calls, outputs = self.bind(sizes)
-        for call in calls:
-            call()
+        try:
+            for call in calls:
+                call()
+        except Exception as error:
+            # Here, and not around each call: a step has hundreds.
+            failed = [one for one in self._bind(sizes)[0] if one.run is not None][calls.index(call)]
+            with named(failed.instruction, failed.kernel, sizes.tokens):
+                raise error
         return outputs
 
     def watch(self, sizes: Sizes, observer: Observer) -> dict[str, Tensor]:
-        """Execute one step like ``run``, every call through an observer."""
+        """Execute one step like ``run``, every call through an observer.
+
+        Raises:
+            CallError: a call raises.
+        """
         self.reserve(sizes)
         calls, outputs = self._bind(sizes)
         for call in calls:
-            observer(call)
+            observer(call if call.run is None else call._replace(run=partial(_told, call, call.run, sizes.tokens)))
         return outputs
 
     def reserve(self, sizes: Sizes) -> None:
@@ -161,6 +176,11 @@ def reference_kernel(op: OpDeclaration[..., Any]) -> Callable[..., None]:
                 target.copy_(tensor)
 
     return run
+
+
+def _told(call: BoundCall, run: Callable[[], Any], tokens: int) -> None:
+    with named(call.instruction, call.kernel, tokens):
+        run()
 
 
 def _torch_call(function: Callable[..., Tensor], args: tuple[Any, ...], keywords: dict[str, Any], out: Tensor) -> None:

@@ -40,6 +40,8 @@ def examine(
     Raises:
         DataError: the text has too few tokens, or a model and the reference have different vocabularies.
     """
+    for side in models:
+        _check_vocabularies(side, reference)
     begin = tokenizer.beginning()
     tokens = tokenizer.encode(text, add_special_tokens=False)[:max_tokens]
     cut = list(windows(tokens, begin.ids, window))
@@ -54,7 +56,6 @@ def examine(
         p = reference.logits(piece)
         for rows, side in zip(found, models, strict=True):
             q = side.logits(piece)
-            _check_vocabularies(side, q, reference, p)
             rows.add(number, piece, q[first - 1 : -1], p[first - 1 : -1], first)
         progress.advance(len(piece) - len(begin.ids))
     predicted = found[0].column("reference")
@@ -93,13 +94,14 @@ def windows(tokens: Sequence[int], begin: Sequence[int], size: int) -> Iterator[
             yield piece
 
 
-def _check_vocabularies(side: Side, q: torch.Tensor, reference: Side, p: torch.Tensor) -> None:
-    if q.shape != p.shape:
+def _check_vocabularies(side: Side, reference: Side) -> None:
+    """Before any of them runs: the smaller one has no row for the other's tokens."""
+    if side.vocab_size != reference.vocab_size:
         raise DataError(
             "E-QUALITY-VOCABULARY",
             f"{side.label} and {reference.label}",
             "predict different vocabularies, so their distributions can't be compared",
-            found=f"{q.shape[-1]} and {p.shape[-1]} tokens",
+            found=f"{side.vocab_size} and {reference.vocab_size} tokens",
         )
 
 

@@ -23,10 +23,14 @@ th, td { padding: .25rem .7rem; text-align: right; white-space: nowrap; border-b
 th { color: #60656c; font-weight: 600; border-bottom-color: #9aa0a6; }
 th:first-child, td:first-child, td.text, th.text { text-align: left; }
 td.text:last-child { white-space: normal; min-width: 7rem; overflow-wrap: anywhere; }
+td.long { white-space: normal; min-width: 20rem; max-width: 30rem; }
+table.wide { font-size: .8rem; } .wide th, .wide td { padding: .25rem .35rem; }
 tr.marked td { background: #ffe3e0; color: #8c1d18; font-weight: 600; }
 figure { margin: 1rem 0; } figcaption { color: #60656c; font-size: .9rem; }
 """
 
+_WIDE = 8  # columns, from which on a table is set smaller, to fit a page
+_LONG = 60  # characters of a cell that may take several lines
 _MARGIN = {"t": 36, "r": 24, "b": 56, "l": 72}  # pixels
 
 
@@ -56,14 +60,15 @@ class Page:
             marked: numbers of the rows to point at.
         """
         words = [column for column in range(len(headings)) if not _numbers([row[column] for row in rows])]
-        kinds = [' class="text"' if column in words else "" for column in range(len(headings))]
-        head = "".join(f"<th{kind}>{escape(cell)}</th>" for kind, cell in zip(kinds, headings, strict=True))
+        kinds = ["text" if column in words else "" for column in range(len(headings))]
+        head = "".join(_cell("th", kind, cell) for kind, cell in zip(kinds, headings, strict=True))
         lines = []
         for number, row in enumerate(rows):
-            cells = "".join(f"<td{kind}>{escape(cell)}</td>" for kind, cell in zip(kinds, row, strict=True))
+            cells = "".join(_cell("td", kind, cell) for kind, cell in zip(kinds, row, strict=True))
             lines.append(f'<tr class="marked">{cells}</tr>' if number in marked else f"<tr>{cells}</tr>")
         table = f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody>"
-        self._parts.append(f'<div class="scroll"><table>{table}</table></div>')
+        wide = ' class="wide"' if len(headings) >= _WIDE else ""
+        self._parts.append(f'<div class="scroll"><table{wide}>{table}</table></div>')
 
     def figure(self, figure: Figure, caption: str = "") -> None:
         """A plot of plotly's. The page carries plotly's script once. Margins that the figure has stay."""
@@ -111,6 +116,12 @@ def plotly() -> None:
         raise PluginError(
             "E-REPORT-PLOTLY", "plotly", "is not installed, and pages are drawn with it", hint=hint
         ) from error
+
+
+def _cell(tag: str, kind: str, text: str) -> str:
+    kind += " long" if kind and len(text) > _LONG else ""
+    named = f' class="{kind}"' if kind else ""
+    return f"<{tag}{named}>{escape(text)}</{tag}>"
 
 
 def _numbers(cells: Sequence[str]) -> bool:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from bestiary.core import device as devices
 from bestiary.core.engine.load import LoadedEngine
 from bestiary.core.engine.steps import opened, step
 from bestiary.core.errors import RequestError
@@ -15,6 +16,7 @@ from bestiary.core.kv_format import BlockFormat
 from bestiary.core.ops.declare import OpDeclaration
 from bestiary.core.ops.kv_blocks import numbers_of
 from bestiary.core.program.bound import BoundCall
+from bestiary.core.program.call_error import named
 from bestiary.core.program.calls import signature
 from bestiary.core.program.program import Input, Instruction, Value, fill
 from bestiary.core.program.shapes import Dim, Sizes
@@ -22,7 +24,7 @@ from bestiary.core.quant.choose import Methods
 from bestiary.core.runtime.messages import StepMessage
 from bestiary.core.runtime.reference import ReferenceRunner
 from bestiary.core.sides.guard import Guard, is_cache
-from bestiary.core.sides.side import Instead, Made, Seen, Spoiled, plain
+from bestiary.core.sides.side import Instead, Made, Seen, Spoiled, common_name, plain
 
 _ROW_EACH = (Dim(0, tokens=1), Dim(0, rows=1))
 
@@ -70,6 +72,11 @@ class EngineSide:
         return min(limits.tokens, limits.rows)
 
     @property
+    def vocab_size(self) -> int:
+        """How many tokens have a logit."""
+        return self.engine.vocab_size
+
+    @property
     def few_bits(self) -> str | None:
         """The kind of codes that its KV cache stores; None: it stores the numbers of a dtype."""
         stored = self.engine.network.geometry.kv_dtype
@@ -94,6 +101,7 @@ class EngineSide:
 
         Raises:
             RequestError: the sequence or a chunk is too long for the engine.
+            CallError: a call raises.
         """
         watcher = _Watcher(self, instead or Instead(), guard=guard)
         self._watched(tokens, chunks, watcher)
@@ -126,6 +134,26 @@ class EngineSide:
                 found[instruction] = None
                 wanted += [one for one in instruction.values() if not self._known(one, known)]
         return [i for i in found if isinstance(i.target, OpDeclaration)]
+
+    def after(self, call: Instruction, known: Collection[str]) -> str | None:
+        """The nearest tensor with a known name that a call makes, or that is made of what it makes."""
+        users, waiting, seen = self.engine.network.program.users(), [call], {call}
+        while waiting:
+            made = waiting.pop(0)
+            for value in sorted(made.results, key=lambda value: self._order.get(value, 0)):
+                if name := common_name(self.names(value), known):
+                    return name
+                new = [user for user in users.get(value, []) if user not in seen]
+                waiting += new
+                seen.update(new)
+            for path in (value.name.partition(".")[2] for value in made.args if is_cache(value)):
+                if _writes(made, path) and f"{path}.k" in known:
+                    return f"{path}.k"
+        return None
+
+    def who(self, call: Instruction, kernel: str | None) -> Made:
+        """Who a call is."""
+        return _made(call, kernel, self.engine)
 
     def logits(self, tokens: Sequence[int]) -> Tensor:
         """After each token, ``[tokens, vocabulary]`` float32, in as few steps as the engine's limits allow."""
@@ -222,6 +250,8 @@ class _Watcher:
             self.captured.append((target, args, self._rows))
         if call.run is not None:
             self._run(call, call.run)
+            with named(instruction, call.kernel, self._rows.stop - self._rows.start):
+                devices.synchronize(self._side.engine.network.target.device)  # which tells of a call's failure later
         for value, tensor in self._side.in_order(zip(instruction.results, call.results, strict=True)):
             if isinstance(target, OpDeclaration):
                 self._kernels[value] = call.kernel

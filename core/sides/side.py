@@ -116,6 +116,10 @@ class Side(Protocol):
 
     label: str
 
+    @property
+    def vocab_size(self) -> int:
+        """How many tokens have a logit."""
+
     def run(self, tokens: Sequence[int], chunks: Sequence[int] = (), instead: Instead | None = None) -> Seen:
         """All tensors of one sequence.
 

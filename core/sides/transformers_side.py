@@ -117,6 +117,12 @@ class TransformersSide:
             _fill_cache(seen, path)
         return seen
 
+    @property
+    def vocab_size(self) -> int:
+        """How many tokens have a logit."""
+        head: Any = self.module.get_output_embeddings()  # type: ignore[operator]
+        return int(head.weight.shape[0])
+
     def rest(self) -> None:
         """Leave the device's memory to others; it can still be run, on the processor."""
         self.module.to("cpu")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from browser import hidden, opened
+from browser import hidden, opened, too_wide
 from tiny import make_engine
 
 from bestiary.core.cli.main import invoke
@@ -16,8 +16,12 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.parametrize(
     ("words", "status", "infinite"),
-    [([], 0, False), (["-p", "planted", "--kernel", "rms_norm=wrong_not_a_number"], 70, True)],
-    ids=["alike", "not a number"],
+    [
+        ([], 0, False),
+        (["-p", "planted", "--kernel", "rms_norm=wrong_not_a_number"], 70, True),
+        (["-p", "planted", "--kernel", "rms_norm=wrong_raising", "--kv-dtype", "int8", "--seed", "1"], 70, False),
+    ],
+    ids=["alike", "not a number", "raises, and a cache of few bits"],
 )
 def test_every_plot_is_drawn(
     words: list[str], status: int, infinite: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -40,3 +44,4 @@ def test_every_plot_is_drawn(
     assert drawn.count('class="main-svg"') >= 3
     assert console == [] and hidden(page, tmp_path) == []
     assert (">∞</" in drawn) is infinite
+    assert too_wide(page, tmp_path) == []

@@ -32,20 +32,43 @@ _LOOK = """
         found.push(`${plot.id} on another: ${one} and ${other}`);
   }
   const told = document.createElement("pre");
-  told.id = "hidden-texts";
+  told.id = "looked-for";
   told.textContent = found.join("\\n");
   document.body.append(told);
 }, 500));</script>
 """
 
 
+# Tables that do not fit in a window of 1200 pixels, and the page if it does not; written into it, too.
+_MEASURE = """
+<script>addEventListener("load", () => {
+  const wide = (one) => one.scrollWidth > one.clientWidth;
+  const found = [...document.querySelectorAll(".scroll")].filter(wide).map((one) => one.querySelector("th").textContent || "table");
+  if (wide(document.documentElement)) found.push("page");
+  const told = document.createElement("pre");
+  told.id = "looked-for";
+  told.textContent = found.join("\\n");
+  document.body.append(told);
+});</script>
+"""
+
+
+def too_wide(page: Path, scratch: Path) -> list[str]:
+    """The first headings of a page's tables that must be scrolled sideways, and "page" if the page must be."""
+    return _looked(page, scratch, _MEASURE)
+
+
 def hidden(page: Path, scratch: Path) -> list[str]:
     """Texts of a page's plots that are cut, that the plot's buttons cover, or that lie on one another."""
+    return _looked(page, scratch, _LOOK)
+
+
+def _looked(page: Path, scratch: Path, script: str) -> list[str]:
     looked = scratch / f"looked-{page.name}"
     before, end, after = page.read_text().rpartition("</body>")  # plotly's script may have the same text
-    looked.write_text(f"{before}{_LOOK}{end}{after}")
+    looked.write_text(f"{before}{script}{end}{after}")
     markup, _ = opened(looked, scratch)
-    found = re.search(r'<pre id="hidden-texts">([^<]*)</pre>', markup)
+    found = re.search(r'<pre id="looked-for">([^<]*)</pre>', markup)
     assert found is not None, "the page has no body's end, or its script failed"
     return found[1].splitlines()
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 #: What may go wrong with a request: a status, a stream that ends early (with or without the chunks' end), bytes that are no
-#: event, an error inside the stream, or silence.
-FAULTS = ("429", "500", "cut", "dropped", "malformed", "error", "silent")
+#: event, an error inside the stream, silence, or a page in its place.
+FAULTS = ("429", "500", "cut", "dropped", "malformed", "error", "silent", "page")
+PAGE = b"<html>\n  <p>Who are you?</p></html>"
 
 
 @dataclass
@@ -94,6 +95,12 @@ class OpenAIServer:
         fault = self._faults.get(number, self._every)
         if fault in ("429", "500"):
             _whole(writer, f"{fault} No", {"error": {"message": f"no answer: {fault}"}})
+            return True
+        if fault == "page":
+            kind = "text/html; charset=utf-8"
+            writer.write(
+                f"HTTP/1.1 200 OK\r\ncontent-type: {kind}\r\ncontent-length: {len(PAGE)}\r\n\r\n".encode() + PAGE
+            )
             return True
         await self._stream(seen, fault, reader, writer)
         return fault is None

@@ -368,6 +368,27 @@ def without_up(gate: Tensor, up: Tensor, kind: str, weight: Tensor, bias: Tensor
     torch.matmul(torch.nn.functional.silu(gate), weight.t(), out=out)
 
 
+def raising(x: Tensor, weight: Tensor, eps: float, *, out: Tensor) -> None:
+    raise RuntimeError("no such\ndevice thing")
+
+
+def many_rows(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor) -> None:
+    """Right, of more than one row."""
+    if len(x) == 1:
+        raise ValueError("one row is unsupported")
+    torch.matmul(x, weight.t(), out=out)
+    if bias is not None:
+        out.add_(bias)
+
+
+def no_angles(positions: Tensor, lengths: Tensor, rope: Any, size: int, *, out: Tensor) -> None:
+    raise OSError("no table")
+
+
+def no_sum(x: Tensor, y: Tensor, weight: Tensor, eps: float, *, out: Any) -> None:
+    raise KeyError("y")
+
+
 #: A kernel's name → its op.
 KERNELS = {
     "other_eps": "rms_norm", "narrow": "rms_norm", "unwritten": "rms_norm", "not_a_number": "rms_norm",
@@ -376,6 +397,7 @@ KERNELS = {
     "warm": "quantized_paged_attention", "loud_keys": "rope_quantized_kv_write",
     "nibbles": "quantized_linear",
     "far_scales": "quantized_linear",
+    "raising": "rms_norm", "many_rows": "linear", "no_angles": "rotary_table", "no_sum": "add_rms_norm",
 }  # fmt: skip
 
 

@@ -186,7 +186,7 @@ def _hand_out(
     report: EvalReport, runs: Mapping[str, Run], *, json: str | None, html: Path | None, log_samples: Path | None
 ) -> None:
     from .page import page
-    from .show import show
+    from .show import cut, show
 
     if json == "-":
         print_json(report.as_dict())
@@ -194,6 +194,8 @@ def _hand_out(
         show(report)
         if json is not None:
             Path(json).write_text(json_module.dumps(report.as_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")  # fmt: skip
+    if lost := cut(report):
+        print(f"warning: {lost}", file=sys.stderr)
     if html is not None:
         page(report).write(html)
     if log_samples is not None:
@@ -215,7 +217,7 @@ def _check(
     """What can be seen before anything is loaded."""
     for name in names:
         if task_names.is_file(name):
-            read_questions(Path(name))
+            _check_shots(name, len(read_questions(Path(name))), num_fewshot or 0)
         elif task_names.is_yaml(name) and not Path(name).is_file():
             raise MissingInputError("E-EVAL-TASKS", Path(name).name, "no such task file", hint="check the path")
     for folder in include:
@@ -235,6 +237,19 @@ def _check(
         if target.is_dir() or not target.absolute().parent.is_dir():
             hint = "name a file in a directory that is there"
             raise OutputError("E-EVAL-OUT", target.name or str(target), "can't be written", hint=hint)
+
+
+def _check_shots(name: str, questions: int, shots: int) -> None:
+    """Examples are drawn from a file's other questions: lm-eval raises where there are fewer."""
+    if shots and shots >= questions:
+        raise UsageError(
+            "E-EVAL-FEWSHOT",
+            "--num-fewshot",
+            f"asks for more examples than {Path(name).name} has beside a question",
+            found=str(shots),
+            expected=f"at most {questions - 1}",
+            hint="leave it out, or give a file with more questions",
+        )
 
 
 def _quiet(*, offline: bool) -> None:

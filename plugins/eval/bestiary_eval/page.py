@@ -9,7 +9,7 @@ from typing import Any
 from bestiary.tools import Page
 
 from .report import EvalReport, TaskScore
-from .show import FLIPS, differences, flips, metric, scores
+from .show import FLIPS, cut, differences, flips, metric, scores
 
 _MODEL, _OTHER = "#1f5fa8", "#d9822b"
 
@@ -22,6 +22,8 @@ def page(report: EvalReport) -> Page:
     title = f"eval: {report.model}" + (f" against {report.against}" if report.against else "")
     made = Page(title, about)
     made.heading("Scores")
+    if lost := cut(report):
+        made.text(f"Beware: {lost}.")
     drawn = [one for one in report.scores if one.interval == "wilson"]
     if drawn:
         made.figure(_points(report, drawn), "Share of items answered right, with Wilson's 95 % interval.")

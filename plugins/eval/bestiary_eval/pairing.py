@@ -99,7 +99,7 @@ def _paired(score: Score, mine: _Figures, other: Score) -> Paired:
         p_value=statistics.mcnemar(gained, lost) if counted else None,
         gained=gained,
         lost=lost,
-        changed=sum(a.answer.get(score.metric) != b.answer.get(score.metric) for a, b in pairs),
+        changed=_changed(score.metric, pairs),
         flips=_flips(score.metric, pairs) if counted else [],
     )
 
@@ -113,6 +113,13 @@ def _pairs(score: Score, other: Score) -> list[tuple[Item, Item]]:
             "E-EVAL-PAIRS", f"task {score.task}", "the two were not asked the same items", found=found, hint=_FAULT
         )
     return pairs
+
+
+def _changed(metric: str, pairs: Sequence[tuple[Item, Item]]) -> int | None:
+    """Items with different answers; None where there are no answers."""
+    if not any(metric in one.answer for pair in pairs for one in pair):
+        return None
+    return sum(a.answer.get(metric) != b.answer.get(metric) for a, b in pairs)
 
 
 def _flips(metric: str, pairs: Sequence[tuple[Item, Item]]) -> list[Flip]:

@@ -37,7 +37,9 @@ class Paired(_Part):
     p_value: float | None = Field(description="Exact two-sided p of McNemar's test; null where items are not right or wrong.")  # fmt: skip
     gained: int = Field(description="Items that only the model has right.")
     lost: int = Field(description="Items that only the other has right.")
-    changed: int = Field(description="Items whose answers differ, right or wrong.")
+    changed: int | None = Field(
+        description="Items whose answers differ, right or wrong; null where there are none, as of the likelihood of whole texts."
+    )
     flips: list[Flip] = Field(description="The items that were gained or lost.")
 
 

@@ -45,7 +45,7 @@ class Item:
         document: number within the task.
         digest: of the question as the task has it; equal items have equal ones.
         values: metric → score.
-        answer: the choice that was taken, or the text that was written.
+        answer: the choice that was taken, or the text that was written, by metric; none where nothing was chosen or written.
         logged: everything lm-eval knows of it.
     """
 
@@ -137,7 +137,9 @@ def _loaded(tasks: Sequence[Any], manager: TaskManager, settings: Settings) -> A
 def _failure(error: Exception) -> DataError:
     text = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
     hint = "--debug shows the traceback"
-    if "unsafe" in text:
+    if "larger than population" in text:
+        hint = "a task has fewer examples than --num-fewshot asks for: give a smaller number"
+    elif "unsafe" in text:
         hint = "--confirm-run-unsafe-code runs code that the model wrote"
     elif any(word in f"{type(error).__name__} {text}" for word in ("Connection", "Offline", "offline", "reach", "Hub")):
         hint = "lm-eval fetches this task's data from the Hugging Face hub, once: it needs a network, or the data in the hub's cache"
@@ -185,13 +187,19 @@ def _shots(found: Mapping[str, Any], name: str) -> int | None:
 
 def _item(logged: Mapping[str, Any]) -> Item:
     values = {name: logged[name] for name in logged.get("metrics", ()) if name in logged}
-    return Item(logged["doc_id"], logged["doc_hash"], values, {name: _answer(logged, name) for name in values}, logged)
+    answers = {name: said for name in values if (said := _answer(logged, name)) is not None}
+    return Item(logged["doc_id"], logged["doc_hash"], values, answers, logged)
 
 
-def _answer(logged: Mapping[str, Any], metric: str) -> str:
-    """What the model said: the choice it took, or the text it wrote."""
+def _answer(logged: Mapping[str, Any], metric: str) -> str | None:
+    """What the model said: the choice it took, or the text it wrote. Of a text's log-likelihood, whether it would say that;
+    of a rolling one nothing."""
     if choices := Choices.of(logged):
         return choices.taken(metric)
     responses = list(logged["filtered_resps"])
     said = responses[0] if len(responses) == 1 else responses
+    if isinstance(said, float):
+        return None
+    if isinstance(said, tuple) and len(said) == 2 and isinstance(said[1], bool):
+        return "the same" if said[1] else "something else"
     return " ".join(str(said[0] if isinstance(said, list) and len(said) == 1 else said).split())

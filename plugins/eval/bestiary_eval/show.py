@@ -26,6 +26,16 @@ def show(report: EvalReport) -> None:
             print(f"and {len(found) - _SHOWN_FLIPS} more: --json and --html have all")
 
 
+def cut(report: EvalReport) -> str:
+    """What was lost of prompts; empty: nothing."""
+    if not report.truncated:
+        return ""
+    return (
+        f"{report.truncated} requests were longer than the {report.max_seq_len} tokens of --max-seq-len and lost their beginning: "
+        "the scores are of what was left"
+    )
+
+
 FLIPS = ("task", "item", "right", "model", "against", "question")
 
 
@@ -59,7 +69,8 @@ def differences(report: EvalReport) -> tuple[tuple[str, ...], list[tuple[str, ..
 
 def _counts(pair: Paired) -> Sequence[str]:
     decided = pair.p_value is not None
-    return (str(pair.gained) if decided else "-", str(pair.lost) if decided else "-", str(pair.changed))
+    changed = "-" if pair.changed is None else str(pair.changed)
+    return (str(pair.gained) if decided else "-", str(pair.lost) if decided else "-", changed)
 
 
 def flips(report: EvalReport) -> list[tuple[str, ...]]:

@@ -156,6 +156,11 @@ def test_conversations_and_texts_that_are_too_long(call: Call, tmp_path: Path) -
     status, out, err = call("one", "--tasks", path, "--num-fewshot", 2, *options, "--batch-size", 2, "--json", "-")
     assert status == 0, err
     assert json.loads(out)["truncated"] == 16 and json.loads(out)["chat_template"]
+    told = "warning: 16 requests were longer than the 192 tokens of --max-seq-len and lost their beginning: the scores are of"
+    assert told in err
+    page = tmp_path / "page.html"
+    status, out, err = call("one", "--tasks", path, "--num-fewshot", 2, *options, "--limit", 1, "--html", page)
+    assert status == 0 and "warning: 4 requests were longer" in err and "Beware: 4 requests" in page.read_text()
 
 
 @pytest.mark.parametrize(
@@ -167,6 +172,11 @@ def test_conversations_and_texts_that_are_too_long(call: Call, tmp_path: Path) -
         (["--tasks", DATA, "--include-path", "nowhere"], 66, "no such directory"),
         (["--tasks", DATA, "--limit", "-1"], 2, "is no number of items; found -1.0"),
         (["--tasks", DATA, "--num-fewshot", "-1"], 2, "is negative; found -1"),
+        (
+            ["--tasks", DATA, "--num-fewshot", "50"],
+            2,
+            "more examples than general_knowledge.jsonl has beside a question; found 50, expected at most 49",
+        ),
         (["--tasks", DATA, "--gen-kwargs", "a"], 2, "--gen-kwargs: not pairs"),
         (["--tasks", DATA, "--html", "no/page.html"], 73, "page.html: can't be written"),
         (["--tasks", DATA, "--json", "."], 73, "can't be written"),
@@ -178,6 +188,36 @@ def test_bad_input_is_one_sentence(call: Call, arguments: list[Any], status: int
     assert (found, err.count("\n")) == (status, 1), err
     assert not out or "--json" in arguments
     assert sentence in err
+
+
+def test_a_task_file_says_too_when_it_has_too_few_examples(call: Call, yamls: list[Path]) -> None:
+    """Its data is lm-eval's to read, so it is seen when it is asked."""
+    status, _, err = call("one", "--tasks", yamls[2], "--num-fewshot", 9)
+    assert status == 65 and "a task has fewer examples than --num-fewshot asks for" in err
+
+
+def test_what_is_not_answered_has_no_other_answers(call: Call, yamls: list[Path]) -> None:
+    """Log-likelihoods of two models differ in their last digits at least, and nobody said anything."""
+    said = ("one", "--tasks", f"{yamls[1]},{yamls[2]}", "--against", "other")
+    status, out, err = call(*said, "--json", "-")
+    assert status == 0, err
+    changed = {(one["task"], one["metric"]): one["against"]["changed"] for one in json.loads(out)["scores"]}
+    assert changed == {
+        ("read_greetings", "word_perplexity"): None, ("read_greetings", "bits_per_byte"): None,
+        ("scored_greetings", "perplexity"): 0, ("scored_greetings", "acc"): 0,
+    }  # fmt: skip
+    status, out, _ = call(*said)
+    rows = [line.split() for line in out.splitlines() if "bits_per_byte" in line]
+    assert len(rows) == 2 and rows[1][-4:] == ["-", "-", "-", "-"]
+
+
+def test_as_many_examples_as_there_are(call: Call, questions: Path) -> None:
+    """All but the question itself."""
+    status, out, err = call("one", "--tasks", questions, "--num-fewshot", 11, "--json", "-")
+    assert status == 0, err
+    assert {one["shots"] for one in json.loads(out)["scores"]} == {11}
+    status, _, err = call("one", "--tasks", questions, "--num-fewshot", 12)
+    assert status == 2 and "texts.jsonl has beside a question; found 12, expected at most 11" in err
 
 
 def test_a_missing_model_and_a_bad_partner(call: Call, tmp_path: Path) -> None:

@@ -92,7 +92,11 @@ def test_conversations_give_their_first_question_and_the_length_of_its_answer(tm
     ]
     data = ShareGPT(write(tmp_path / "s.json", entries), None, seed=0, longest=200)
     assert {(a.prompt, a.output_tokens) for a in data.asks(2, 0)} == {(LONG, 20), (LONG + "!", 10)}
-    assert data.left_out == 3 and "3 too short" in data.describe()
+    assert data.left_out == 3
+    assert data.describe() == (
+        "2 conversations of s.json; 3 left out: 1 without a question and its answer at the beginning, 1 with a question or an "
+        "answer below 4 tokens, 1 above the 200 tokens that the target takes"
+    )
     assert not data.asks(1, 0)[0].ignore_eos
 
 

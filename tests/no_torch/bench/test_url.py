@@ -73,21 +73,21 @@ def test_without_a_usage_pieces_are_tokens():
 
 EXPECTED = {
     "429": "http 429", "500": "http 500", "cut": "cut", "dropped": "cut", "malformed": "malformed", "error": "server",
-    "silent": "timeout",
+    "silent": "timeout", "page": "malformed",
 }  # fmt: skip
 
 
 def test_every_failure_is_in_the_report_with_its_kind(capsys):
     with OpenAIServer(faults={number + 2: fault for number, fault in enumerate(FAULTS)}) as server:
-        line = ["bench", "serve", server.url, "--concurrency", "1", "-n", "9", "--repeats", "1", "--warmup", "2"]
+        line = ["bench", "serve", server.url, "--concurrency", "1", "-n", "10", "--repeats", "1", "--warmup", "2"]
         status = invoke([*line, "--input", "8", "--output", "4", "--timeout", "1", "--json", "-"])
     report = json.loads(capsys.readouterr().out)
     assert status == 0 and report["schema"] == "bestiary.bench.serve/1"
     (point,) = report["points"]
     (run,) = point["runs"]
     assert [row["error"] for row in run["requests"]] == [*(EXPECTED[fault] for fault in FAULTS), None, None]
-    assert run["errors"] == {"http 429": 1, "http 500": 1, "cut": 2, "malformed": 1, "server": 1, "timeout": 1}
-    assert run["figures"]["errors"] == 7 and run["figures"]["requests"] == 9
+    assert run["errors"] == {"http 429": 1, "http 500": 1, "cut": 2, "malformed": 2, "server": 1, "timeout": 1}
+    assert run["figures"]["errors"] == 8 and run["figures"]["requests"] == 10
     messages = {row["error"]: row["message"] for row in run["requests"]}
     assert messages["http 429"] == "no answer: 429" and messages["server"] == "the engine died"
     # What came before a cut is told, and counts for nothing else.
@@ -95,6 +95,30 @@ def test_every_failure_is_in_the_report_with_its_kind(capsys):
     assert cut["output_tokens"] == 2 and run["figures"]["output_tokens_per_s"] * run["figures"][
         "duration_s"
     ] == pytest.approx(8)
+
+
+def test_an_answer_that_is_no_stream_of_events_is_told_as_that():
+    with OpenAIServer(every="page") as server:
+        (record,) = asked(UrlTarget(server.url), [ask()])
+    assert record.ending.error == "malformed"
+    assert record.ending.message == "no event stream but text/html: '<html> <p>Who are you?</p></html>'"
+
+
+def test_what_of_a_data_set_was_asked_is_a_line_below_the_table(capsys, tmp_path):
+    said = [
+        ("a question that is long enough", "an answer that is long enough"),
+        ("hi", "an answer that is long enough"),
+    ]
+    turns = [[{"from": "human", "value": asked}, {"from": "gpt", "value": answered}] for asked, answered in said]
+    (tmp_path / "share.json").write_text(json.dumps([{"conversations": one} for one in turns]))
+    with OpenAIServer() as server:
+        line = ["bench", "serve", server.url, "--rate", "200", "-n", "1", "--repeats", "1", "--warmup", "0"]
+        assert invoke([*line, "--dataset", str(tmp_path / "share.json"), "--json", str(tmp_path / "out.json")]) == 0
+    out = capsys.readouterr().out
+    assert (
+        out.count("asked: 1 conversation of share.json; 1 left out: 1 with a question or an answer below 4 tokens") == 1
+    )
+    assert json.loads((tmp_path / "out.json").read_text())["points"][0]["left_out"] == 1
 
 
 def test_failures_are_lines_below_the_table(capsys):

@@ -11,7 +11,7 @@ import pytest
 from tiny import make_hf
 
 from bestiary.core.cli.main import invoke
-from bestiary.core.diff import run
+from bestiary.core.diff import failures, run
 
 
 @pytest.fixture(autouse=True)
@@ -81,6 +81,43 @@ def test_lines_and_page_of_a_planted_mistake(capsys, families, tmp_path):
     )
     page = (tmp_path / "page.html").read_text()
     assert "To blame: the model plugin" in page and "First out of tolerance: layers.0.attention_norm" in page
+
+
+def test_a_kernel_that_raises_is_a_finding(capsys, families, tmp_path):
+    source, engine = families("right")
+    words = (engine, "--against", source, "--kernel", "linear=wrong_many_rows", "--tokens", "12")
+    status, out, err = diff(capsys, *words, "--html", tmp_path / "page.html", plugins=["planted"])
+    assert status == 70 and "internal error" not in err
+    lines = out.splitlines()
+    assert lines[4] == "raised     linear=wrong_many_rows: all that follows is of ours with --kernel linear=reference"
+    assert lines[6:8] == [
+        "raises on the way to layers.0.attention.q",
+        "  made by    linear=wrong_many_rows of planted unversioned, called in layers.0.attention.q",
+    ]
+    assert "  raises     ValueError: one row is unsupported, in decodes only" in lines
+    assert re.search(r"^--kernel linear=reference +\S+ +runs +none$", out, re.M)
+    assert lines[-1].startswith(
+        "to blame: kernel linear=wrong_many_rows of planted unversioned, in decodes only: it raises"
+    )
+    text = (tmp_path / "page.html").read_text()
+    assert "Raises on the way to layers.0.attention.q" in text and text.count("Plotly.newPlot") == 3
+    status, out, _ = diff(capsys, *words, "--json", plugins=["planted"])
+    (failed,) = json.loads(out)["failed"]
+    assert (
+        status == 70 and failed["place"] == "layers.0.attention.q" and failed["distribution"] == "planted unversioned"
+    )
+    assert failed["raised"] == "ValueError: one row is unsupported" and failed["decodes_only"] is True
+    assert failed["instead"] == "--kernel linear=reference" and failed["bisection"][0]["gone"] is True
+
+
+def test_where_nothing_gets_past_a_call_there_is_a_finding_without_a_table(capsys, families, tmp_path, monkeypatch):
+    source, engine = families("right")
+    monkeypatch.setattr(failures, "_ways_past", lambda *_: [])
+    words = (engine, "--against", source, "--kernel", "rms_norm=wrong_raising", "--tokens", "12")
+    status, out, _ = diff(capsys, *words, "--html", tmp_path / "page.html", plugins=["planted"])
+    assert status == 70 and "raised     rms_norm=wrong_raising: nothing could be compared" in out
+    assert "op=kernel" not in out and out.splitlines()[-1].endswith("; nothing that was changed makes it run")
+    assert "Plotly.newPlot" not in (tmp_path / "page.html").read_text()
 
 
 def test_an_export_stands_in_for_a_source_and_says_so(capsys, tmp_path):

@@ -12,9 +12,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from bestiary.core.diff import failures
+from bestiary.core.diff.bisect import Outcome, Variant
 from bestiary.core.diff.open import Request
 from bestiary.core.diff.run import Result, Texts, diff
 from bestiary.core.diff.text import bisection
+from bestiary.core.engine.build import unmeasured
+from bestiary.core.engine.options import BuildOptions
+from bestiary.core.errors import PluginError
 from bestiary.core.plugins import PluginHost
 from bestiary.core.progress import Silent
 
@@ -119,6 +124,100 @@ def test_a_kernels_mistake(families, name):
     assert result.verdict.text.endswith("in decodes only") == (name == "one_row")
     gone = {str(outcome.variant) for outcome in result.outcomes if outcome.gone}
     assert {f"--kernel {op}=reference", "all references, no fusion"} <= gone
+
+
+#: Kernel that raises → its op, the nearest tensor that transformers has and that an engine has, and how it is told.
+RAISING = {
+    "raising": (
+        "rms_norm",
+        "layers.0.attention_norm",
+        "layers.0.attention_norm",
+        ": it raises RuntimeError: no such device thing in layers.0.attention_norm; ",
+    ),
+    "many_rows": (
+        "linear",
+        "layers.0.attention.q",
+        "layers.0.attention.q",
+        ", in decodes only: it raises ValueError: one row is unsupported in layers.0.attention.q; ",
+    ),
+    "no_angles": (
+        "rotary_table",
+        "layers.0.attention.rope.0",
+        "layers.0.attention.rotary_table",
+        ": it raises OSError: no table in layers.0.attention, on the way to layers.0.attention.ro",
+    ),
+    "no_sum": (
+        "add_rms_norm",
+        "layers.0.mlp_norm.input",
+        "layers.0.add.0",
+        ", which the fusion residual_norm puts in: it raises KeyError: 'y' in ",
+    ),
+}
+
+
+@pytest.mark.parametrize("against", ["hf", "reference", "engine"])
+@pytest.mark.parametrize("name", RAISING)
+def test_a_kernel_that_raises(families, name, against):
+    op, theirs, ours, told = RAISING[name]
+    other = str(families("right")[1]) if against == "engine" else None if against == "hf" else against
+    result = compared(families, "right", against=other, kernels={op: f"wrong_{name}"})
+    assert result.verdict.blame == "kernel" and result.verdict.distribution == "planted unversioned"
+    assert result.verdict.text.startswith(f"kernel {op}=wrong_{name} of planted unversioned{told}")
+    assert result.verdict.text.endswith(f"; with --kernel {op}=reference it runs")
+    (failure,) = result.failures
+    assert failure.place == (theirs if against == "hf" else ours)
+    assert (failure.by.op, failure.by.kernel) == (op, f"wrong_{name}")
+    ran = {str(outcome.variant) for outcome in failure.outcomes if outcome.gone}
+    assert {f"--kernel {op}=reference", "all references, no fusion"} <= ran
+    assert ("without the fusion residual_norm" in ran) == (name == "no_sum")
+    assert len(result.comparison.rows) > 15 and result.comparison.first is None, (
+        "the table is of what runs in its place"
+    )
+
+
+def test_beside_a_kernel_that_raises_another_mistake_is_named(families):
+    result = compared(families, "right", kernels={"rms_norm": "wrong_raising", "linear": "wrong_one_row"})
+    assert result.verdict.text.startswith(
+        "kernel rms_norm=wrong_raising of planted unversioned: it raises RuntimeError"
+    )
+    assert "; and then, kernel linear=wrong_one_row of planted unversioned, in decodes only" in result.verdict.text
+    assert result.comparison.first is not None and result.comparison.first.name == "layers.0.attention.q"
+
+
+def test_several_kernels_that_raise(families):
+    kernels = {"rms_norm": "wrong_raising", "linear": "wrong_many_rows"}
+    result = compared(families, "right", kernels=kernels)
+    (failure,) = result.failures
+    problems = {str(one.variant): one.problem for one in failure.outcomes}
+    assert (
+        problems["--kernel rms_norm=reference"]
+        == "kernel linear=wrong_many_rows raised ValueError: one row is unsupported"
+    )
+    assert str(failure.instead) == "all references, no fusion" and result.comparison.first is None
+
+
+def test_where_nothing_helps_the_call_is_named_and_nothing_is_compared(families, monkeypatch):
+    """As on a GPU whose context a kernel ended."""
+
+    def dead(ours: Any, variant: Variant, name: str, right: Any) -> Outcome:
+        return Outcome(variant, None, problem="the device is lost")
+
+    monkeypatch.setattr(failures, "attempt", dead)
+    result = compared(families, "right", kernels={"rms_norm": "wrong_raising"})
+    assert result.verdict.text == (
+        "kernel rms_norm=wrong_raising of planted unversioned: it raises RuntimeError: no such device thing in "
+        "layers.0.attention_norm; nothing that was changed makes it run"
+    )
+    assert result.comparison.rows == [] and len(result.failures) == 1
+
+
+def test_a_kernel_of_the_other_side_that_raises_is_an_error_with_its_name(families, tmp_path):
+    source, _ = families("right")
+    other, host = tmp_path / "other.engine", PluginHost.load(plugins=["planted"])
+    options = BuildOptions(device="cpu", dtype="float32", max_num_tokens=64, kernels={"rms_norm": "wrong_raising"})
+    unmeasured(source.with_name("right.ckpt"), other, host=host, options=options)
+    with pytest.raises(PluginError, match=r"engine other.*kernel rms_norm=wrong_raising: raised RuntimeError"):
+        compared(families, "right", against=str(other))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])

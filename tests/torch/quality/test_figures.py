@@ -17,12 +17,12 @@ class Scripted:
     """A side whose logits are made of the tokens by a rule."""
 
     def __init__(self, vocabulary, shift=0.0):
-        self.label, self._vocabulary, self._shift = f"shift {shift}", vocabulary, shift
+        self.label, self.vocab_size, self._shift = f"shift {shift}", vocabulary, shift
 
     def logits(self, tokens):
-        rows = torch.zeros(len(tokens), self._vocabulary)
+        rows = torch.zeros(len(tokens), self.vocab_size)
         for row, token in enumerate(tokens):
-            rows[row, (token + 1) % self._vocabulary] = 2.0
+            rows[row, (token + 1) % self.vocab_size] = 2.0
             rows[row, token] += self._shift
         return rows
 

@@ -11,6 +11,7 @@ import torch
 from browser import opened
 from text_models import byte_level
 
+from bestiary.core.errors import DataError
 from bestiary.core.progress import Silent
 from bestiary.core.quality.examine import examine
 from bestiary.core.quality.page import log_axis, page
@@ -30,6 +31,7 @@ class Random:
             return torch.randn(WINDOW + size, size, generator=torch.Generator().manual_seed(seed))
 
         self.label, self._rows, self.asked = name, 2 * table(0) + scale * own * table(own), 0
+        self.vocab_size = size
 
     def logits(self, tokens):
         self.asked += 1
@@ -84,6 +86,16 @@ def test_every_figure_is_the_one_that_numpy_has_from_the_logits():
     for bound in (model.agreement.low, model.agreement.high):  # where the share is z of the bound's own errors away
         assert abs(bound - agreed) == pytest.approx(z * math.sqrt(bound * (1 - bound) / count))
     assert model.agreement.low < agreed < model.agreement.high
+
+
+@pytest.mark.parametrize("size", [byte_level().vocab_size - 1, byte_level().vocab_size + 1])
+def test_another_vocabulary_is_told_before_anything_runs(size):
+    """A smaller one has no row for the text's tokens, and on a GPU asking for one ends the process's work."""
+    model = Random("model", 2)
+    model.vocab_size = size
+    with pytest.raises(DataError, match=rf"model and reference: .*found {size} and {byte_level().vocab_size} tokens"):
+        compared(Random("first", 3), model)
+    assert model.asked == 0
 
 
 def test_the_worst_tokens_have_the_probabilities_of_their_own_side():

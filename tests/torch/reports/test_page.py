@@ -45,3 +45,12 @@ def test_a_page_that_can_not_be_written_is_one_sentence(tmp_path):
     with pytest.raises(OutputError, match=r"page\.html: can't be written"):
         Page("x").write(tmp_path / "missing" / "page.html")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_wide_tables_are_set_smaller_and_long_cells_take_several_lines() -> None:
+    page = Page("t")
+    page.table([f"h{n}" for n in range(8)], [["word " * 13, *"1234567"]])
+    page.table(["a", "b"], [["short", "1"]])
+    wide, narrow = page.html().split('<div class="scroll">')[1:]
+    assert '<table class="wide">' in wide and '<td class="text long">word' in wide and wide.count("long") == 1
+    assert "<table>" in narrow and "long" not in narrow

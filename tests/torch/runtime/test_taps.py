@@ -70,6 +70,9 @@ def test_the_last_piece_of_a_stream_has_what_an_output_has(make) -> None:
     assert pieces and all(piece.taps is None for piece in pieces)
     np.testing.assert_array_equal(last.taps[LAYER], out.taps[LAYER])
     assert [piece.taps for piece in llm.stream(PROMPTS[3], PARAMS)] == [None] * 7
+    assert [piece.taps for piece in llm.stream(PROMPTS[3], PARAMS, taps=None)] == [None] * 7
+    (out,) = llm.generate([PROMPTS[3]], PARAMS, taps=None, use_tqdm=False)
+    assert out.taps is None
     with pytest.raises(RequestError, match="E-TAP-NAME"):
         llm.stream(PROMPTS[3], PARAMS, taps=["layers.1.outptu"])
 

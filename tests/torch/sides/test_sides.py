@@ -10,6 +10,7 @@ import planted
 import pytest
 import torch
 
+from bestiary import LLM, SamplingParams
 from bestiary.converters.convert import convert, weight_map
 from bestiary.core.checkpoint.parameters import parameters, parse_config
 from bestiary.core.engine.build import unmeasured
@@ -20,6 +21,7 @@ from bestiary.core.ops.activation import gated_activation
 from bestiary.core.ops.norm import rms_norm
 from bestiary.core.plugins import PluginHost
 from bestiary.core.program.bound import BoundCall
+from bestiary.core.program.call_error import CallError
 from bestiary.core.program.program import Instruction, Value
 from bestiary.core.sides.engine_side import EngineSide
 from bestiary.core.sides.guard import Change, Guard
@@ -226,3 +228,48 @@ def test_what_transformers_does_not_load_is_said(both, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "no-such-model"}')
     with pytest.raises(PluginError, match="does not load this model"):
         TransformersSide.load(tmp_path, None, None, dtype=torch.float32, device=torch.device("cpu"))  # type: ignore[arg-type]
+
+
+def test_both_sides_know_how_many_tokens_have_a_logit(both):
+    for side in (both.ours(), both.theirs):
+        assert side.vocab_size == side.logits(TOKENS).shape[-1] == 64
+
+
+def test_a_call_that_raises_is_named(both):
+    """Watched or not; the steps before it ran, and the engine runs again."""
+    side = both.ours(kernels={"linear": "wrong_many_rows"})
+    for run in (lambda: side.run(TOKENS, CHUNKS), lambda: side.logits(TOKENS[:1])):
+        with pytest.raises(CallError) as caught:
+            run()
+        error = caught.value
+        assert (error.code, error.subject, error.kernel) == (
+            "E-KERNEL-FAILED", "kernel linear=wrong_many_rows", "wrong_many_rows",
+        )  # fmt: skip
+        assert error.problem == (
+            "raised ValueError: one row is unsupported, in layers.0.attention.q, in a step of 1 token"
+        )
+        assert error.tokens == 1 and isinstance(error.__cause__, ValueError)
+        assert error.instruction.scope == "layers.0.attention.q"
+    assert len(side.logits(TOKENS)) == len(TOKENS)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), MemoryError("full"), RequestError("E-X", "x", "y")])
+def test_what_says_itself_what_it_is_stays_so(both, monkeypatch, error):
+    def full(*args, **out):
+        raise error
+
+    side = both.ours(kernels={"*": "reference"})
+    monkeypatch.setattr(rms_norm, "reference", full)
+    with pytest.raises(type(error)) as caught:
+        side.logits(TOKENS)
+    assert caught.value is error
+
+
+def test_a_request_says_which_kernel_raised(both):
+    with LLM(both.engine, plugins=["planted"], tokenizer=None, kernels={"rms_norm": "wrong_raising"}) as llm:
+        (out,) = llm.generate([{"prompt_token_ids": TOKENS}], SamplingParams(max_tokens=2))
+    assert out.outputs[0].finish_reason == "error"
+    assert out.outputs[0].stop_reason == (
+        "kernel rms_norm=wrong_raising: raised RuntimeError: no such device thing, in layers.0.attention_norm, in a step of "
+        "10 tokens (bestiary kernels lists what there is; name another with --kernel OP=NAME, or none) [E-KERNEL-FAILED]"
+    )
