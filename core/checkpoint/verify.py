@@ -96,6 +96,7 @@ def expected_tensors(model: Parameters, quantization: Mapping[str, Any], host: P
     if not quantization:
         return model
     from bestiary.core.quant.choose import methods_in
+    from bestiary.core.quant.method import layout_of
     from bestiary.core.quant.tensors import stored_name
 
     shapes = dict(model.shapes)
@@ -105,7 +106,7 @@ def expected_tensors(model: Parameters, quantization: Mapping[str, Any], host: P
                 "E-CKPT-MANIFEST", f"bestiary.json, quantization, {parameter}", "is no parameter of the model"
             )
         whole = shapes.pop(parameter)
-        for name, stored in chosen.method.layout(whole).items():
+        for name, stored in layout_of(chosen.method, whole, parameter).items():
             shapes[stored_name(parameter, name)] = stored.shape(whole)
     shapes |= shapes_of(quantization, model.caches)
     return Parameters(shapes, model.aliases, model.caches)

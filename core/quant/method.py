@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
-from bestiary.core.errors import ConfigError
+from bestiary.core.errors import BestiaryError, ConfigError
 from bestiary.core.ops.linear import linear
 from bestiary.core.quant.layout import Piece, Shape, Stored, sliced
 
@@ -105,5 +105,20 @@ class Method(BaseModel, ABC):
         return self, {name: piece for name, piece in pieces.items() if piece is not None}
 
     def stacks(self, rows: int) -> bool:
-        """Whether other rows may follow so many of this method's in one weight."""
-        return all(one.block[0] is not None and not rows % one.block[0] for one in self.layout((rows, 1)).values())
+        """Whether other rows may follow so many of this method's in one weight, where the layout's blocks allow it (see
+        :func:`~bestiary.core.quant.layout.stackable`)."""
+        return True
+
+
+def layout_of(method: Method, shape: Shape, parameter: str) -> Mapping[str, Stored]:
+    """The layout of a parameter.
+
+    Raises:
+        ConfigError: the method can't store a weight of this shape.
+    """
+    try:
+        return method.layout(shape)
+    except BestiaryError:
+        raise
+    except ValueError as error:
+        raise ConfigError("E-BUILD-QUANTIZATION", parameter, str(error), found=f"shape {list(shape)}") from None

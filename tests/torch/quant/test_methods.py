@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from bestiary import ConfigError
 from bestiary.core.ops.quantized import spread, unpacked
 from bestiary.core.plugins import PluginHost
+from bestiary.core.program.passes.quantize import Quantizer
+from bestiary.core.program.program import Part, Weight
 from bestiary.core.quant.affine import Affine, pack
 from bestiary.core.quant.choose import check_rules
 from bestiary.core.quant.method import Method
@@ -162,7 +164,8 @@ def test_a_group_that_is_cut_in_two_makes_smaller_ones_of_the_same_scale(start, 
      (FP8(), 3, True), (FP8(weights="tensor"), 8, False), (FP8(weights="block"), 256, True), (FP8(weights="block"), 130, False)],
 )  # fmt: skip
 def test_rows_are_stacked_where_no_scale_covers_two_weights(method, rows, stacks):
-    assert method.stacks(rows) is stacks
+    quantizer = Quantizer({"q": method}, {"q": (rows, 200)}, torch.float32, "cuda")
+    assert (quantizer.form(Weight("q", (Part("q", (rows, 200)),))) is not None) is stacks
 
 
 @pytest.mark.parametrize(
