@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from bestiary.converters.cast import check_option, equal
 from bestiary.converters.keep import Kept, kept, kept_group
 from bestiary.converters.plan import Plan, make_plan
+from bestiary.converters.quantize import quantized_groups, warn_of_none
 from bestiary.converters.source import QuantizedSource, Source
 from bestiary.converters.tokenizer import check_token_ids
 from bestiary.converters.weight_map import Transfer, WeightMap
@@ -111,6 +112,8 @@ def convert(
         total = total_bytes(groups)
         check_space(target, total)
         note.text = f"{job.model.name}, {len(job.source.tensors)} tensors"
+    if quantize is not None:
+        warn_of_none(methods.keys() - staying.keys(), quantize)
     with new_directory(target, overwrite=overwrite) as directory:
         sources = _digest_sources(job.source, progress)
         with step(progress, "tokenizer"):
@@ -276,7 +279,6 @@ def _quantized(
     """The groups with the weights quantized that ``rules`` name, each on its way into its file; and their methods."""
     if rules is None:
         return groups, {}
-    from bestiary.converters.quantize import quantized_groups
     from bestiary.core.quant.choose import uncalibrated
 
     methods = uncalibrated(rules, job.model, job.config, host)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,8 @@ from bestiary.core.checkpoint.weights import INDEX, Weights
 from bestiary.core.errors import ConfigError, DataError, shown
 from bestiary.core.kv_format import KINDS
 from bestiary.core.progress import Progress, Silent, step
+
+log = logging.getLogger("bestiary.quantize")
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,7 +73,6 @@ def quantize(
         ConfigError: the rules don't fit the model, no cache is of that kind, or there is no calibration where one is needed.
         BestiaryError: of the kind that fits; nothing is left at ``target``.
     """
-    from bestiary.core.quant.calibration import sequences_of
     from bestiary.core.quant.choose import methods_for, uncalibrated
     from bestiary.core.quant.report import QuantizeReport
 
@@ -87,27 +89,25 @@ def quantize(
     methods: dict[str, Chosen] = {}
     if rules is not None:
         methods = (uncalibrated if calibration is None else methods_for)(rules, model, config, host)
+        warn_of_none(methods, rules)
     known = parameters(model, config)
     shapes, caches = expected_tensors(known, manifest.quantization, host).shapes, known.caches
     if kv_dtype is not None:
         _check_cache(kv_dtype, calibrated=calibration is not None)
+    sequences = None if calibration is None else _sequences(calibration, checkpoint, methods, shapes)
     if not verified:
         verify(checkpoint, host=host, progress=progress)
     plain = _groups(source, shapes)
+    groups = list(quantized_groups(plain, methods))
+    check_space(target, total_bytes(groups) + (0 if sequences is None else _spooled_bytes(plain, groups)))
     with ExitStack() as stack:
-        if calibration is None:
-            groups = list(quantized_groups(plain, methods))
-        else:
-            sequences = sequences_of(
-                calibration.file, checkpoint, samples=calibration.samples, length=calibration.length
-            )
+        if sequences is not None:
             scratch = stack.enter_context(scratch_beside(target))
             spooled, ranges = _calibrate(source, host, methods, sequences, scratch, progress)
             groups = [_replaced(group, spooled, methods) for group in plain]
             if kv_dtype is not None:
                 groups += _scales(ranges, caches, kv_dtype)
         total = total_bytes(groups)
-        check_space(target, total)
         directory = stack.enter_context(new_directory(target, overwrite=overwrite))
         with step(progress, "quantize", total, "B") as note:
             digests = write_weights(directory, groups, progress)
@@ -155,6 +155,35 @@ class Calibration:
     file: Path
     samples: int = 128
     length: int = 512
+
+
+def _sequences(
+    calibration: Calibration, checkpoint: Path, methods: Mapping[str, Chosen], shapes: Mapping[str, tuple[int, ...]]
+) -> list[list[int]]:
+    """The sequences to calibrate on, with a warning where they are few for the widest weight that is calibrated."""
+    from bestiary.core.quant.calibration import sequences_of
+
+    found = sequences_of(calibration.file, checkpoint, samples=calibration.samples, length=calibration.length)
+    tokens = sum(map(len, found))
+    widest = max((shapes[name][-1] for name, one in methods.items() if one.method.wants), default=0)
+    if len(found) == 1 or tokens < widest:
+        several = "1 sequence" if len(found) == 1 else f"{len(found)} sequences"
+        log.warning(
+            "%s: %d token%s in %s: few to calibrate on%s", calibration.file.name, tokens, "" if tokens == 1 else "s", several,
+            f", where weights have up to {widest} columns" if tokens < widest else "",
+        )  # fmt: skip
+    return found
+
+
+def _spooled_bytes(plain: Sequence[Group], groups: Sequence[Group]) -> int:
+    """Bytes of the quantized weights, which a calibration writes beside the target before it is made."""
+    return total_bytes([group for before, group in zip(plain, groups, strict=True) if group is not before])
+
+
+def warn_of_none(quantized: Collection[str], rules: str) -> None:
+    """Say that the rules leave every weight as it is."""
+    if not quantized:
+        log.warning("quantization %r: quantizes no weight; all stay as they are", rules)
 
 
 def already_quantized(manifest: Manifest, name: str) -> ConfigError:

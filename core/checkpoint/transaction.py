@@ -36,22 +36,10 @@ def new_directory(target: Path, *, overwrite: bool = False, hint: str = _OVERWRI
     """
     target = Path.cwd() / target
     check_target(target, overwrite=overwrite, hint=hint)
-    temporary = _temporary(target)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_stale(target)
-        temporary.mkdir()
-    except OSError as e:
-        raise OutputError("E-OUT-CREATE", target.name, f"can't be created: {e.strerror}") from None
-    try:
+    with scratch_beside(target) as temporary:
         yield temporary
         _flush(temporary)
         _commit(temporary, target, overwrite=overwrite)
-    except OSError as e:
-        name = Path(os.fsdecode(e.filename)).name if e.filename else target.name
-        raise ReadWriteError("E-OUT-WRITE", name, f"writing failed: {e.strerror or e}") from e
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager
@@ -60,6 +48,7 @@ def scratch_beside(target: Path) -> Iterator[Path]:
 
     Raises:
         OutputError: it can't be made.
+        ReadWriteError: the block failed to read or write.
     """
     target = Path.cwd() / target
     temporary = _temporary(target)
@@ -71,6 +60,9 @@ def scratch_beside(target: Path) -> Iterator[Path]:
         raise OutputError("E-OUT-CREATE", target.name, f"can't be created: {e.strerror}") from None
     try:
         yield temporary
+    except OSError as e:
+        name = Path(os.fsdecode(e.filename)).name if e.filename else target.name
+        raise ReadWriteError("E-OUT-WRITE", name, f"writing failed: {e.strerror or e}") from e
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

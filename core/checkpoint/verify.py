@@ -20,7 +20,7 @@ from bestiary.core.checkpoint.parameters import (
     parse_config,
 )
 from bestiary.core.checkpoint.weights import Weights
-from bestiary.core.errors import DataError, MissingInputError
+from bestiary.core.errors import DataError, MissingInputError, PluginError
 from bestiary.core.progress import Progress, Silent, step
 
 if TYPE_CHECKING:
@@ -44,24 +44,30 @@ class VerifyReport:
         return asdict(self)
 
 
-def verify(directory: Path, *, host: PluginHost, progress: Progress | None = None) -> VerifyReport:
+def verify(
+    directory: Path, *, host: PluginHost, progress: Progress | None = None, unserved: bool = False
+) -> VerifyReport:
     """Check digests, headers and coverage of a checkpoint or engine directory.
+
+    Args:
+        unserved: check the digests even where no plugin serves the model or a method of its weights, before that is said.
 
     Raises:
         MissingInputError: it is neither, or a file is missing.
         DataError: a file differs from its digest, or the tensors from the model's parameters.
-        PluginError: no plugin serves the model.
+        PluginError: no plugin serves the model, or a method of its weights.
     """
     progress = progress or Silent()
     kind, manifest = _manifest(directory)
     check_sizes(directory, manifest, f"{'engine' if kind == 'engine' else 'bestiary'}.json")
     weights = Weights.open(directory)
-    model = host.model(manifest.model)
-    check_names(model, manifest.model_format)
-    config = parse_config(model, manifest.config)
-    check_layers(config, len(weights.entries), "the checkpoint")
-    wanted = expected_tensors(parameters(model, config), manifest.quantization, host)
-    check_coverage(wanted, weights, config)
+    missing = None
+    try:
+        _check_tensors(manifest, weights, host)
+    except PluginError as error:
+        if not unserved:
+            raise
+        missing = error
     total = sum(digest.size for digest in manifest.files.values())
     with step(progress, "verify", total, "B") as note:
         for name, expected in manifest.files.items():
@@ -70,7 +76,18 @@ def verify(directory: Path, *, host: PluginHost, progress: Progress | None = Non
                 found, right = f"sha256 {sha256[:16]}…", f"{expected.sha256[:16]}…"
                 raise DataError("E-CKPT-DIGEST", name, "differs from the manifest", found=found, expected=right)
         note.text = f"{len(manifest.files)} files, {len(weights.entries)} tensors"
+    if missing is not None:
+        raise missing
     return VerifyReport(kind, manifest.model, len(manifest.files), total, len(weights.entries))
+
+
+def _check_tensors(manifest: Manifest, weights: Weights, host: PluginHost) -> None:
+    model = host.model(manifest.model)
+    check_names(model, manifest.model_format)
+    config = parse_config(model, manifest.config)
+    check_layers(config, len(weights.entries), "the checkpoint")
+    wanted = expected_tensors(parameters(model, config), manifest.quantization, host)
+    check_coverage(wanted, weights, config)
 
 
 def _manifest(directory: Path) -> tuple[str, Manifest]:
@@ -96,6 +113,7 @@ def expected_tensors(model: Parameters, quantization: Mapping[str, Any], host: P
     if not quantization:
         return model
     from bestiary.core.quant.choose import methods_in
+    from bestiary.core.quant.method import layout_of
     from bestiary.core.quant.tensors import stored_name
 
     shapes = dict(model.shapes)
@@ -105,7 +123,7 @@ def expected_tensors(model: Parameters, quantization: Mapping[str, Any], host: P
                 "E-CKPT-MANIFEST", f"bestiary.json, quantization, {parameter}", "is no parameter of the model"
             )
         whole = shapes.pop(parameter)
-        for name, stored in chosen.method.layout(whole).items():
+        for name, stored in layout_of(chosen.method, whole, parameter).items():
             shapes[stored_name(parameter, name)] = stored.shape(whole)
     shapes |= shapes_of(quantization, model.caches)
     return Parameters(shapes, model.aliases, model.caches)

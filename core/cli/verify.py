@@ -21,7 +21,7 @@ def verify(
     from bestiary.core.cli.session import session_of
 
     with progress(silent=json) as steps:
-        report = check(directory, host=session_of(ctx).host, progress=steps)
+        report = check(directory, host=session_of(ctx).host, progress=steps, unserved=True)
     if json:
         print_json({"directory": str(directory), **report.as_dict()})
     else:

@@ -10,7 +10,7 @@ from typing import Any
 
 from bestiary.core.errors import DataError, shown
 from bestiary.core.text.files import read_text
-from bestiary.core.text.tokenizer import Tokenizer
+from bestiary.core.text.tokenizer import Tokenizer, has_tokenizer, no_tokenizer
 
 _TEXTS = ("text", "prompt")
 _FORM = '{"text": "…"}, {"prompt": "…"} or {"tokens": [1, 2, …]} on each line'
@@ -37,7 +37,7 @@ def sequences_of(
     text = read_text(file)
     if file.suffix == ".jsonl":
         return _of_lines(text, file.name, tokenizer, samples, length, Random(f"{seed} calibration"))
-    return _of_text(text, file.name, Tokenizer.load(tokenizer), samples, length, Random(f"{seed} calibration"))
+    return _of_text(text, file.name, _tokenizer(tokenizer), samples, length, Random(f"{seed} calibration"))
 
 
 def _of_text(text: str, name: str, tokenizer: Tokenizer, samples: int, length: int, random: Random) -> list[list[int]]:
@@ -63,8 +63,15 @@ def _of_lines(text: str, name: str, directory: Path, samples: int, length: int, 
     if len(entries) > samples:
         entries = [entries[index] for index in sorted(random.sample(range(len(entries)), samples))]
     needed = any(isinstance(entry, str) for _, entry in entries)
-    tokenizer = Tokenizer.load(directory) if needed else None
+    tokenizer = _tokenizer(directory) if needed else None
     return [_tokens(where, entry, tokenizer)[:length] for where, entry in entries]
+
+
+def _tokenizer(directory: Path) -> Tokenizer:
+    if not has_tokenizer(directory):
+        hint = 'calibrate with a .jsonl file that has token ids, {"tokens": [1, 2, …]} on each line'
+        raise no_tokenizer(directory.resolve().name, hint)
+    return Tokenizer.load(directory)
 
 
 def _entry(where: str, line: str) -> str | list[int]:

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bestiary.core.checkpoint.kv_scales import METHOD as KV_SCALES
 from bestiary.core.checkpoint.parameters import parameters
-from bestiary.core.errors import BestiaryError, ConfigError, DataError, PluginError
+from bestiary.core.errors import ConfigError, DataError, PluginError
 from bestiary.core.ops.linear import embedding, linear
 from bestiary.core.ops.moe import moe
 from bestiary.core.plugins import resolve
 from bestiary.core.program.program import Program, Weight
 from bestiary.core.program.trace import trace
-from bestiary.core.quant.layout import Shape
-from bestiary.core.quant.method import Method
+from bestiary.core.quant.method import Method, layout_of
 from bestiary.core.quant.rules import NONE, Rule, choose, parse_rules
 
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ def methods_for(text: str, model: Model, config: ModelConfig, host: PluginHost) 
     default = _default(program)
     found = {name: made[rule] for name, rule in choose(rules, names, default, text).items()}
     for name, one in found.items():
-        check_layout(one.method, name, shapes[name])
+        layout_of(one.method, shapes[name], name)
     return found
 
 
@@ -92,16 +91,6 @@ def check_rules(text: str, host: PluginHost) -> None:
     for rule in parse_rules(text):
         if rule.method != NONE:
             _method(rule, host)
-
-
-def check_layout(method: Method, name: str, shape: Shape) -> None:
-    """Refuse a weight that the method can't store (ConfigError, naming it)."""
-    try:
-        method.layout(shape)
-    except BestiaryError:
-        raise
-    except ValueError as error:
-        raise ConfigError("E-BUILD-QUANTIZATION", name, str(error), found=f"shape {list(shape)}") from None
 
 
 def methods_in(quantization: Mapping[str, Any], host: PluginHost) -> dict[str, Chosen]:

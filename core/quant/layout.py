@@ -5,6 +5,7 @@ N rows · K columns of a weight ``[…, N, K]``; what is in front of them (exper
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from bestiary.core.errors import ConfigError
@@ -58,6 +59,11 @@ def sliced(stored: Stored, weight: Shape, axis: int, start: int, stop: int, subj
             hint="choose smaller groups, another number of ranks, or leave this module unquantized",
         )  # fmt: skip
     return Piece(axis, start // block, -(-stop // block))
+
+
+def stackable(layout: Mapping[str, Stored], rows: int) -> bool:
+    """Whether other rows may follow so many of a weight: no stored element would stand for both."""
+    return all(one.block[0] is not None and not rows % one.block[0] for one in layout.values())
 
 
 def _blocks(size: int, block: int | None) -> int:

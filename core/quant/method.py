@@ -4,17 +4,25 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
-from bestiary.core.errors import ConfigError
+from bestiary.core.errors import BestiaryError, ConfigError
 from bestiary.core.ops.linear import linear
 from bestiary.core.quant.layout import Piece, Shape, Stored, sliced
 
 if TYPE_CHECKING:
     from bestiary.core.quant.inputs import Inputs
+
+
+#: What an option that is no number or switch should be, by pydantic's name for the error.
+_VALUES: Final = {
+    **dict.fromkeys(("int_parsing", "int_type", "int_from_float"), "an integer"),
+    **dict.fromkeys(("float_parsing", "float_type", "finite_number"), "a number"),
+    **dict.fromkeys(("bool_parsing", "bool_type"), "true or false"),
+}
 
 
 class Method(BaseModel, ABC):
@@ -45,14 +53,24 @@ class Method(BaseModel, ABC):
         try:
             return cls.model_validate(dict(options))
         except ValidationError as error:
-            first = error.errors(include_url=False, include_context=False)[0]
-            field = ".".join(str(part) for part in first["loc"])
-            known = ", ".join(cls.model_fields) or "none"
-            raise ConfigError(
-                "E-BUILD-QUANTIZATION", f"quantization {name}" + (f", option {field}" if field else ""),
-                "there is no such option" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, "),
-                found=str(first["input"]), expected=f"options: {known}" if first["type"] == "extra_forbidden" else None,
-            ) from None  # fmt: skip
+            raise cls._refused(name, error) from None
+
+    @classmethod
+    def _refused(cls, name: str, error: ValidationError) -> ConfigError:
+        first = error.errors(include_url=False, include_context=False)[0]
+        field, kind, found = ".".join(map(str, first["loc"])), first["type"], first["input"]
+        problem, expected = "can't have this value", first["msg"].removeprefix("Input should be ")
+        if kind == "extra_forbidden":
+            problem, expected = "there is no such option", f"options: {', '.join(cls.model_fields) or 'none'}"
+        elif kind == "missing":
+            problem, expected = "is missing", "a value"
+        elif kind == "value_error":
+            problem, expected = expected.removeprefix("Value error, "), ""
+        return ConfigError(
+            "E-BUILD-QUANTIZATION", f"quantization {name}" + (f", option {field}" if field else ""), problem,
+            found=":".join(f"{option}={value}" for option, value in found.items()) if isinstance(found, Mapping) else str(found),
+            expected=_VALUES.get(kind, expected) or None,
+        )  # fmt: skip
 
     @property
     def wants(self) -> frozenset[str]:
@@ -105,5 +123,20 @@ class Method(BaseModel, ABC):
         return self, {name: piece for name, piece in pieces.items() if piece is not None}
 
     def stacks(self, rows: int) -> bool:
-        """Whether other rows may follow so many of this method's in one weight."""
-        return all(one.block[0] is not None and not rows % one.block[0] for one in self.layout((rows, 1)).values())
+        """Whether other rows may follow so many of this method's in one weight, where the layout's blocks allow it (see
+        :func:`~bestiary.core.quant.layout.stackable`)."""
+        return True
+
+
+def layout_of(method: Method, shape: Shape, parameter: str) -> Mapping[str, Stored]:
+    """The layout of a parameter.
+
+    Raises:
+        ConfigError: the method can't store a weight of this shape.
+    """
+    try:
+        return method.layout(shape)
+    except BestiaryError:
+        raise
+    except ValueError as error:
+        raise ConfigError("E-BUILD-QUANTIZATION", parameter, str(error), found=f"shape {list(shape)}") from None

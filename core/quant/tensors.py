@@ -13,7 +13,7 @@ from torch import Tensor
 from bestiary.core.errors import DataError
 from bestiary.core.quant.bound import noisy
 from bestiary.core.quant.layout import Shape
-from bestiary.core.quant.method import Method
+from bestiary.core.quant.method import Method, layout_of
 
 
 class Whole(Protocol):
@@ -129,7 +129,8 @@ class QuantizedTensors:
         if parameter in self._there:
             stored = self._quantized(parameter)
         else:
-            stored = {part: self._tensors.tensor(stored_name(parameter, part)) for part in method.layout(shape)}
+            layout = layout_of(method, shape, parameter)
+            stored = {part: self._tensors.tensor(stored_name(parameter, part)) for part in layout}
         return method.weight({part: tensor.to(self._device) for part, tensor in stored.items()}, shape, "float32")
 
 

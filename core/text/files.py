@@ -30,7 +30,7 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
-        raise MissingInputError("E-TEXT-MISSING", path.name, f"can't be read: {error.strerror}") from error
+        raise MissingInputError("E-TEXT-MISSING", path.name or str(path), f"can't be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         found = f"byte 0x{error.object[error.start]:02x} at {error.start}"
         raise DataError("E-TEXT-ENCODING", path.name, "is not a text", found=found, expected="UTF-8") from error

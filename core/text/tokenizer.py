@@ -39,11 +39,11 @@ def tokenizer_file(directory: Path) -> Path:
     raise no_tokenizer(directory.resolve().name)
 
 
-def no_tokenizer(model: str) -> MissingInputError:
+def no_tokenizer(
+    model: str,
+    hint: str = "name a directory that has one (tokenizer=…, --tokenizer), or use token ids (tokenizer=None, bestiary generate)",
+) -> MissingInputError:
     """The error for a model that came without a tokenizer, where one is needed."""
-    hint = (
-        "name a directory that has one (tokenizer=…, --tokenizer), or use token ids (tokenizer=None, bestiary generate)"
-    )
     return MissingInputError("E-TEXT-MISSING", f"{model}/{MAIN}", "the model has no tokenizer", hint=hint)
 
 

@@ -69,6 +69,24 @@ class Refusing(Generous):
         )
 
 
+class Divided(Generous):
+    """Stores no weight whose columns its groups don't divide."""
+
+    group: int = 8
+
+    def layout(self, shape: tuple[int, ...]) -> Mapping[str, Stored]:
+        if shape[-1] % self.group:
+            raise ValueError(f"{shape[-1]} columns are no multiple of {self.group}")
+        return super().layout(shape)
+
+
+class Apart(Divided):
+    """The same, of which no product is merged with another."""
+
+    def stacks(self, rows: int) -> bool:
+        return False
+
+
 class Silent(Generous):
     def layout(self, shape: tuple[int, ...]) -> Mapping[str, Stored]:
         raise ConfigError("E-BUILD-QUANTIZATION", "a weight", "is not to my liking")
@@ -96,7 +114,21 @@ class Nothing(Generous):
         return stored["codes"]
 
 
-METHODS = (Plain, Generous, Strict, Twofold, Boundless, Negative, Refusing, Silent, Careful, Torch, Nothing)
+METHODS = (
+    Plain,
+    Generous,
+    Strict,
+    Twofold,
+    Boundless,
+    Negative,
+    Refusing,
+    Divided,
+    Apart,
+    Silent,
+    Careful,
+    Torch,
+    Nothing,
+)
 
 
 @hookimpl

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from bestiary.core.cli.main import invoke
 from bestiary.core.engine.build import build
 from bestiary.core.engine.load import load_engine
 from bestiary.core.engine.options import BuildOptions
+from bestiary.core.planning import plan_memory
 from bestiary.core.plugins import PluginHost
 from bestiary.core.quant.choose import methods_in
 from bestiary.core.text.tokenizer import Tokenizer
@@ -170,3 +172,11 @@ def test_quality_beside_transformers_itself(engine: Path, tmp_path: Path, capsys
 def test_a_text_that_is_not_there_is_one_sentence(engine: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert invoke(["quality", str(engine), "--against", str(engine), "--text", "missing.txt"]) == 66
     assert "missing.txt: can't be read: No such file" in capsys.readouterr().err
+
+
+def test_the_cache_of_the_quantization_page_holds_a_sequence(checkpoint: Path) -> None:
+    """The pages' snippets run with a tiny model, for which any cache is large enough."""
+    text = (Path(__file__).parents[2] / "docs" / "quantization.md").read_text()
+    (power,) = re.findall(r'LLM\("smollm2.engine", .*kv_cache_memory=2\*\*(\d+)\)', text)
+    said = {"device": "cpu", "kv_dtype": "int8", "max_batch_size": 1}
+    assert plan_memory(checkpoint, host=PluginHost.load(), said=said).shares.kv_cache <= 2 ** int(power)

@@ -12,8 +12,8 @@ from bestiary.core.errors import PluginError
 from bestiary.core.ops.declare import OpDeclaration
 from bestiary.core.ops.linear import linear
 from bestiary.core.program.program import Instruction, Part, Program, Result, Value, Weight
-from bestiary.core.quant.layout import Piece, Shape, Stored
-from bestiary.core.quant.method import Method
+from bestiary.core.quant.layout import Piece, Shape, Stored, stackable
+from bestiary.core.quant.method import Method, layout_of
 from bestiary.core.quant.tensors import stored_name
 
 
@@ -40,7 +40,8 @@ class Quantizer:
         if method is None:
             return ""
         cut, _ = self._cut(method, part)
-        return (cut, part.shape[1:]) if cut.stacks(part.shape[0]) else None
+        layout, rows = self._layout(method, part.parameter), part.shape[0]
+        return (cut, part.shape[1:]) if stackable(layout, rows) and cut.stacks(rows) else None
 
     def run(self, program: Program) -> int:
         """Rewrite the program in place; how many calls read quantized weights."""
@@ -102,7 +103,7 @@ class Quantizer:
     def _cut(self, method: Method, part: Part) -> tuple[Method, dict[str, Part]]:
         """A slice of a quantized parameter: its method, and the slices of its stored tensors."""
         whole = self._shapes[part.parameter]
-        layout: Mapping[str, Stored] = method.layout(whole)
+        layout = self._layout(method, part.parameter)
         pieces: dict[str, Piece] = {}
         if part.axis is not None:
             method, pieces = method.cut(whole, part.axis, part.start, part.stop, part.parameter)
@@ -117,6 +118,9 @@ class Quantizer:
             shape = tuple(size if axis == piece.axis else length for axis, length in enumerate(shape))
             found[name] = Part(parameter, shape, piece.axis, piece.start, piece.stop, piece.repeat, one.dtype)
         return method, found
+
+    def _layout(self, method: Method, parameter: str) -> Mapping[str, Stored]:
+        return layout_of(method, self._shapes[parameter], parameter)
 
 
 def _prefixed(stored: Mapping[str, Weight]) -> dict[str, Value]:

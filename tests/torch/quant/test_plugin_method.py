@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from tiny import logits, make_engine, whole
 from bestiary import LLM, ConfigError, PluginError, SamplingParams
 from bestiary.converters.quantize import quantize
 from bestiary.core.checkpoint.manifest import Manifest
+from bestiary.core.checkpoint.verify import verify
 from bestiary.core.cli.main import invoke
 from bestiary.core.conformance.findings import Findings
 from bestiary.core.conformance.model_case import Suite
@@ -25,6 +28,7 @@ from bestiary.core.engine.build import build
 from bestiary.core.engine.load import load_engine
 from bestiary.core.engine.options import BuildOptions
 from bestiary.core.plugins import PluginHost
+from bestiary.core.progress import Silent
 
 HOST = PluginHost.load(plugins=[normal_float, meeting_kernels])
 RULES = "normal-float, *.down=normal-float:group=4, head=int8, embed=normal-float"
@@ -90,6 +94,28 @@ def test_without_the_plugin_its_checkpoints_say_what_is_missing(tiny: Path, tmp_
     with pytest.raises(PluginError, match=r"method that no installed plugin provides; found normal-float") as raised:
         build(tiny / "quantized", tmp_path / "engine", host=PluginHost.load(), options=options())
     assert raised.value.code == "E-QUANT-MISSING"
+
+
+def test_without_the_plugin_its_files_can_still_be_verified(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(tiny / "quantized", tmp_path / "ckpt")
+    with pytest.raises(PluginError, match="normal-float"):  # not before a build's other work
+        verify(tmp_path / "ckpt", host=PluginHost.load(), progress=Unused())
+    assert invoke(["verify", str(tmp_path / "ckpt")]) == 69
+    said = capsys.readouterr().err
+    assert re.search(r"^verify .* files, \d+ tensors\n.*no installed plugin provides; found normal-float", said, re.M)
+    file = tmp_path / "ckpt" / "weights-00001.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    assert invoke(["verify", str(tmp_path / "ckpt")]) == 65
+    assert "weights-00001.safetensors: differs from the manifest" in capsys.readouterr().err
+
+
+class Unused(Silent):
+    def start(self, step: str, total: int | None, unit: str) -> None:
+        pytest.fail(f"{step} has begun")
 
 
 def test_it_is_exported_plain(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
