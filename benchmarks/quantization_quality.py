@@ -73,7 +73,14 @@ class Row(NamedTuple):
     @property
     def key(self) -> str:
         """Of files."""
-        said = (self.rules, self.kv, "calibrated" * self.calibrated, self.dtype, "kept" * self.kept, "transformers" * self.theirs)
+        said = (
+            self.rules,
+            self.kv,
+            "calibrated" * self.calibrated,
+            self.dtype,
+            "kept" * self.kept,
+            "transformers" * self.theirs,
+        )
         return "_".join(str(one) for one in said if one).replace(", ", "+").replace("*", "all")
 
 
