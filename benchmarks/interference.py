@@ -161,7 +161,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?")
     parser.add_argument("--streams", type=int, default=32)
-    parser.add_argument("--context", type=int, default=1024, help="tokens of each stream's own prompt")
+    parser.add_argument("--context", type=int, default=256, help="tokens of each stream's own prompt")
     parser.add_argument("--prompt", type=int, default=8000)
     parser.add_argument("--settle", type=int, default=24, help="tokens of each stream before and after")
     parser.add_argument("--paced-only", action="store_true")

@@ -104,7 +104,7 @@ def late(waiting: Sequence[str], timeout: float) -> EngineError:
 
 
 def raised(rank: Rank, words: Failed, started: bool) -> BestiaryError:
-    """The error that a rank told of: its own kind while it starts, an engine\'s afterwards."""
+    """The error that a rank told of: its own kind while it starts, an engine's afterwards."""
     log.error("%s failed:\n%s", rank.label, words.trace)
     kind = getattr(errors, words.kind, None) if words.parts else None
     if started or words.parts is None or kind is None:
